@@ -1,0 +1,27 @@
+"""Networks that take their precision as an argument of the call, by name."""
+
+from typing import Any
+
+from flax import linen as nn
+
+from dual_precision.models.mlp import MLP
+from dual_precision.models.resnet import resnet8, resnet20, resnet32, resnet56
+
+MODELS: dict[str, Any] = {
+    "mlp": MLP,
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+}
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """The model called `name`, with `arguments` for its attributes (num_classes, modes, ...).
+
+    Raises:
+      ValueError: unknown name; the message lists the known ones.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is unknown: expected one of {sorted(MODELS)}")
+    return MODELS[name](**arguments)

@@ -1,0 +1,34 @@
+"""What the models take: uint8 pixels, which they normalise, or floats that already are."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dual_precision.primitives.normalization import per_channel
+
+
+def prepare_images(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """float32 [N, H, W, C]: (x / 255 - mean) / std for uint8 pixels, floats as they are.
+
+    Raises:
+      ValueError: `x` is not [N, H, W, C], or neither uint8 nor floating.
+    """
+    if x.ndim != 4:
+        raise ValueError(
+            f"images of shape {list(x.shape)}: expected [N, H, W, C]; add the missing axis"
+        )
+    if x.dtype == jnp.uint8:
+        scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32)
+        offset = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32)
+        if scale.size not in (1, x.shape[-1]):
+            raise ValueError(
+                f"images of {x.shape[-1]} channels: expected {scale.size}, as mean and std have"
+            )
+        return x.astype(jnp.float32) * per_channel(scale, 4) - per_channel(offset, 4)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(jnp.float32)
+    raise ValueError(
+        f"images of dtype {x.dtype}: expected uint8 pixels (0 to 255) or floats that are"
+        " already normalised; convert with x.astype('uint8')"
+    )

@@ -1,0 +1,43 @@
+"""A multi-layer perceptron."""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from dual_precision.layers import Dense, SwitchableBatchNorm
+from dual_precision.models.inputs import prepare_images
+from dual_precision.precision import Modes
+
+ModuleDef = Any
+
+
+class MLP(nn.Module):
+    """Images [N, H, W, C] -> logits [N, classes] through Dense, norm, relu per hidden layer.
+
+    Attributes are those of `ResNet`, with `hidden`, the widths of the hidden layers. The first
+    and the last layer keep 8-bit weights in every mode.
+    """
+
+    num_classes: int
+    modes: Modes
+    hidden: tuple[int, ...] = (256, 256, 256)
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+    dense: ModuleDef = Dense
+    norm: ModuleDef = SwitchableBatchNorm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
+        self.modes.check_name(precision)
+        x = prepare_images(x, self.mean, self.std)
+        x = x.reshape(x.shape[0], -1)
+        for index, width in enumerate(self.hidden):
+            # The pixels are 8-bit codes already, so the first layer's input needs no quantizer.
+            modes = self.modes.pin(8, None) if index == 0 else self.modes
+            layer = self.dense(width, modes=modes, use_bias=False, name=f"dense{index + 1}")
+            x = layer(x, precision=precision)
+            norm = self.norm(modes=self.modes, name=f"norm{index + 1}")
+            x = nn.relu(norm(x, precision=precision, train=train))
+        head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
+        return head(x, precision=precision)

@@ -1,0 +1,107 @@
+"""Residual networks for small images (He et al. 2015, arXiv 1512.03385, section 4.2).
+
+The standard ones: 6n + 2 layers, 16/32/64 channels, shortcuts without parameters (option A).
+The first convolution and the classifier keep 8-bit weights in every mode.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dual_precision.layers import Conv, Dense, SwitchableBatchNorm
+from dual_precision.models.inputs import prepare_images
+from dual_precision.precision import Modes
+
+ModuleDef = Any
+
+
+class BasicBlock(nn.Module):
+    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x))."""
+
+    features: int
+    stride: int
+    conv: ModuleDef
+    norm: ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, precision: str, train: bool) -> jax.Array:
+        y = self.conv(self.features, stride=self.stride, name="conv1")(x, precision=precision)
+        y = nn.relu(self.norm(name="norm1")(y, precision=precision, train=train))
+        y = self.conv(self.features, name="conv2")(y, precision=precision)
+        y = self.norm(name="norm2")(y, precision=precision, train=train)
+        return nn.relu(y + shortcut(x, self.features, self.stride))
+
+
+def shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Option A: take every `stride`-th pixel and fill up with zero channels; no parameters."""
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+class ResNet(nn.Module):
+    """Images [N, H, W, C] (uint8 pixels, or floats already normalised) -> logits [N, classes].
+
+    Attributes:
+      num_classes: number of logits.
+      modes: what "low", "high", ... mean.
+      stage_sizes: blocks per stage; every stage but the first halves the resolution.
+      widths: channels per stage.
+      space_to_depth: side of the pixel blocks that the stem stacks into channels; 1 is none.
+      mean, std: per channel, in units of 1, to normalise uint8 pixels with.
+      conv, dense, norm: layer classes.
+    """
+
+    num_classes: int
+    modes: Modes
+    stage_sizes: tuple[int, ...]
+    widths: tuple[int, ...] = (16, 32, 64)
+    space_to_depth: int = 1
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+    conv: ModuleDef = Conv
+    dense: ModuleDef = Dense
+    norm: ModuleDef = SwitchableBatchNorm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
+        self.modes.check_name(precision)
+        x = prepare_images(x, self.mean, self.std)
+        x = space_to_depth(x, self.space_to_depth)
+        conv = partial(self.conv, modes=self.modes)
+        norm = partial(self.norm, modes=self.modes)
+        # The pixels are 8-bit codes already, so the stem's input needs no quantizer.
+        x = self.conv(self.widths[0], modes=self.modes.pin(8, None), name="stem")(
+            x, precision=precision
+        )
+        x = nn.relu(norm(name="stem_norm")(x, precision=precision, train=train))
+        for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            for block in range(size):
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"stage{stage + 1}_block{block + 1}"
+                x = BasicBlock(width, stride, conv, norm, name=name)(
+                    x, precision=precision, train=train
+                )
+        x = jnp.mean(x, axis=(1, 2))
+        head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
+        return head(x, precision=precision)
+
+
+def space_to_depth(x: jax.Array, side: int) -> jax.Array:
+    """Stacks blocks of side x side pixels: [N, H, W, C] -> [N, H/side, W/side, side*side*C]."""
+    n, h, w, c = x.shape
+    if h % side or w % side:
+        raise ValueError(
+            f"images of {h}x{w} pixels: expected a multiple of {side}, the stem's pixel block;"
+            " choose another model"
+        )
+    x = x.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, h // side, w // side, side * side * c)
+
+
+resnet8 = partial(ResNet, stage_sizes=(1, 1, 1))
+resnet20 = partial(ResNet, stage_sizes=(3, 3, 3))
+resnet32 = partial(ResNet, stage_sizes=(5, 5, 5))
+resnet56 = partial(ResNet, stage_sizes=(9, 9, 9))

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: straight-through estimators, quantizers, nested codes, bit planes."""

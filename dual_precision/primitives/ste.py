@@ -1,0 +1,130 @@
+"""Straight-through estimators: the only custom gradients in the project.
+
+Each function has the exact quantized value going forward and a stated surrogate going back.
+Widths arrive as float arrays of shape (), so that a traced width costs no new trace.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def round_ste(x: jax.Array) -> jax.Array:
+    """Nearest integer, ties to even; gradient 1 (Bengio et al. 2013, arXiv 1308.3432).
+
+    >>> float(jax.grad(round_ste)(0.3))
+    1.0
+    """
+    return jnp.round(x)
+
+
+round_ste.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+@jax.custom_vjp
+def floor_ste(x: jax.Array) -> jax.Array:
+    """Largest integer below or equal; gradient 1.
+
+    >>> float(floor_ste(-0.3)), float(jax.grad(floor_ste)(-0.3))
+    (-1.0, 1.0)
+    """
+    return jnp.floor(x)
+
+
+floor_ste.defvjp(lambda x: (jnp.floor(x), None), lambda _, g: (g,))
+
+
+@jax.custom_vjp
+def scale_gradient(x: jax.Array, factor: float | jax.Array) -> jax.Array:
+    """x, with its gradient multiplied by `factor` (which gets none).
+
+    >>> float(jax.grad(scale_gradient)(2.0, 0.5))
+    0.5
+    """
+    return x
+
+
+scale_gradient.defvjp(
+    lambda x, factor: (x, factor),
+    lambda factor, g: ((g * factor).astype(g.dtype), jnp.zeros_like(factor)),
+)
+
+
+def midrise_code(w: jax.Array, step: jax.Array, cell: jax.Array, half: jax.Array) -> jax.Array:
+    """clip(floor(floor(w/step) / cell), -half, half - 1), as floats with integer values.
+
+    The inner floor makes nesting hold by construction, also where w/step is subnormal.
+    """
+    return jnp.clip(jnp.floor(jnp.floor(w / step) / cell), -half, half - 1)
+
+
+@jax.custom_vjp
+def midrise_ste(w: jax.Array, step: jax.Array, cell: jax.Array, half: jax.Array) -> jax.Array:
+    """Mid-rise value of the nested weight grid, with LSQ's gradients for this grid.
+
+        code  = clip(floor(floor(w/step) / cell), -half, half - 1)
+        value = (code + 1/2) * cell * step
+        d value / d w    = 1 where -half*cell <= w/step < half*cell, else 0
+        d value / d step = (code + 1/2) * cell - (w/step where inside, else 0)
+
+    Args:
+      w: weights [..., out], float32.
+      step: step of the stored grid, float32, positive, of a shape that w.ndim axes broadcast.
+      cell: 2^(N-n), the width of a cell of this mode in stored steps; shape ().
+      half: 2^(n-1), half the number of levels; shape ().
+
+    Source: the step gradient is LSQ's (Esser et al. 2020, arXiv 1902.08153) with floor and
+    mid-point in the place of round.
+    """
+    return (midrise_code(w, step, cell, half) + 0.5) * (cell * step)
+
+
+def _midrise_forward(w, step, cell, half):
+    return midrise_ste(w, step, cell, half), (w, step, cell, half)
+
+
+def _midrise_backward(residuals, g):
+    w, step, cell, half = residuals
+    ratio = w / step
+    inside = (ratio >= -half * cell) & (ratio < half * cell)
+    level = (midrise_code(w, step, cell, half) + 0.5) * cell
+    slope = level - jnp.where(inside, ratio, 0.0)
+    shared = tuple(axis for axis in range(w.ndim) if step.shape[axis] == 1)
+    to_step = jnp.sum(g * slope, axis=shared, keepdims=True)
+    return jnp.where(inside, g, 0.0), to_step, jnp.zeros_like(cell), jnp.zeros_like(half)
+
+
+midrise_ste.defvjp(_midrise_forward, _midrise_backward)
+
+
+@jax.custom_vjp
+def unsigned_ste(x: jax.Array, step: jax.Array, top: jax.Array) -> jax.Array:
+    """Unsigned uniform quantizer with zero exact, with LSQ's gradients.
+
+        value = clip(round(x/step), 0, top) * step
+        d value / d x    = 1 where 0 < x/step < top, else 0
+        d value / d step = round(x/step) - x/step inside; 0 below; top above
+
+    Args:
+      x: activations, any shape, float32.
+      step: positive step, shape ().
+      top: the largest code, 2^n - 1, shape ().
+
+    Source: Esser et al. 2020, "Learned Step Size Quantization", arXiv 1902.08153, eq. 1 to 5.
+    """
+    return jnp.clip(jnp.round(x / step), 0.0, top) * step
+
+
+def _unsigned_forward(x, step, top):
+    return unsigned_ste(x, step, top), (x, step, top)
+
+
+def _unsigned_backward(residuals, g):
+    x, step, top = residuals
+    ratio = x / step
+    inside = (ratio > 0) & (ratio < top)
+    slope = jnp.clip(jnp.round(ratio), 0.0, top) - jnp.where(inside, ratio, 0.0)
+    return jnp.where(inside, g, 0.0), jnp.sum(g * slope), jnp.zeros_like(top)
+
+
+unsigned_ste.defvjp(_unsigned_forward, _unsigned_backward)

@@ -1,0 +1,1 @@
+"""Recipes as data, one train step, one fit."""

@@ -1,0 +1,202 @@
+"""Checkpoints with Orbax: asynchronous, verified, the latest and the best kept.
+
+Every checkpoint holds the state, and beside it as JSON the run's config, where the run stands,
+and a manifest: the sha256 of every array. The manifest is committed with the state in one atomic
+rename, so that a checkpoint that is there is complete; restoring recomputes it, so that a
+damaged one is noticed, said, and passed over for the one before.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_flatten_with_path
+
+Tree = Any
+KEPT = 2
+_FOLDER = "checkpoints"
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or none could be read; the message says what to do."""
+
+
+def manifest(tree: Tree) -> dict[str, str]:
+    """Leaf path -> sha256 of its dtype, shape and bytes."""
+    return {keystr(path): _digest(leaf) for path, leaf in tree_flatten_with_path(tree)[0]}
+
+
+def _digest(leaf: Any) -> str:
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: folder of the run; checkpoints go to its folder "checkpoints".
+      config: what `load` needs to build the model again; JSON types only.
+    """
+
+    def __init__(self, workdir: Path | str, config: Mapping[str, Any] | None = None):
+        self.folder = Path(workdir).absolute() / _FOLDER
+        self.config = dict(config or {})
+        self._manager: ocp.CheckpointManager | None = None
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            policies = ocp.checkpoint_managers
+            best = policies.BestN(
+                get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False
+            )
+            keep = policies.AnyPreservationPolicy([policies.LatestN(KEPT), best])
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                enable_async_checkpointing=True,
+                best_fn=lambda m: m["score"],
+            )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, oldest first; what is unfinished is not listed."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    def save(self, step: int, state: Tree, progress: Mapping[str, Any], score: float) -> None:
+        """Starts writing; returns as soon as the state is copied.
+
+        Raises:
+          CheckpointError: this write or the one before failed (a full disk, say).
+        """
+        about = {"config": self.config, "progress": dict(progress), "manifest": manifest(state)}
+        about["seal"] = _seal(about)
+        try:
+            self._open().save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+                ),
+                metrics={"score": float(score)},
+                force=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._write_failure(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._write_failure(None, error) from error
+
+    def close(self) -> None:
+        """Waits, and releases what Orbax holds."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _write_failure(self, step: int | None, error: Exception) -> CheckpointError:
+        free = shutil.disk_usage(self.folder if self.folder.exists() else "/").free
+        good = [s for s in self.steps() if s != step]
+        return CheckpointError(
+            f"checkpoint could not be written to {self.folder} ({free / 2**20:.0f} MiB free):"
+            f" {_first_line(error)}; the last good one is {f'step {good[-1]}' if good else 'none'}."
+            " Make room and start the same command again: it goes on from there"
+        )
+
+    def about(self, step: int) -> dict[str, Any]:
+        """The JSON beside a state: config, progress, manifest; verified against its seal."""
+        about = self._read(step, "about", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+        if not isinstance(about, dict) or about.pop("seal", None) != _seal(about):
+            raise CheckpointError(f"step {step}: its JSON does not match its seal: it was altered")
+        return about
+
+    def restore(self, step: int, target: Tree | None = None) -> Tree:
+        """The state of one step, verified against its manifest.
+
+        Args:
+          target: a tree of ShapeDtypeStructs (with shardings) that the state is restored as;
+            without one, lists and dicts of numpy arrays.
+
+        Raises:
+          CheckpointError: missing, truncated, altered, or of another structure.
+        """
+        wanted = self.about(step)["manifest"]
+        handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target)
+        state = self._read(step, "state", handler, args)
+        found = manifest(state)
+        if target is None:  # without a target Orbax gives opt_state another structure
+            wanted, found = (
+                {path: sha for path, sha in tree.items() if not path.startswith("['opt_state']")}
+                for tree in (wanted, found)
+            )
+        if found != wanted:
+            raise CheckpointError(f"step {step} does not match its manifest: it was altered")
+        return state
+
+    def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
+        try:
+            with ocp.Checkpointer(handler) as reader:
+                return reader.restore(self.folder / str(step) / item, args=args)
+        except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
+            raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
+
+    def set_aside(self, step: int) -> None:
+        """Moves a damaged step out of the way, so that Orbax does not trip over it."""
+        aside = self.folder.with_name("checkpoints_damaged")
+        aside.mkdir(exist_ok=True)
+        number = sum(1 for _ in aside.iterdir())
+        (self.folder / str(step)).rename(aside / f"{step}_{number}")
+
+    def newest(self, read: Any) -> Any:
+        """`read(step)` for the newest step where it succeeds; None where there is no step.
+
+        Damaged steps that are passed over are logged and set aside.
+
+        Raises:
+          CheckpointError: there are steps and none can be read.
+        """
+        failures: list[str] = []
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                found = read(step)
+                for other in damaged:
+                    self.set_aside(other)
+                return found
+            except CheckpointError as error:
+                failures.append(str(error))
+                damaged.append(step)
+                log.warning("checkpoint skipped: %s; taking the one before", error)
+        if failures:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read: {'; '.join(failures)}."
+                " Start again in another --workdir"
+            )
+        return None

@@ -1,0 +1,337 @@
+"""Runs a recipe: phases in order, checkpoints, resume, validation, logs."""
+
+import dataclasses
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from tqdm import tqdm
+
+from dual_precision.describe import describe_layers
+from dual_precision.training import schedules
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.metrics import evaluate
+from dual_precision.training.optimizers import phase_optimizer, trained_leaves
+from dual_precision.training.phases import Phase, check_recipe
+from dual_precision.training.prepare import prepare
+from dual_precision.training.sharding import batch_mesh, place_batches, replicate
+from dual_precision.training.state import TrainState, check_layers, initial_variables
+from dual_precision.training.step import Augment, compile_chunk
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; nothing after the last checkpoint was saved."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked to stop; the state was saved.
+
+    Attributes:
+      signum: the signal's number.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """images uint8 [N, H, W, C] and labels int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """How a recipe is run, apart from what it trains.
+
+    Attributes:
+      batch_size: images per update, over all devices.
+      seed: of initial weights, data order and augmentation.
+      steps_per_dispatch: at most so many updates per program launch.
+      epochs_per_evaluation: validation and a checkpoint come after so many epochs.
+    """
+
+    batch_size: int = 128
+    seed: int = 0
+    steps_per_dispatch: int = 64
+    epochs_per_evaluation: int = 1
+
+
+def fit(
+    model: nn.Module,
+    phases: Sequence[Phase],
+    train: Split,
+    validation: Split,
+    augment: Augment,
+    options: FitOptions,
+    workdir: Path,
+    config: dict[str, Any] | None = None,
+    variables: Any = None,
+) -> TrainState:
+    """Trains `model` through all phases and returns the last state.
+
+    Continues from the newest sound checkpoint in `workdir`. Data order and augmentation follow
+    from the seed and the step alone, so that a run that was stopped anywhere ends with the same
+    bits as one that was not.
+
+    Args:
+      model: called as model.apply(variables, images, precision=..., train=...); has `modes`.
+      augment: (key, uint8 images) -> uint8 images, inside the jitted step.
+      config: kept as JSON beside each checkpoint.
+      variables: start from these in the place of fresh ones.
+
+    Raises:
+      ValueError: a recipe or batch size that cannot work.
+      NonFiniteLoss, CheckpointError, Interrupted: see there.
+    """
+    check_recipe(tuple(phases), model.modes)
+    run = _Run(model, tuple(phases), train, validation, augment, options, Path(workdir), config)
+    return run.run(variables)
+
+
+class _Run:
+    """The moving parts of one `fit`: what stays the same through the phases."""
+
+    def __init__(self, model, phases, train, validation, augment, options, workdir, config):
+        self.model, self.phases, self.options = model, phases, options
+        self.augment, self.validation = augment, validation
+        self.mesh = batch_mesh(options.batch_size)
+        self.layers = describe_layers(model, train.images.shape[1:])
+        check_layers(model.modes, self.layers)
+        self.size = len(train.images)
+        self.steps_per_epoch = self.size // options.batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"batch of {options.batch_size} images from a split of {self.size}:"
+                " expected at most the split; make batch_size smaller"
+            )
+        self.chunk = _largest_divisor(self.steps_per_epoch, options.steps_per_dispatch)
+        self.starts = schedules.phase_starts(phases, self.steps_per_epoch)
+        self.images = replicate(train.images, self.mesh)
+        self.labels = replicate(train.labels.astype(np.int32), self.mesh)
+        self.key = jax.random.key(options.seed)
+        self.workdir = workdir
+        self.checkpoints = Checkpoints(workdir, config)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.log_path = workdir / "metrics.jsonl"
+        rates = ("learning_rate", "step_learning_rate")
+        self.rates = {f: schedules.joined(phases, self.steps_per_epoch, f) for f in rates}
+
+    def run(self, variables: Any) -> TrainState:
+        restored = self.checkpoints.newest(self._restore)
+        if restored is None:
+            if variables is None:
+                shape = self.images.shape[1:]
+                variables = initial_variables(self.model, shape, self.options.seed)
+            variables = replicate(variables, self.mesh)
+            state = TrainState(replicate(jnp.int32(0), self.mesh), **variables, opt_state=())
+            begun = -1
+        else:
+            state, begun = restored
+            log.info("resumed at step %d", int(state.step))
+        self._drop_log_after(int(state.step))
+        images = self.starts[-1] * self.options.batch_size
+        bar = tqdm(total=images, unit=" images", unit_scale=True, disable=None, smoothing=0.05)
+        bar.update(int(state.step) * self.options.batch_size)
+        with _Signals() as signals, bar:
+            for index, phase in enumerate(self.phases):
+                if int(state.step) < self.starts[index + 1] or begun < index == len(self.phases) - 1:
+                    state = self._phase(state, index, phase, begun >= index, bar, signals)
+        self.checkpoints.wait()
+        self.checkpoints.close()
+        return state
+
+    def _phase(self, state, index, phase, begun, bar, signals) -> TrainState:
+        optimizer = self._optimizer(index)
+        if not begun:
+            state = prepare(state, self.model, self.layers, phase, self._first_images(state))
+            opt_state = jax.jit(optimizer.init)(state.params)
+            state = replicate(state.replace(opt_state=opt_state), self.mesh)
+            log.info("phase %s trains %s", phase.name, trained_leaves(state.params, phase, self.layers))
+        run_chunk = compile_chunk(self.model, phase, optimizer, self.augment, self.key)
+        end, every = self.starts[index + 1], self.options.epochs_per_evaluation
+        started, seen = time.perf_counter(), int(state.step)
+        while (step := int(state.step)) < end:
+            state, metrics = run_chunk(state, self.images, self.labels, self._order(step))
+            self._check_finite(metrics["loss"], step, phase)
+            self._show(bar, phase, metrics)
+            step += self.chunk
+            epoch, rest = divmod(step, self.steps_per_epoch)
+            if rest == 0 and (epoch % every == 0 or step == end):
+                elapsed = time.perf_counter() - started
+                speed = (step - seen) * self.options.batch_size / elapsed
+                self._evaluate_and_save(state, index, phase, metrics, speed)
+                started, seen = time.perf_counter(), step
+            if signals.received and step < self.starts[-1]:
+                self._stop(state, index, signals.received)
+        return state
+
+    def _optimizer(self, index: int):
+        start = self.starts[index]
+        shifted = {f: partial(_shifted, rate, start) for f, rate in self.rates.items()}
+        return phase_optimizer(
+            self.phases[index],
+            self.layers,
+            shifted["learning_rate"],
+            shifted["step_learning_rate"],
+        )
+
+    def _order(self, step: int) -> jax.Array:
+        """Indices [chunk, batch] of the next updates; every epoch has its own permutation."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        permutation = _permutation(jax.random.fold_in(self.key, epoch), self.size)
+        start = offset * self.options.batch_size
+        count = self.chunk * self.options.batch_size
+        return place_batches(permutation[start : start + count].reshape(self.chunk, -1), self.mesh)
+
+    def _first_images(self, state: TrainState) -> jax.Array:
+        index = self._order(min(int(state.step), self.starts[-1] - 1))[0]
+        return self.augment(jax.random.fold_in(self.key, state.step), self.images[index])
+
+    def _check_finite(self, losses: jax.Array, step: int, phase: Phase) -> None:
+        bad = ~np.isfinite(np.asarray(losses))
+        if bad.any():
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps()
+            raise NonFiniteLoss(
+                f"loss is not finite at step {step + int(bad.argmax())} (phase {phase.name});"
+                f" the last good checkpoint is {f'step {kept[-1]}' if kept else 'none'}."
+                " Try a smaller learning rate, in a new workdir"
+            )
+
+    def _show(self, bar: tqdm, phase: Phase, metrics: dict[str, jax.Array]) -> None:
+        bar.set_description(phase.name)
+        bar.set_postfix(loss=f"{float(metrics['loss'][-1]):.3f}", refresh=False)
+        bar.update(self.chunk * self.options.batch_size)
+
+    def _evaluate_and_save(self, state, index, phase, metrics, speed) -> None:
+        step = int(state.step)
+        record: dict[str, Any] = {
+            "step": step,
+            "epoch": step // self.steps_per_epoch,
+            "phase": phase.name,
+            "images_per_second": round(speed, 1),
+            "learning_rate": float(self.rates["learning_rate"](float(step - 1))),
+            **{name: float(np.mean(value)) for name, value in metrics.items()},
+        }
+        for precision in self.model.modes.names:
+            result = evaluate(
+                self.model,
+                state.variables,
+                self.validation.images,
+                self.validation.labels,
+                precision=precision,
+            )
+            record |= {f"validation_{precision}_{k}": v for k, v in result.items()}
+        trained = {name for p in self.phases[: index + 1] for name in p.precisions}
+        score = float(np.mean([record[f"validation_{name}_accuracy"] for name in trained]))
+        with self.log_path.open("a") as out:
+            out.write(json.dumps(record) + "\n")
+        report = "  ".join(f"{name} {record[f'validation_{name}_accuracy']:.4f}" for name in sorted(trained))
+        tqdm.write(f"{phase.name} epoch {record['epoch']}: validation {report}")
+        self._save(state, index, score)
+
+    def _save(self, state: TrainState, index: int, score: float) -> None:
+        self.checkpoints.save(int(state.step), _as_dict(state), {"phase": index}, score)
+
+    def _stop(self, state: TrainState, index: int, signum: int) -> None:
+        step = int(state.step)
+        if step not in self.checkpoints.steps():
+            self._save(state, index, -1.0)
+        self.checkpoints.wait()
+        self.checkpoints.close()
+        name = signal.Signals(signum).name
+        raise Interrupted(
+            f"{name}: saved at step {step} of {self.starts[-1]};"
+            f" start the same command again to go on (workdir {self.workdir})",
+            signum,
+        )
+
+    def _restore(self, step: int) -> tuple[TrainState, int]:
+        index = int(self.checkpoints.about(step)["progress"]["phase"])
+        optimizer = self._optimizer(index)
+
+        def empty() -> TrainState:
+            shape = self.images.shape[1:]
+            variables = initial_variables(self.model, shape, self.options.seed)
+            state = optimizer.init(variables["params"])
+            return TrainState(jnp.int32(0), **variables, opt_state=state)
+
+        target = replicate(jax.eval_shape(empty), self.mesh)
+        state = self.checkpoints.restore(step, _as_dict(target))
+        return TrainState(**state), index
+
+    def _drop_log_after(self, step: int) -> None:
+        """Removes what a run wrote after the checkpoint that this one continues from."""
+        if not self.log_path.exists():
+            return
+        lines = self.log_path.read_text().splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if kept != lines:
+            part = self.log_path.with_suffix(".part")
+            part.write_text("".join(line + "\n" for line in kept))
+            part.replace(self.log_path)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # half a line, from a run killed while it wrote
+        return float("inf")
+
+
+def _shifted(schedule: Callable, start: int, count: jax.Array) -> jax.Array:
+    return schedule((count + start).astype(jnp.float32))  # optax mixes its floats into the count
+
+
+@partial(jax.jit, static_argnames="size")
+def _permutation(key: jax.Array, size: int) -> jax.Array:
+    return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM while the block runs; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[signum] = signal.signal(signum, self._note)
+            except ValueError:  # not in the main thread: the caller keeps its own handling
+                return self
+        return self
+
+    def _note(self, signum: int, _frame: Any) -> None:
+        self.received = signum
+        tqdm.write(f"{signal.Signals(signum).name}: saving after this step")
+        self.__exit__()
+
+    def __exit__(self, *_: Any) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
