@@ -74,7 +74,9 @@ class Modes:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "default", FrozenDict(self.default))
-        layers = {path: FrozenDict(own) for path, own in self.layers.items()}
+        layers: dict[str, FrozenDict[str, Precision]] = {
+            path: FrozenDict(own) for path, own in self.layers.items()
+        }
         object.__setattr__(self, "layers", FrozenDict(layers))
         for name in self.default:
             if name == FLOAT_NAME or not name.isidentifier():

@@ -1,4 +1,4 @@
-"""Straight-through estimators: the only custom gradients in the project.
+"""Straight-through estimators: the only surrogate gradients in the project.
 
 Each function has the exact quantized value going forward and a stated surrogate going back.
 Widths arrive as float arrays of shape (), so that a traced width costs no new trace.

@@ -85,13 +85,23 @@ class Checkpoints:
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
+    def best(self) -> int:
+        """The kept step with the highest validation score."""
+        scores = {step: float(self.about(step)["progress"]["score"]) for step in self.steps()}
+        return max(scores, key=lambda step: (scores[step], step))
+
     def save(self, step: int, state: Tree, progress: Mapping[str, Any], score: float) -> None:
         """Starts writing; returns as soon as the state is copied.
 
         Raises:
           CheckpointError: this write or the one before failed (a full disk, say).
         """
-        about = {"config": self.config, "progress": dict(progress), "manifest": manifest(state)}
+        standing = {**progress, "score": float(score)}
+        about: dict[str, Any] = {
+            "config": self.config,
+            "progress": standing,
+            "manifest": manifest(state),
+        }
         about["seal"] = _seal(about)
         try:
             self._open().save(

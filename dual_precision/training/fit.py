@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from dual_precision.training import schedules
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import phase_optimizer, trained_leaves
-from dual_precision.training.phases import Phase, check_recipe
+from dual_precision.training.phases import Phase, Preparation, check_recipe
 from dual_precision.training.prepare import prepare
 from dual_precision.training.sharding import batch_mesh, place_batches, replicate
 from dual_precision.training.state import TrainState, check_layers, initial_variables
@@ -46,12 +46,14 @@ class Interrupted(RuntimeError):
         self.signum = signum
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """images uint8 [N, H, W, C] and labels int32 [N]."""
+class Split(Protocol):
+    """images uint8 [N, H, W, C] and labels int [N]."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    @property
+    def images(self) -> np.ndarray: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ def fit(
     workdir: Path,
     config: dict[str, Any] | None = None,
     variables: Any = None,
+    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
 ) -> TrainState:
     """Trains `model` through all phases and returns the last state.
 
@@ -93,6 +96,7 @@ def fit(
       augment: (key, uint8 images) -> uint8 images, inside the jitted step.
       config: kept as JSON beside each checkpoint.
       variables: start from these in the place of fresh ones.
+      listeners: called with every record that goes to metrics.jsonl.
 
     Raises:
       ValueError: a recipe or batch size that cannot work.
@@ -100,6 +104,7 @@ def fit(
     """
     check_recipe(tuple(phases), model.modes)
     run = _Run(model, tuple(phases), train, validation, augment, options, Path(workdir), config)
+    run.listeners = tuple(listeners)
     return run.run(variables)
 
 
@@ -108,6 +113,7 @@ class _Run:
 
     def __init__(self, model, phases, train, validation, augment, options, workdir, config):
         self.model, self.phases, self.options = model, phases, options
+        self.listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
         self.augment, self.validation = augment, validation
         self.mesh = batch_mesh(options.batch_size)
         self.layers = describe_layers(model, train.images.shape[1:])
@@ -149,7 +155,7 @@ class _Run:
         bar.update(int(state.step) * self.options.batch_size)
         with _Signals() as signals, bar:
             for index, phase in enumerate(self.phases):
-                if int(state.step) < self.starts[index + 1] or begun < index == len(self.phases) - 1:
+                if int(state.step) < self.starts[index + 1]:
                     state = self._phase(state, index, phase, begun >= index, bar, signals)
         self.checkpoints.wait()
         self.checkpoints.close()
@@ -158,10 +164,12 @@ class _Run:
     def _phase(self, state, index, phase, begun, bar, signals) -> TrainState:
         optimizer = self._optimizer(index)
         if not begun:
-            state = prepare(state, self.model, self.layers, phase, self._first_images(state))
+            state = self._set(state, phase.prepare)
             opt_state = jax.jit(optimizer.init)(state.params)
-            state = replicate(state.replace(opt_state=opt_state), self.mesh)
-            log.info("phase %s trains %s", phase.name, trained_leaves(state.params, phase, self.layers))
+            state = replicate(dataclasses.replace(state, opt_state=opt_state), self.mesh)
+            log.info(
+                "phase %s trains %s", phase.name, trained_leaves(state.params, phase, self.layers)
+            )
         run_chunk = compile_chunk(self.model, phase, optimizer, self.augment, self.key)
         end, every = self.starts[index + 1], self.options.epochs_per_evaluation
         started, seen = time.perf_counter(), int(state.step)
@@ -171,6 +179,8 @@ class _Run:
             self._show(bar, phase, metrics)
             step += self.chunk
             epoch, rest = divmod(step, self.steps_per_epoch)
+            if step == end:
+                state = self._set(state, phase.finish)
             if rest == 0 and (epoch % every == 0 or step == end):
                 elapsed = time.perf_counter() - started
                 speed = (step - seen) * self.options.batch_size / elapsed
@@ -198,9 +208,14 @@ class _Run:
         count = self.chunk * self.options.batch_size
         return place_batches(permutation[start : start + count].reshape(self.chunk, -1), self.mesh)
 
-    def _first_images(self, state: TrainState) -> jax.Array:
-        index = self._order(min(int(state.step), self.starts[-1] - 1))[0]
-        return self.augment(jax.random.fold_in(self.key, state.step), self.images[index])
+    def _set(self, state: TrainState, setting: Preparation) -> TrainState:
+        if setting == Preparation():
+            return state
+        step = int(state.step)
+        index = self._order(step - step % self.chunk)[0]
+        images = self.augment(jax.random.fold_in(self.key, step), self.images[index])
+        state = prepare(state, self.model, self.layers, setting, images)
+        return replicate(state, self.mesh)
 
     def _check_finite(self, losses: jax.Array, step: int, phase: Phase) -> None:
         bad = ~np.isfinite(np.asarray(losses))
@@ -241,7 +256,11 @@ class _Run:
         score = float(np.mean([record[f"validation_{name}_accuracy"] for name in trained]))
         with self.log_path.open("a") as out:
             out.write(json.dumps(record) + "\n")
-        report = "  ".join(f"{name} {record[f'validation_{name}_accuracy']:.4f}" for name in sorted(trained))
+        report = "  ".join(
+            f"{name} {record[f'validation_{name}_accuracy']:.4f}" for name in sorted(trained)
+        )
+        for listener in self.listeners:
+            listener(record)
         tqdm.write(f"{phase.name} epoch {record['epoch']}: validation {report}")
         self._save(state, index, score)
 

@@ -21,4 +21,6 @@ def distillation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     Source: Hinton et al. 2015, arXiv 1503.02531, at temperature 1.
     """
     targets = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits))
-    return jnp.mean(optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), targets))
+    return jnp.mean(
+        optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), targets)
+    )

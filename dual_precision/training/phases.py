@@ -7,7 +7,7 @@ from dual_precision.precision import FLOAT_NAME, Modes, Precision
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What is set, not learned, when a phase starts.
+    """What is set, not learned, when a phase starts or ends.
 
     Attributes:
       weight_steps: the mode to whose width every weight step is fitted, from the kernels.
@@ -34,11 +34,12 @@ class Phase:
       weight_decay: on kernels only.
       warmup: fraction of the phase.
       teacher: the mode of `precisions` whose logits the others learn from.
-      distillation: share of the teacher's soft labels in the others' loss; the labels have the rest.
+      distillation: share of the teacher's soft labels in the others' loss; the rest is the labels'.
       label_smoothing: in every cross entropy.
       protect: a mode whose function must not change: all it reads is frozen, and weights move
         only inside its cells.
       prepare: what is set when the phase starts.
+      finish: what is set when it ends, before its last validation and checkpoint.
     """
 
     name: str
@@ -53,8 +54,11 @@ class Phase:
     label_smoothing: float = 0.0
     protect: str | None = None
     prepare: Preparation = Preparation()
+    finish: Preparation = Preparation()
 
     def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"phase {self.name!r} has {self.epochs} epochs: expected at least 1")
         if not self.precisions:
             raise ValueError(f"phase {self.name!r} runs no mode: expected at least one")
         if (self.teacher is None) != (self.distillation == 0.0):
@@ -76,9 +80,10 @@ class Phase:
 def check_recipe(phases: tuple[Phase, ...], modes: Modes) -> None:
     """Raises ValueError where a phase names unknown modes or cannot keep what it promises."""
     for phase in phases:
-        named = [*phase.precisions, *phase.prepare.input_steps]
-        named += [name for pair in phase.prepare.norms for name in pair]
-        named += [name for name in (phase.protect, phase.prepare.weight_steps) if name]
+        named = [*phase.precisions, *([phase.protect] if phase.protect else [])]
+        for setting in (phase.prepare, phase.finish):
+            named += [*setting.input_steps, *(name for pair in setting.norms for name in pair)]
+            named += [setting.weight_steps] if setting.weight_steps else []
         for name in named:
             modes.check_name(name)
         if phase.protect is not None:

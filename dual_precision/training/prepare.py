@@ -1,5 +1,6 @@
 """What is set, not learned, when a phase starts: steps fitted to weights and to activations."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.describe import Layer, Path
 from dual_precision.layers import CALIBRATION
 from dual_precision.primitives.quantizers import gaussian_weight_step
-from dual_precision.training.phases import Phase
+from dual_precision.training.phases import Preparation
 from dual_precision.training.state import TrainState, Tree
 
 
@@ -19,23 +20,23 @@ def prepare(
     state: TrainState,
     model: nn.Module,
     layers: Mapping[Path, Layer],
-    phase: Phase,
+    setting: Preparation,
     images: jax.Array,
 ) -> TrainState:
-    """Carries out `phase.prepare`: weight steps, then normalisation, then input steps.
+    """Carries out a phase's `prepare` or `finish`: weight steps, normalisation, input steps.
 
     Args:
       images: uint8 [batch, H, W, C], the batch that input steps are fitted to.
     """
     params, batch_stats = state.params, state.batch_stats
-    if phase.prepare.weight_steps is not None:
-        params = fit_weight_steps(params, layers, phase.prepare.weight_steps)
-    for mode, source in phase.prepare.norms:
+    if setting.weight_steps is not None:
+        params = fit_weight_steps(params, layers, setting.weight_steps)
+    for mode, source in setting.norms:
         params = copy_mode(params, mode, source)
         batch_stats = copy_mode(batch_stats, mode, source)
-    for mode in phase.prepare.input_steps:
+    for mode in setting.input_steps:
         params = fit_input_steps(params, batch_stats, model, mode, images)
-    return state.replace(params=params, batch_stats=batch_stats)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
 def fit_weight_steps(params: Tree, layers: Mapping[Path, Layer], mode: str) -> Tree:
@@ -68,9 +69,7 @@ def fit_input_steps(
     def measure(params: Tree, batch_stats: Tree, images: jax.Array) -> Tree:
         variables = {"params": params, "batch_stats": batch_stats}
         collections = [CALIBRATION, "batch_stats"]
-        _, updates = model.apply(
-            variables, images, precision=mode, train=True, mutable=collections
-        )
+        _, updates = model.apply(variables, images, precision=mode, train=True, mutable=collections)
         return updates.get(CALIBRATION, {})
 
     fitted = flatten_dict(measure(params, batch_stats, images))

@@ -35,7 +35,7 @@ def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int)
 
     def init(key: jax.Array) -> dict[str, Tree]:
         images = jnp.zeros((1, *image_shape), jnp.uint8)
-        return model.init(key, images, precision="float")
+        return dict(model.init(key, images, precision="float"))
 
     variables = jax.jit(init)(jax.random.key(seed))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

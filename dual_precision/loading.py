@@ -1,0 +1,63 @@
+"""From a workdir back to a model and its variables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+
+from dual_precision.models import build
+from dual_precision.precision import modes
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+
+
+def build_from(description: Mapping[str, Any]) -> nn.Module:
+    """The model that a config's "network" entry describes.
+
+    Args:
+      description: {"name", "modes": {mode: "w2a2"}, "layers": {path: {mode: "w4a4"}}, and the
+        attributes of the model}; JSON types.
+    """
+    arguments = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in description.items()
+        if key not in ("name", "modes", "layers")
+    }
+    own = modes(layers=description.get("layers"), **description["modes"])
+    return build(description["name"], modes=own, **arguments)
+
+
+def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network of a workdir: (model, variables), ready for `model.apply`.
+
+    Args:
+      workdir: as given to the experiment's --workdir.
+      step: "latest", "best" (by validation), or a number.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or none that is sound.
+      ValueError: no checkpoint of that step; the message lists those there are.
+
+    >>> model, variables = load("runs/digits")  # doctest: +SKIP
+    >>> model.apply(variables, images, precision="low")  # doctest: +SKIP
+    """
+    checkpoints = Checkpoints(workdir)
+    if not checkpoints.steps():
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints.folder}: train one first,"
+            f" python -m experiments.cifar --dataset=digits --workdir={workdir}"
+        )
+    if step == "best":
+        step = checkpoints.best()
+    if step == "latest":
+        return checkpoints.newest(lambda number: _read(checkpoints, number))
+    if step not in checkpoints.steps():
+        raise ValueError(f"no checkpoint of step {step}: expected one of {checkpoints.steps()}")
+    return _read(checkpoints, int(step))
+
+
+def _read(checkpoints: Checkpoints, step: int) -> tuple[nn.Module, dict[str, Any]]:
+    about = checkpoints.about(step)
+    state = checkpoints.restore(step)
+    model = build_from(about["config"]["network"])
+    return model, {"params": state["params"], "batch_stats": state["batch_stats"]}

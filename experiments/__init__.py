@@ -1,0 +1,1 @@
+"""Commands; `python -m experiments.<name>` from the root of the repository."""

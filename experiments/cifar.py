@@ -1,0 +1,135 @@
+"""Trains a dual-precision network on CIFAR-10 (or --dataset=...), both modes from one tree.
+
+    python -m experiments.cifar --mode=two_phase                    # two CPU cores: preset quick
+    python -m experiments.cifar --mode=two_phase --dataset=digits   # smoke test, no network
+
+README.md tells what each prints, on which device, in what time.
+"""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from dual_precision.data import images as data
+from dual_precision.describe import describe_layers, mode_cost
+from dual_precision.loading import build_from
+from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.metrics import evaluate
+from dual_precision.training.state import TrainState, initial_variables
+from experiments import cli, report
+from experiments.config import Config
+from experiments.recipes import RECIPES, reported_modes
+from experiments.workdir import default_workdir, open_workdir
+
+RESULTS = "results.json"
+
+
+def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str, Any]:
+    """What config.json holds: the experiment, and the network that `load` builds again."""
+    network = {
+        "name": config.model,
+        "num_classes": dataset.num_classes,
+        "modes": {"low": config.low, "high": config.high},
+        "mean": [float(value) for value in dataset.mean],
+        "std": [float(value) for value in dataset.std],
+    }
+    return {"preset": preset, "experiment": dataclasses.asdict(config), "network": network}
+
+
+def train(config: Config, description: dict[str, Any], dataset: data.Dataset, workdir: Path):
+    """Runs the recipe; returns the model and its last state."""
+    model = build_from(description["network"])
+    options = FitOptions(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        steps_per_dispatch=config.steps_per_dispatch,
+        epochs_per_evaluation=config.epochs_per_evaluation,
+    )
+    state = fit(
+        model,
+        RECIPES[config.mode](config),
+        dataset.train,
+        dataset.validation,
+        partial(data.augment, padding=dataset.padding, flip=dataset.flip),
+        options,
+        workdir,
+        config=description,
+        listeners=_listeners(workdir),
+    )
+    return model, state
+
+
+def _listeners(workdir: Path) -> list:
+    if not cli.FLAGS.tensorboard:
+        return []
+    from experiments.tensorboard import listener
+
+    return [listener(workdir)]
+
+
+def results(config: Config, model: Any, state: TrainState, dataset: data.Dataset) -> report.Rows:
+    """One row per mode. The only place that reads the test set."""
+    layers = describe_layers(model, dataset.train.images.shape[1:])
+    rows = []
+    for name in reported_modes(config.mode):
+        splits = {"validation": dataset.validation, "test": dataset.test}
+        accuracy = {
+            split: 100
+            * evaluate(model, state.variables, part.images, part.labels, precision=name)["accuracy"]
+            for split, part in splits.items()
+        }
+        bits = "float" if name == "float" else getattr(config, name)
+        cost = dataclasses.asdict(mode_cost(layers, name))
+        rows.append({"mode": name, "bits": bits, **accuracy, **cost})
+    return rows
+
+
+def write_overview(model: Any, dataset: data.Dataset, path: Path) -> None:
+    """The parameter table of clu, as a file; its total on the terminal."""
+    shape = dataset.train.images.shape[1:]
+    params = jax.eval_shape(partial(initial_variables, model, shape, 0))["params"]
+    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    weights = sum(int(np.prod(layer.kernel)) for layer in describe_layers(model, shape).values())
+    print(
+        f"parameters: {total:,} in all, {weights:,} of them weights shared by every mode ({path})"
+    )
+
+
+def main() -> None:
+    clock = cli.Stopwatch()
+    config, preset = cli.read_config()
+    workdir = Path(cli.FLAGS.workdir or default_workdir(config, preset))
+    devices = jax.local_devices()
+    print(
+        f"device: {len(devices)} x {devices[0].device_kind}; preset: {preset}; workdir: {workdir}"
+    )
+    dataset = data.load(config.dataset, data_dir=cli.FLAGS.data_dir, archive=cli.FLAGS.archive)
+    print(
+        f"{dataset.name}: {len(dataset.train.images):,} images train,"
+        f" {len(dataset.validation.images):,} validate and select;"
+        f" the {len(dataset.test.images):,} of the test set are read once, at the end"
+    )
+    description = describe_run(config, preset, dataset)
+    begun = open_workdir(workdir, description, cli.FLAGS.resume)
+    if begun:
+        print(f"going on with the run in {workdir} (--resume=false refuses to)")
+    write_overview(build_from(description["network"]), dataset, workdir / "parameters.txt")
+    model, state = train(config, description, dataset, workdir)
+    rows = results(config, model, state, dataset)
+    (workdir / RESULTS).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    picture = workdir / "training.png"
+    report.plot_training(report.read_log(workdir / "metrics.jsonl"), rows, picture)
+    print(f"\n{report.table(rows)}\n\nplot: {picture}; {clock} in all")
+    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
+
+
+if __name__ == "__main__":
+    cli.define_flags()
+    cli.run(main)

@@ -1,0 +1,113 @@
+"""The configuration of a training run: every field here, typed, commented, defaulted."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dual_precision.models import MODELS
+from dual_precision.precision import parse
+
+MODES = ("float", "low", "high", "truncate", "joint", "two_phase")
+ORDERS = ("joint", "refine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. Costs are in passes, see experiments/recipes.py."""
+
+    mode: str = "two_phase"  # the recipe
+    order: str = "joint"  # of two_phase: which mode comes first
+    low: str = "w2a2"  # what precision="low" means
+    high: str = "w8a8"  # what precision="high" means
+    model: str = "resnet20"
+    dataset: str = "cifar10"
+    seed: int = 0  # initial weights, data order, augmentation
+    batch_size: int = 128
+    passes: float = 400.0  # epochs times modes run, over all phases
+    learning_rate: float = 0.1  # peak, SGD with Nesterov momentum 0.9
+    step_learning_rate: float = 1e-2  # peak, relative change of quantizer steps per update
+    weight_decay: float = 5e-4  # on kernels only
+    warmup: float = 0.1  # share of each phase
+    label_smoothing: float = 0.0
+    distillation: float = 0.5  # share of high's soft labels in low's loss (order joint)
+    first_share: float = 0.5  # of the passes, for phase 1 (order joint)
+    polish_share: float = 0.0  # of the passes, for a last phase inside low's cells (order joint)
+    second_rate: float = 0.5  # learning rate of phase 2 (order joint), relative to learning_rate
+    refine_rate: float = 0.2  # learning rate inside low's cells, relative to learning_rate
+    steps_per_dispatch: int = 64  # at most; updates in one program launch
+    epochs_per_evaluation: int = 1  # validation and checkpoint
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, MODES)
+        _check_choice("order", self.order, ORDERS)
+        _check_choice("model", self.model, sorted(MODELS))
+        low, high = parse(self.low), parse(self.high)
+        refine = self.mode == "two_phase" and self.order == "refine"
+        if refine and (low.weights or 99) > (high.weights or 99):
+            raise ValueError(
+                f"low={self.low} has wider weights than high={self.high}: order=refine puts"
+                " high inside low's cells; swap them, or choose --order=joint"
+            )
+        for name in ("batch_size", "passes", "steps_per_dispatch", "epochs_per_evaluation"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
+        for name in ("distillation", "warmup", "label_smoothing", "first_share", "polish_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1")
+
+
+# What a preset changes of the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    # About eight minutes on two CPU cores.
+    "quick": {
+        "model": "resnet8_wide",
+        "passes": 16.0,
+        "steps_per_dispatch": 1,
+    },
+    # For an accelerator: 200 epochs for each phase.
+    "paper": {},
+    # The smoke test, seconds on two CPU cores; what --dataset=digits takes by itself.
+    "digits": {
+        "model": "mlp",
+        "batch_size": 64,
+        "passes": 120.0,
+        "epochs_per_evaluation": 10,
+    },
+}
+
+
+def make_config(preset: str, settings: Mapping[str, Any]) -> Config:
+    """The preset's values, overridden by `settings`.
+
+    Raises:
+      ValueError: unknown preset or field; the message lists the known ones.
+    """
+    _check_choice("preset", preset, sorted(PRESETS))
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in settings:
+        _check_choice("setting", name, known)
+    return Config(**{**PRESETS[preset], **settings})
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """["learning_rate=0.2"] -> {"learning_rate": 0.2}, typed as the field is."""
+    types = typing.get_type_hints(Config)
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r}: expected name=value")
+        _check_choice("setting", name, sorted(types))
+        try:
+            settings[name] = types[name](value)
+        except ValueError:
+            raise ValueError(
+                f"--set {text!r}: expected a value of type {types[name].__name__}"
+            ) from None
+    return settings
+
+
+def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} {value!r} is unknown: expected one of {list(known)}")

@@ -1,0 +1,83 @@
+"""What a run leaves for its reader: a table and a plot of its modes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+_COLUMNS = (
+    ("mode", "mode", "{}"),
+    ("bits", "bits", "{}"),
+    ("validation", "validation %", "{:.2f}"),
+    ("test", "test %", "{:.2f}"),
+    ("weight_bytes", "weight bytes", "{:,}"),
+    ("bit_operations", "BitOps/image", "{:.3g}"),
+)
+
+
+def table(rows: Rows) -> str:
+    """The rows as a Markdown table, aligned for a terminal."""
+    cells = [[title for _, title, _ in _COLUMNS]]
+    cells += [[form.format(row[key]) for key, _, form in _COLUMNS] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+    lines = [
+        "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path) -> None:
+    """Validation accuracy of each mode over the epochs, with the phases marked, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d"}
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    epochs = [record["epoch"] for record in records]
+    best = 0.0
+    for row in modes:
+        name = row["mode"]
+        values = [100 * record[f"validation_{name}_accuracy"] for record in records]
+        axes.plot(
+            epochs, values, "o-", ms=3, color=colours.get(name), label=f"{name} ({row['bits']})"
+        )
+        best = max(best, *values)
+    _mark_phases(axes, records)
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0, max(epochs) + 0.5))
+    axes.set_ylim(top=min(101, best + (best - axes.get_ylim()[0]) * 0.12))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=144)
+    plt.close(figure)
+
+
+def _mark_phases(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    first, last = 0, len(records)
+    for index, record in enumerate(records):
+        end = index + 1 == last or records[index + 1]["phase"] != record["phase"]
+        if end:
+            axes.axvspan(first, record["epoch"], color="k", alpha=0.04 if index + 1 < last else 0)
+            middle = (first + record["epoch"]) / 2
+            axes.annotate(
+                record["phase"],
+                (middle, 1),
+                xytext=(0, -4),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=9,
+                color="#555",
+                xycoords=("data", "axes fraction"),
+            )
+            first = record["epoch"]
