@@ -77,13 +77,13 @@ class Cost:
 
 
 def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
-    """The cost of a mode. Inputs that no mode quantizes are pixels and count 8 bits."""
+    """The cost of a mode. The first layer's inputs, where no mode quantizes them, are 8-bit pixels."""
     size, operations, macs = 0.0, 0, 0
-    for layer in layers.values():
+    for index, layer in enumerate(layers.values()):
         own = layer.table[mode]
         bits = own.weights or FLOAT_BITS
         size += math.prod(layer.kernel) * bits / 8 + (4 * layer.kernel[-1] if own.weights else 0)
-        pixels = all(p.activations is None for p in layer.table.values())
+        pixels = index == 0 and all(p.activations is None for p in layer.table.values())
         inputs = own.activations or (8 if pixels and mode != FLOAT_NAME else FLOAT_BITS)
         operations += layer.macs * bits * inputs
         macs += layer.macs

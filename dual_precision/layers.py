@@ -43,6 +43,7 @@ class QuantizedLayer(nn.Module):
     def _kernel(self, name: str, init: Initializer, inputs: int) -> jax.Array:
         """The kernel as the mode sees it: latent in float, on the nested grid otherwise."""
         self.modes.check_name(name)
+        self._check_inputs(inputs)
         kernel = self.param("kernel", init, self.kernel_shape(inputs), jnp.float32)
         table = self.modes.at(self.path)
         stored = stored_bits(table)
@@ -52,6 +53,16 @@ class QuantizedLayer(nn.Module):
         step = self.param("step", lambda _: gaussian_weight_step(kernel, narrowest, stored))
         bits = table[name].weights
         return kernel if bits is None else quantize_weights(kernel, step, bits, stored)
+
+    def _check_inputs(self, inputs: int) -> None:
+        if not self.has_variable("params", "kernel"):
+            return
+        expected = self.get_variable("params", "kernel").shape[-2]
+        if inputs != expected:
+            raise ValueError(
+                f"layer {'/'.join(self.path)!r} got {inputs} channels: expected {expected};"
+                " give images of the size and channels that the model was made for"
+            )
 
     def _input(self, name: str, x: jax.Array) -> jax.Array:
         """The input as the mode sees it: as it is in float, unsigned codes times a step else."""

@@ -1,4 +1,4 @@
-"""What a precision mode is: a frozen pair of widths under a name, and where each layer finds its own.
+"""What a precision mode is: a frozen pair of widths under a name, and each layer's own.
 
 A mode is data. The call `model.apply(variables, x, precision="low")` names a mode; `Modes` says
 what the name means, for the whole network or, where `layers` says so, for one layer.

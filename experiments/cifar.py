@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from dual_precision.data import images as data
+from dual_precision import data
 from dual_precision.describe import describe_layers, mode_cost
 from dual_precision.loading import build_from
 from dual_precision.training.fit import FitOptions, fit

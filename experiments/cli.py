@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 
-from dual_precision.data.errors import DataUnavailable
+from dual_precision.data import DataError
 from dual_precision.training.checkpoint import CheckpointError
+from dual_precision.training.compilation import keep_freed_memory
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
 from experiments.config import Config, make_config, read_settings
 from experiments.recipes import fields_without_effect
@@ -71,11 +73,10 @@ def _preset(dataset: str | None) -> str:
 
 def run(main: Callable[[], None]) -> None:
     """Runs `main` under absl; what users can mend ends as one line and exit status 1 or more."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.ERROR)
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
+        keep_freed_memory()
         if argv[1:]:
             sys.exit(f"error: unexpected arguments {argv[1:]}: flags have the form --name=value")
         try:
@@ -83,7 +84,7 @@ def run(main: Callable[[], None]) -> None:
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(128 + stop.signum)
-        except (ValueError, OSError, DataUnavailable, CheckpointError, NonFiniteLoss) as error:
+        except (ValueError, OSError, DataError, CheckpointError, NonFiniteLoss) as error:
             if FLAGS.traceback:
                 raise
             sys.exit(f"error: {' '.join(str(error).split())}")
@@ -92,7 +93,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _logs_to_stderr() -> None:
-    """Our own log lines, plain; those of the libraries only when they are warnings."""
+    """Our own log lines, plain; those of the libraries only when something is wrong."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("dual_precision")

@@ -35,7 +35,7 @@ class Config:
     polish_share: float = 0.0  # of the passes, for a last phase inside low's cells (order joint)
     second_rate: float = 0.5  # learning rate of phase 2 (order joint), relative to learning_rate
     refine_rate: float = 0.2  # learning rate inside low's cells, relative to learning_rate
-    steps_per_dispatch: int = 64  # at most; updates in one program launch
+    steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
     epochs_per_evaluation: int = 1  # validation and checkpoint
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Config:
                 f"low={self.low} has wider weights than high={self.high}: order=refine puts"
                 " high inside low's cells; swap them, or choose --order=joint"
             )
-        for name in ("batch_size", "passes", "steps_per_dispatch", "epochs_per_evaluation"):
+        for name in ("batch_size", "passes", "epochs_per_evaluation"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         for name in ("distillation", "warmup", "label_smoothing", "first_share", "polish_share"):
@@ -63,7 +63,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "model": "resnet8_wide",
         "passes": 16.0,
-        "steps_per_dispatch": 1,
     },
     # For an accelerator: 200 epochs for each phase.
     "paper": {},

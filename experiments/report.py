@@ -44,22 +44,30 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
 
     colours = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d"}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    epochs = [record["epoch"] for record in records]
-    best = 0.0
     for row in modes:
         name = row["mode"]
-        values = [100 * record[f"validation_{name}_accuracy"] for record in records]
+        curve = _since_trained(records, name)
         axes.plot(
-            epochs, values, "o-", ms=3, color=colours.get(name), label=f"{name} ({row['bits']})"
+            [record["epoch"] for record in curve],
+            [100 * record[f"validation_{name}_accuracy"] for record in curve],
+            "o-",
+            ms=3,
+            color=colours.get(name),
+            label=f"{name} ({row['bits']})",
         )
-        best = max(best, *values)
     _mark_phases(axes, records)
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0, max(epochs) + 0.5))
-    axes.set_ylim(top=min(101, best + (best - axes.get_ylim()[0]) * 0.12))
+    last = records[-1]["epoch"]
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0, last * 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=144)
     plt.close(figure)
+
+
+def _since_trained(records: Sequence[Mapping[str, Any]], mode: str) -> Rows:
+    """The records from the first that trained the mode on; all that there are if none did."""
+    trained = [index for index, record in enumerate(records) if f"{mode}_loss" in record]
+    return records[trained[0] :] if trained else records[-1:]
 
 
 def _mark_phases(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
@@ -72,10 +80,10 @@ def _mark_phases(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
             axes.annotate(
                 record["phase"],
                 (middle, 1),
-                xytext=(0, -4),
+                xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
-                va="top",
+                va="bottom",
                 fontsize=9,
                 color="#555",
                 xycoords=("data", "axes fraction"),

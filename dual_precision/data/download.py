@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -116,7 +117,7 @@ def _one(folder: Path, pattern: str, command: str) -> Path:
 def _run(
     command: list[str], folder: Path, *, label: str, progress: bool, total: int | None = None
 ) -> None:
-    """Runs a client in `folder`, showing how the folder grows; FetchFailed if it fails or stalls."""
+    """Runs a client in `folder`, showing how that grows; FetchFailed if it fails or stalls."""
     if shutil.which(command[0]) is None:
         raise FetchFailed(f"{command[0]} is not installed")
     size, moved = 0, time.monotonic()
@@ -139,13 +140,15 @@ def _run(
 
 
 @contextlib.contextmanager
-def _process(command: list[str], folder: Path, output: object) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    command: list[str], folder: Path, output: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Starts a command; whatever ends the block, Ctrl-C too, also ends it and its children."""
     process = subprocess.Popen(
         [shutil.which(command[0]) or command[0], *command[1:]],
         cwd=folder,
         stdin=subprocess.DEVNULL,
-        stdout=output,  # type: ignore[arg-type]  # any file with a descriptor
+        stdout=output,
         stderr=subprocess.STDOUT,
         env={**os.environ, "LC_ALL": "C"},
         start_new_session=True,

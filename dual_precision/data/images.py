@@ -114,13 +114,17 @@ def split_off(examples: Images, count: int, *, seed: int) -> tuple[Images, Image
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 [N, H, W, C], in units of 0..1.
 
-    From a histogram of the 256 values: exact, and without a float copy of the images.
+    Exact sums in integers, a block of images at a time, without a float copy of the images.
     """
-    values = np.arange(256, dtype=np.float64) / 255
-    means, stds = [], []
-    for channel in range(images.shape[3]):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
-        mean = float(np.average(values, weights=counts))
-        means.append(mean)
-        stds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))))
-    return tuple(means), tuple(stds)
+    height, width, channels = images.shape[1:]
+    total = np.zeros((2, width * channels), np.uint64)
+    # At most 2^16 rows a block: 2^16 * 255^2 still fits in 32 bits, which is quicker than 64.
+    block = max(1, 2**16 // height)
+    for start in range(0, len(images), block):
+        rows = images[start : start + block].reshape(-1, width * channels).astype(np.uint32)
+        total[0] += rows.sum(axis=0, dtype=np.uint32)
+        total[1] += np.einsum("nc,nc->c", rows, rows)
+    pixels = len(images) * height * width
+    first, second = total.reshape(2, width, channels).sum(axis=1) / pixels
+    mean, std = first / 255, np.sqrt(second - first**2) / 255
+    return tuple(mean.tolist()), tuple(std.tolist())

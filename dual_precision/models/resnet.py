@@ -49,6 +49,8 @@ class ResNet(nn.Module):
       modes: what "low", "high", ... mean.
       stage_sizes: blocks per stage; every stage but the first halves the resolution.
       widths: channels per stage.
+      transitions: halve the resolution by a convolution of its own, before a stage's blocks, so
+        that every shortcut is an identity; else the first block of a stage does it.
       space_to_depth: side of the pixel blocks that the stem stacks into channels; 1 is none.
       mean, std: per channel, in units of 1, to normalise uint8 pixels with.
       conv, dense, norm: layer classes.
@@ -58,6 +60,7 @@ class ResNet(nn.Module):
     modes: Modes
     stage_sizes: tuple[int, ...]
     widths: tuple[int, ...] = (16, 32, 64)
+    transitions: bool = False
     space_to_depth: int = 1
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
@@ -78,8 +81,13 @@ class ResNet(nn.Module):
         )
         x = nn.relu(norm(name="stem_norm")(x, precision=precision, train=train))
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            if self.transitions and stage > 0:
+                x = conv(width, stride=2, name=f"stage{stage + 1}_conv")(x, precision=precision)
+                x = norm(name=f"stage{stage + 1}_norm")(x, precision=precision, train=train)
+                x = nn.relu(x)
             for block in range(size):
-                stride = 2 if stage > 0 and block == 0 else 1
+                halve = stage > 0 and block == 0 and not self.transitions
+                stride = 2 if halve else 1
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = BasicBlock(width, stride, conv, norm, name=name)(
                     x, precision=precision, train=train

@@ -26,9 +26,8 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     Raises:
       ValueError: `codes` is not an integer array, or a concrete code does not fit `bits`.
 
-    >>> pack(jnp.array([-2, -1, 0, 1]), 2)
-    Array([[ 48],
-           [ 80]], dtype=uint8)
+    >>> pack(jnp.array([-2, -1, 0, 1]), 2).tolist()
+    [[48], [80]]
     """
     check_bits(bits, 8)
     if not jnp.issubdtype(codes.dtype, jnp.integer):
@@ -42,7 +41,7 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
             )
     unsigned = (codes.astype(jnp.int32).reshape(-1) + half).astype(jnp.uint8)
     shifts = jnp.arange(bits - 1, -1, -1, dtype=jnp.uint8)
-    return jnp.packbits((unsigned >> shifts[:, None]) & jnp.uint8(1), axis=1)
+    return jnp.packbits((unsigned[None] >> shifts[:, None]) & jnp.uint8(1), axis=1)
 
 
 def unpack(planes: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -58,13 +57,14 @@ def unpack(planes: jax.Array, shape: Sequence[int]) -> jax.Array:
     >>> unpack(pack(jnp.array([-2, -1, 0, 1]), 2)[:1], (4,))  # the sign alone
     Array([-1, -1,  0,  0], dtype=int32)
     """
-    bits, size = planes.shape[0], math.prod(shape)
-    check_bits(bits, 8)
-    if planes.dtype != jnp.uint8 or planes.shape[1:] != (-(-size // 8),):
+    size = math.prod(shape)
+    if planes.dtype != jnp.uint8 or planes.ndim != 2 or planes.shape[1] != -(-size // 8):
         raise ValueError(
             f"planes {planes.dtype}{list(planes.shape)}: expected uint8 [planes, {-(-size // 8)}]"
             f" for codes of shape {list(shape)}"
         )
+    bits = planes.shape[0]
+    check_bits(bits, 8)
     digits = jnp.unpackbits(planes, axis=1, count=size).astype(jnp.int32)
     weights = jnp.int32(1) << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)
     return (jnp.sum(digits * weights[:, None], axis=0) - 2 ** (bits - 1)).reshape(tuple(shape))

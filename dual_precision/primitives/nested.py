@@ -81,10 +81,12 @@ def decode(codes: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.A
 
 def check_bits(bits: Bits, stored: Bits) -> None:
     """Raises ValueError unless 1 <= bits <= stored <= 8; traced widths pass unchecked."""
-    if isinstance(stored, int) and not 1 <= stored <= 8:
-        raise ValueError(f"stored width {stored}: expected 1 to 8 bits")
-    top = stored if isinstance(stored, int) else 8
-    if isinstance(bits, int) and not 1 <= bits <= top:
+    top = 8
+    if not isinstance(stored, jax.core.Tracer):
+        if not 1 <= int(stored) <= 8:
+            raise ValueError(f"stored width {stored}: expected 1 to 8 bits")
+        top = int(stored)
+    if not isinstance(bits, jax.core.Tracer) and not 1 <= int(bits) <= top:
         raise ValueError(f"width {bits}: expected 1 to {top} bits, the stored width")
 
 

@@ -24,6 +24,7 @@ from dual_precision.training.optimizers import phase_optimizer, trained_leaves
 from dual_precision.training.phases import Phase, Preparation, check_recipe
 from dual_precision.training.prepare import prepare
 from dual_precision.training.sharding import batch_mesh, place_batches, replicate
+from dual_precision.training.signals import Interrupted, Signals
 from dual_precision.training.state import TrainState, check_layers, initial_variables
 from dual_precision.training.step import Augment, compile_chunk
 
@@ -32,18 +33,6 @@ log = logging.getLogger(__name__)
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing after the last checkpoint was saved."""
-
-
-class Interrupted(RuntimeError):
-    """A signal asked to stop; the state was saved.
-
-    Attributes:
-      signum: the signal's number.
-    """
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum = signum
 
 
 class Split(Protocol):
@@ -63,13 +52,14 @@ class FitOptions:
     Attributes:
       batch_size: images per update, over all devices.
       seed: of initial weights, data order and augmentation.
-      steps_per_dispatch: at most so many updates per program launch.
+      steps_per_dispatch: at most so many updates per program launch; 0 chooses: 64 on an
+        accelerator, 1 on a CPU, where XLA runs what is inside a loop on a single core.
       epochs_per_evaluation: validation and a checkpoint come after so many epochs.
     """
 
     batch_size: int = 128
     seed: int = 0
-    steps_per_dispatch: int = 64
+    steps_per_dispatch: int = 0
     epochs_per_evaluation: int = 1
 
 
@@ -125,7 +115,8 @@ class _Run:
                 f"batch of {options.batch_size} images from a split of {self.size}:"
                 " expected at most the split; make batch_size smaller"
             )
-        self.chunk = _largest_divisor(self.steps_per_epoch, options.steps_per_dispatch)
+        most = options.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 64)
+        self.chunk = _largest_divisor(self.steps_per_epoch, most)
         self.starts = schedules.phase_starts(phases, self.steps_per_epoch)
         self.images = replicate(train.images, self.mesh)
         self.labels = replicate(train.labels.astype(np.int32), self.mesh)
@@ -153,7 +144,7 @@ class _Run:
         images = self.starts[-1] * self.options.batch_size
         bar = tqdm(total=images, unit=" images", unit_scale=True, disable=None, smoothing=0.05)
         bar.update(int(state.step) * self.options.batch_size)
-        with _Signals() as signals, bar:
+        with Signals() as signals, bar:
             for index, phase in enumerate(self.phases):
                 if int(state.step) < self.starts[index + 1]:
                     state = self._phase(state, index, phase, begun >= index, bar, signals)
@@ -328,29 +319,3 @@ def _permutation(key: jax.Array, size: int) -> jax.Array:
 
 def _largest_divisor(number: int, limit: int) -> int:
     return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
-
-
-class _Signals:
-    """Remembers the first SIGINT or SIGTERM while the block runs; the second acts as usual."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[signum] = signal.signal(signum, self._note)
-            except ValueError:  # not in the main thread: the caller keeps its own handling
-                return self
-        return self
-
-    def _note(self, signum: int, _frame: Any) -> None:
-        self.received = signum
-        tqdm.write(f"{signal.Signals(signum).name}: saving after this step")
-        self.__exit__()
-
-    def __exit__(self, *_: Any) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before = {}

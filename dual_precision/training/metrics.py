@@ -1,5 +1,7 @@
 """Accuracy and loss of a mode over a set, with clu.metrics."""
 
+from functools import partial
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,6 @@ import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from flax import linen as nn
-from functools import partial
 
 from dual_precision.training.state import Tree
 

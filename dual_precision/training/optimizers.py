@@ -75,7 +75,7 @@ def _below(path: Path, phase: Phase, layers: Layers) -> bool:
 def in_log_domain(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs `inner` on log(p): p <- p * exp(update), with the gradient p * dL/dp.
 
-    Keeps positive parameters positive and makes their learning rate a relative one, the same
+    Keeps positive parameters positive (no update takes more than a factor of e^8) and makes their learning rate a relative one, the same
     for a step of 1e-3 and a step of 1.
     """
 
@@ -85,7 +85,9 @@ def in_log_domain(inner: optax.GradientTransformation) -> optax.GradientTransfor
         logs = jax.tree.map(jnp.log, params)
         gradients = jax.tree.map(jnp.multiply, updates, params)
         moves, state = inner.update(gradients, state, logs)
-        return jax.tree.map(lambda p, move: p * jnp.expm1(move), params, moves), state
+        return jax.tree.map(
+            lambda p, move: p * jnp.expm1(jnp.clip(move, -8, 8)), params, moves
+        ), state
 
     return optax.GradientTransformation(inner.init, update)
 

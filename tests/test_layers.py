@@ -1,0 +1,183 @@
+"""A layer computes what its integers say, in every mode, from one tree of parameters.
+
+With codes a in [0, 2^n) of step s and codes c of step d, a layer's exact output is
+s * d / 2 * sum a (2 c + 1): an integer sum and one scale.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision import Modes, modes
+from dual_precision.layers import CALIBRATION, Conv, Dense, SwitchableBatchNorm
+from dual_precision.primitives.nested import encode
+from dual_precision.primitives.quantizers import encode_activations
+
+# Every width of weights as a mode of one layer; activations run the other way.
+ALL_WIDTHS = modes(**{f"w{n}": f"w{n}a{9 - n}" for n in range(1, 9)})
+ULP = 2.0**-24
+
+
+def dense_integers(codes, weights):
+    return codes @ weights
+
+
+def conv_integers(codes, weights, stride):
+    """Cross-correlation of int64 codes, zero padding (k - 1) / 2, one pixel at a time."""
+    k = weights.shape[0]
+    pad = (k - 1) // 2
+    padded = np.pad(codes, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows, columns = (range(0, size, stride) for size in codes.shape[1:3])
+    out = [
+        [np.tensordot(padded[:, r : r + k, c : c + k], weights, axes=3) for c in columns]
+        for r in rows
+    ]
+    return np.moveaxis(np.asarray(out), 2, 0)
+
+
+LAYERS = {
+    "dense": (Dense(5, ALL_WIDTHS, use_bias=False), (4, 37), dense_integers),
+    "conv3": (Conv(5, ALL_WIDTHS), (2, 5, 6, 4), lambda a, c: conv_integers(a, c, 1)),
+    "conv3/2": (Conv(5, ALL_WIDTHS, stride=2), (2, 6, 5, 4), lambda a, c: conv_integers(a, c, 2)),
+    "conv1": (
+        Conv(5, ALL_WIDTHS, kernel_size=1),
+        (2, 3, 3, 9),
+        lambda a, c: conv_integers(a, c, 1),
+    ),
+}
+
+
+def drawn(layer, shape, steps, input_step):
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(np.maximum(generator.standard_normal(shape), 0), jnp.float32)
+    kernel = generator.standard_normal(layer.kernel_shape(shape[-1]))
+    params = {
+        "kernel": jnp.asarray(kernel, jnp.float32),
+        "step": jnp.asarray(steps, jnp.float32),
+        "input_step": {name: jnp.float32(input_step) for name in ALL_WIDTHS.default},
+    }
+    return x, params
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_powers_of_two_equal_integers_exactly(name):
+    layer, shape, integers = LAYERS[name]
+    steps = 2.0 ** np.asarray([-8, -7, -6, -5, -4])
+    x, params = drawn(layer, shape, steps, 2.0**-5)
+    w = np.float64(params["kernel"])
+    for bits in range(1, 9):
+        top, half, step = 2 ** (9 - bits) - 1, 2 ** (bits - 1), steps * 2.0 ** (8 - bits)
+        a = np.clip(np.round(np.float64(x) * 2**5), 0, top).astype(np.int64)
+        c = np.clip(np.floor(w / step), -half, half - 1).astype(np.int64)
+        expected = integers(a, 2 * c + 1) * (2.0**-5 * step / 2)
+        got = layer.apply({"params": params}, x, precision=f"w{bits}")
+        np.testing.assert_array_equal(np.float64(got), expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_any_step_equals_integers_within_rounding(name):
+    """|float - exact| <= (K + 3) * 2^-24 * sum |a s| |(c + 1/2) d|, K terms in the sum:
+    one rounding in each factor, one in each product, one in each addition.
+    """
+    layer, shape, integers = LAYERS[name]
+    steps = [0.0123, 0.00777, 0.031, 0.1, 0.0051]
+    x, params = drawn(layer, shape, steps, 0.0371)
+    step, terms = np.float64(params["step"]), params["kernel"][..., 0].size
+    for bits in range(1, 9):
+        mode = f"w{bits}"
+        input_step = params["input_step"][mode]
+        a = np.asarray(encode_activations(x, input_step, 9 - bits), np.int64)
+        c = np.asarray(encode(params["kernel"], params["step"], bits, 8), np.int64)
+        scale = float(input_step) * step * 2.0 ** (8 - bits) / 2
+        got = np.float64(layer.apply({"params": params}, x, precision=mode))
+        bound = (terms + 3) * ULP * integers(a, np.abs(2 * c + 1)) * scale
+        assert (np.abs(got - integers(a, 2 * c + 1) * scale) <= bound).all()
+
+
+def test_bias_is_added_once():
+    layer = Dense(3, modes(low="w2a2"))
+    x = jnp.ones((2, 4))
+    params = layer.init(jax.random.key(0), x, precision="low")["params"]
+    biased = {**params, "bias": jnp.asarray([1.0, 2.0, 4.0])}
+    for name in ("float", "low"):
+        without = layer.apply({"params": params}, x, precision=name)
+        with_bias = layer.apply({"params": biased}, x, precision=name)
+        np.testing.assert_allclose(with_bias - without, [[1, 2, 4]] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [Dense(3, modes(low="w2a2")), Conv(3, modes(low="w2a2"))])
+def test_float_reads_the_latent_kernel_and_no_step(layer):
+    x = jnp.linspace(-1, 1, 2 * 4 * 4 * 2).reshape(2, 4, 4, 2)
+    params = layer.init(jax.random.key(0), x, precision="low")["params"]
+    moved = {**params, "step": params["step"] * 3, "input_step": {"low": jnp.float32(9)}}
+    plain = type(layer)(3, Modes())
+    bare = {k: v for k, v in params.items() if k in ("kernel", "bias")}
+    expected = plain.apply({"params": bare}, x, precision="float")
+    np.testing.assert_array_equal(layer.apply({"params": moved}, x, precision="float"), expected)
+
+
+@pytest.mark.parametrize("spec", ["w2a32", "w32a2", "w32a32"])
+def test_only_what_is_quantized_has_a_step(spec):
+    layer = Dense(3, modes(low=spec))
+    params = layer.init(jax.random.key(0), jnp.ones((1, 4)), precision="low")["params"]
+    quantized = {"step"} if spec.startswith("w2") else set()
+    quantized |= {"input_step"} if spec.endswith("a2") else set()
+    assert set(params) == {"kernel", "bias"} | quantized
+
+
+def test_calibration_fits_the_input_step_of_the_mode_at_hand():
+    layer = Dense(3, modes(low="w2a2", high="w8a8"))
+    x = jnp.abs(jax.random.normal(jax.random.key(1), (64, 10))) * 7
+    variables = layer.init(jax.random.key(0), x, precision="low")
+    assert set(variables) == {"params"}
+    calibrate = jax.jit(partial(layer.apply, precision="low", mutable=[CALIBRATION]))
+    _, updates = calibrate(variables, x)
+    fitted = updates[CALIBRATION]["input_step"]
+    assert set(fitted) == {"low"}
+    assert 1.0 < float(fitted["low"]) < 8.0  # 3 steps span most of |N(0, 7)|
+
+
+@pytest.mark.parametrize("layer", [Dense(3, modes(low="w2a2")), Conv(3, modes(low="w2a2"))])
+def test_inputs_of_other_channels_are_refused(layer):
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)), precision="low")
+    with pytest.raises(ValueError, match="5 channels: expected 2"):
+        layer.apply(variables, jnp.ones((1, 4, 4, 5)), precision="low")
+
+
+def test_norm_of_a_mode_uses_and_updates_its_own():
+    norm = SwitchableBatchNorm(modes(low="w2a2", high="w8a8"), momentum=0.75)
+    x = jax.random.normal(jax.random.key(0), (32, 3)) * 2 + 1
+    variables = norm.init(jax.random.key(0), x, precision="low")
+    _, updates = norm.apply(variables, x, precision="low", train=True, mutable=["batch_stats"])
+    after = updates["batch_stats"]
+    for name in ("float", "high"):
+        jax.tree.map(np.testing.assert_array_equal, after[name], variables["batch_stats"][name])
+    np.testing.assert_allclose(after["low"]["mean"], 0.25 * np.mean(x, 0), rtol=1e-4)
+    np.testing.assert_allclose(after["low"]["var"], 0.75 + 0.25 * np.var(x, 0), rtol=1e-4)
+    trained = {**variables, "batch_stats": after}
+    high, low = (norm.apply(trained, x, precision=name) for name in ("high", "low"))
+    np.testing.assert_array_equal(high, norm.apply(variables, x, precision="high"))
+    mean, var = after["low"]["mean"], after["low"]["var"]
+    np.testing.assert_allclose(
+        low, (x - mean[None]) / jnp.sqrt(var[None] + 1e-5), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_norm_without_train_updates_nothing():
+    norm = SwitchableBatchNorm(modes(low="w2a2"))
+    x = jnp.ones((4, 3))
+    variables = norm.init(jax.random.key(0), x, precision="low", train=True)
+    _, updates = norm.apply(variables, x, precision="low", mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+    np.testing.assert_array_equal(variables["batch_stats"]["low"]["mean"], 0.0)
+
+
+@pytest.mark.parametrize(
+    "layer", [Dense(2, Modes()), Conv(2, Modes()), SwitchableBatchNorm(Modes())]
+)
+def test_layers_refuse_unknown_precisions(layer):
+    with pytest.raises(ValueError, match=r"'low' is unknown: expected one of \['float'\]"):
+        layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)), precision="low")

@@ -1,0 +1,241 @@
+"""Networks: the published sizes, one tree for every mode, one trace for each, clear refusals."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from dual_precision import Modes, modes
+from dual_precision.describe import describe_layers
+from dual_precision.models import MODELS, build
+from dual_precision.models.resnet import shortcut, space_to_depth
+from dual_precision.training.state import check_layers
+
+DUAL = modes(low="w2a2", high="w8a8")
+MLP = partial(build, "mlp", num_classes=3, hidden=(16, 16))
+TINY_RESNET = partial(
+    build,
+    "resnet8",
+    num_classes=3,
+    stage_sizes=(1, 1),
+    widths=(4, 8),
+    mean=(0.5,) * 3,
+    std=(1,) * 3,
+)
+TINY = {"mlp": (MLP, (2, 8, 8, 1)), "resnet": (TINY_RESNET, (2, 8, 8, 3))}
+tiny = pytest.mark.parametrize("name", TINY)
+
+
+def pixels(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.uint8)
+
+
+def initialise(model, images, **arguments):
+    return jax.jit(partial(model.init, **arguments))(jax.random.key(0), images)
+
+
+@cache
+def made(name: str, own: Modes = DUAL):
+    factory, shape = TINY[name]
+    model, images = factory(modes=own), pixels(*shape)
+    return model, initialise(model, images, precision="float"), images
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # He et al. 2015, table 6: 0.27 M, 0.46 M and 0.85 M.
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet56", 853_018),
+        # Stem 432 + 32, stages 4,608 + 64, 13,824 + 128 and 55,296 + 256, classifier 650.
+        ("resnet8", 75_290),
+    ],
+)
+def test_parameter_counts_of_the_float_networks(name, count):
+    model = build(name, num_classes=10, modes=Modes())
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    init = partial(model.init, precision="float")
+    shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+@tiny
+def test_the_tree_is_the_same_whichever_mode_made_it(name):
+    model, variables, images = made(name)
+    for precision in model.modes.names:
+        other = initialise(model, images, precision=precision, train=True)
+        jax.tree.map(np.testing.assert_array_equal, other, variables)
+
+
+@tiny
+def test_a_float_tree_is_part_of_the_quantized_one(name):
+    """So that a float checkpoint starts a quantized run, from the same seed even bit for bit."""
+    _, variables, _ = made(name)
+    _, plain, _ = made(name, Modes())
+    quantized = flatten_dict(variables["params"])
+    for path, leaf in flatten_dict(plain["params"]).items():
+        np.testing.assert_array_equal(quantized[path], leaf)
+
+
+@tiny
+def test_one_trace_for_each_precision(name):
+    model, variables, images = made(name)
+    traces = []
+
+    @partial(jax.jit, static_argnames="precision")
+    def logits(variables, images, *, precision):
+        traces.append(precision)
+        return model.apply(variables, images, precision=precision)
+
+    seen = {}
+    for _ in range(20):
+        for precision in ("low", "high", "float"):
+            out = np.asarray(logits(variables, images, precision=precision))
+            np.testing.assert_array_equal(seen.setdefault(precision, out), out)
+    assert sorted(traces) == ["float", "high", "low"]
+    assert len({out.tobytes() for out in seen.values()}) == 3
+
+
+def test_jit_of_apply_itself_has_one_program_for_each_precision():
+    model, variables, images = made("mlp")
+    logits = jax.jit(model.apply, static_argnames=("precision", "train"))
+    for _ in range(5):
+        for precision in ("low", "high", "float"):
+            assert logits(variables, images, precision=precision).shape == (2, 3)
+    assert logits._cache_size() == 3
+
+
+@tiny
+def test_precision_is_named_in_every_call(name):
+    model, variables, images = made(name)
+    with pytest.raises(TypeError, match="precision"):
+        model.apply(variables, images)
+    with pytest.raises(TypeError, match="positional"):
+        model.apply(variables, images, "low")
+
+
+@tiny
+@pytest.mark.parametrize("wrong", ["lower", "", "w2a2"])
+def test_an_unknown_precision_lists_the_known_ones(name, wrong):
+    model, variables, images = made(name)
+    with pytest.raises(ValueError, match=r"is unknown: expected one of \['float', 'low', 'high'\]"):
+        model.apply(variables, images, precision=wrong)
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'resnet18' is unknown.*resnet20"):
+        build("resnet18", num_classes=3, modes=DUAL)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_runs(name):
+    model = build(name, num_classes=3, modes=DUAL)
+    images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.uint8)
+    variables = jax.eval_shape(partial(model.init, precision="low"), jax.random.key(0), images)
+    logits = jax.eval_shape(partial(model.apply, precision="high"), variables, images)
+    assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
+
+
+@tiny
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x[0], r"expected \[N, H, W, C\]"),
+        (lambda x: x[None], r"expected \[N, H, W, C\]"),
+        (lambda x: x.astype(jnp.int32), "expected uint8"),
+        (lambda x: x.astype(jnp.bool_), "expected uint8"),
+        (lambda x: jnp.concatenate([x, x], axis=-1), "channels: expected"),
+    ],
+)
+def test_images_of_another_shape_or_dtype(name, spoil, message):
+    model, variables, images = made(name)
+    with pytest.raises(ValueError, match=message):
+        model.apply(variables, spoil(images), precision="low")
+
+
+def test_an_mlp_has_one_image_size():
+    model, variables, _ = made("mlp")
+    with pytest.raises(ValueError, match="81 channels: expected 64"):
+        model.apply(variables, pixels(2, 9, 9, 1), precision="low")
+
+
+@tiny
+def test_no_images_give_no_logits(name):
+    model, variables, images = made(name)
+    assert model.apply(variables, images[:0], precision="low").shape == (0, 3)
+
+
+@tiny
+def test_normalised_floats_equal_pixels(name):
+    model, variables, images = made(name)
+    scaled = images.astype(jnp.float32) / 255
+    mean, std = model.mean[0], model.std[0]
+    np.testing.assert_allclose(
+        model.apply(variables, (scaled - mean) / std, precision="float"),
+        model.apply(variables, images, precision="float"),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@tiny
+def test_images_do_not_see_each_other(name):
+    model, variables, images = made(name)
+    together = model.apply(variables, images, precision="low")
+    alone = model.apply(variables, images[:1], precision="low")
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_uses_its_own_width():
+    """Dense2's low mode at 8 bits of weights computes as its high mode does on the same codes."""
+    own = modes({"dense2": {"low": "w8a2", "high": "w8a8"}}, low="w2a2", high="w8a8")
+    model, variables, _ = made("mlp", own)
+    layers = describe_layers(model, (8, 8, 1))
+    assert str(layers[("dense2",)].table["low"]) == "w8a2"
+    assert str(layers[("dense1",)].table["low"]) == "w8a32"
+    images = pixels(2, 8, 8, 1)
+    plain = MLP(modes=DUAL).apply(variables, images, precision="low")
+    mixed = model.apply(variables, images, precision="low")
+    same = modes({"dense2": {"low": "w2a2", "high": "w8a8"}}, low="w2a2", high="w8a8")
+    assert not np.array_equal(plain, mixed)
+    np.testing.assert_array_equal(plain, MLP(modes=same).apply(variables, images, precision="low"))
+
+
+def test_widths_reach_the_layers_inside_blocks():
+    own = modes({"stage2_block1/conv1": {"low": "w5a3", "high": "w8a8"}}, low="w2a2", high="w8a8")
+    layers = describe_layers(TINY_RESNET(modes=own), (8, 8, 3))
+    check_layers(own, layers)
+    assert str(layers[("stage2_block1", "conv1")].table["low"]) == "w5a3"
+    assert str(layers[("stage2_block1", "conv2")].table["low"]) == "w2a2"
+
+
+def test_stem_and_classifier_keep_8_bits():
+    layers = describe_layers(TINY_RESNET(modes=DUAL), (8, 8, 3))
+    assert str(layers[("stem",)].table["low"]) == "w8a32"
+    assert str(layers[("classifier",)].table["low"]) == "w8a8"
+
+
+def test_widths_of_an_unknown_layer_are_refused():
+    own = modes({"conv9": {"low": "w4a4", "high": "w8a8"}}, low="w2a2", high="w8a8")
+    with pytest.raises(ValueError, match=r"unknown layers \['conv9'\].*dense1"):
+        check_layers(own, describe_layers(MLP(modes=own), (8, 8, 1)))
+
+
+def test_shortcut_has_no_parameters():
+    x = jnp.arange(2.0 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    out = shortcut(x, 5, 2)
+    np.testing.assert_array_equal(out[..., :3], x[:, ::2, ::2])
+    np.testing.assert_array_equal(out[..., 3:], 0.0)
+
+
+def test_space_to_depth_moves_pixels_only():
+    x = jnp.arange(4 * 6 * 2.0).reshape(1, 4, 6, 2)
+    out = space_to_depth(x, 2)
+    assert out.shape == (1, 2, 3, 8)
+    np.testing.assert_array_equal(out[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
+    with pytest.raises(ValueError, match="expected a multiple of 2"):
+        space_to_depth(x[:, :3], 2)

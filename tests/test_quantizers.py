@@ -1,0 +1,142 @@
+"""Fake quantizers: LSQ's published step gradient and scale, traced widths, first steps."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision.primitives.nested import GAUSSIAN_STEP, decode, encode
+from dual_precision.primitives.quantizers import (
+    activation_step,
+    encode_activations,
+    gaussian_weight_step,
+    quantize_activations,
+    quantize_weights,
+)
+
+WIDTHS = range(1, 9)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_weights_equal_decode_of_encode(bits):
+    w, step = jnp.asarray(normal(3, 3, 5, 4)), jnp.asarray([0.01, 0.017, 0.5, 3.0])
+    codes = encode(w, step, bits, 8)
+    np.testing.assert_array_equal(quantize_weights(w, step, bits, 8), decode(codes, step, bits, 8))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_activations_equal_codes_times_step(bits):
+    x, step = jnp.asarray(np.maximum(normal(4, 9), 0)), jnp.float32(0.13)
+    codes = encode_activations(x, step, bits)
+    assert int(codes.max()) <= 2**bits - 1
+    np.testing.assert_array_equal(
+        quantize_activations(x, step, bits), codes.astype(jnp.float32) * step
+    )
+
+
+def test_zero_is_exact():
+    assert not quantize_activations(jnp.zeros((2, 3)), jnp.float32(0.3), 3).any()
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(1, 1), (1, 8), (2, 3), (4, 8), (8, 8)])
+def test_weight_step_gradient_is_lsq(bits, stored):
+    """Esser et al. 2020, eq. 3 and section 2.2, for floor and mid-points, in float64."""
+    w, step = normal(40, 3), np.float32([0.02, 0.1, 1.5])
+    g = normal(40, 3, seed=1)
+    out, pull = jax.vjp(lambda s: quantize_weights(jnp.asarray(w), s, bits, stored), step)
+    cell, half = 2.0 ** (stored - bits), 2.0 ** (bits - 1)
+    ratio = w.astype(np.float64) / step
+    code = np.clip(np.floor(ratio / cell), -half, half - 1)
+    slope = np.where((ratio >= -half * cell) & (ratio < half * cell), -ratio, 0)
+    slope += (code + 0.5) * cell
+    expected = (g * slope).sum(0) / math.sqrt(40 * 2 ** (stored - 1))
+    np.testing.assert_allclose(pull(jnp.asarray(g))[0], expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(out, (code + 0.5) * cell * step, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_activation_step_gradient_is_lsq(bits):
+    """Esser et al. 2020, eq. 3, with g = 1 / sqrt(features * Q_P)."""
+    x, step, g = normal(6, 5, 4), np.float32(0.2), normal(6, 5, 4, seed=1)
+    _, pull = jax.vjp(lambda s: quantize_activations(jnp.asarray(x), s, bits), step)
+    top = 2.0**bits - 1
+    ratio = x.astype(np.float64) / step
+    slope = np.where(ratio <= 0, 0, np.where(ratio >= top, top, np.round(ratio) - ratio))
+    expected = (g * slope).sum() / math.sqrt(5 * 4 * top)
+    np.testing.assert_allclose(pull(jnp.asarray(g))[0], expected, rtol=2e-5, atol=1e-6)
+
+
+def test_a_traced_width_costs_one_trace_and_changes_no_bit():
+    w, step = jnp.asarray(normal(7, 4)), jnp.asarray([0.01, 0.02, 0.03, 0.5])
+    x, traces = jnp.abs(w), []
+
+    @jax.jit
+    def both(bits):
+        traces.append(bits)
+        return quantize_weights(w, step, bits, 8), quantize_activations(x, step[0], bits)
+
+    for bits in WIDTHS:
+        of_weights, of_inputs = both(jnp.int32(bits))
+        np.testing.assert_array_equal(of_weights, quantize_weights(w, step, bits, 8))
+        np.testing.assert_array_equal(of_inputs, quantize_activations(x, step[0], bits))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("bits", [0, 9, jnp.int32(0), jnp.int32(9)])
+def test_widths_out_of_range(bits):
+    with pytest.raises(ValueError, match="expected 1 to 8 bits"):
+        quantize_weights(jnp.ones((2, 1)), jnp.ones(1), bits, 8)
+    with pytest.raises(ValueError, match="expected 1 to 8 bits"):
+        quantize_activations(jnp.ones((2, 1)), jnp.float32(1), bits)
+    with pytest.raises(ValueError, match="expected 1 to 8 bits"):
+        encode_activations(jnp.ones((2, 1)), jnp.float32(1), bits)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_gaussian_step_minimises_the_squared_error(bits):
+    """By integrating the error of the mid-rise grid against the normal density."""
+    x = np.linspace(-9, 9, 18_001)
+    density = np.exp(-(x**2) / 2)
+    half = 2.0 ** (bits - 1)
+
+    def error(step: float) -> float:
+        value = (np.clip(np.floor(x / step), -half, half - 1) + 0.5) * step
+        return float(((value - x) ** 2 * density).sum())
+
+    ratios = np.linspace(0.9, 1.1, 81)
+    best = ratios[np.argmin([error(GAUSSIAN_STEP[bits] * ratio) for ratio in ratios])]
+    assert abs(best - 1) <= 0.01
+
+
+def test_one_bit_gaussian_step_is_known_in_closed_form():
+    assert GAUSSIAN_STEP[1] == pytest.approx(2 * math.sqrt(2 / math.pi), abs=1e-4)
+
+
+def test_weight_step_scales_with_its_channel_and_is_never_zero():
+    w = jnp.asarray(normal(4000, 1)) * jnp.asarray([[1.0, 10.0, 0.0]])
+    step = np.asarray(gaussian_weight_step(w, 2, 8))
+    assert step[0] == pytest.approx(GAUSSIAN_STEP[2] / 64, rel=0.05)
+    assert step[1] == pytest.approx(10 * step[0], rel=1e-5)
+    assert step[2] > 0
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_activation_step_is_near_the_best(bits):
+    x = np.maximum(normal(2000), 0)
+
+    def error(step: float) -> float:
+        value = np.clip(np.round(x / step), 0, 2**bits - 1) * step
+        return float(((value - x) ** 2).mean())
+
+    best = min(error(step) for step in np.geomspace(1e-3, x.max(), 2000))
+    assert error(float(activation_step(jnp.asarray(x), bits))) <= 1.1 * best
+
+
+def test_activation_step_of_a_dead_layer_is_positive():
+    assert activation_step(jnp.zeros((2, 3)), 2) > 0

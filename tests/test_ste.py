@@ -1,0 +1,99 @@
+"""Straight-through functions: values, and gradients equal to arrays written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision.primitives.ste import (
+    floor_ste,
+    midrise_code,
+    midrise_ste,
+    round_ste,
+    scale_gradient,
+    unsigned_ste,
+)
+
+
+def gradients(function, *arguments):
+    """Of the sum of what comes out, with the cotangents 1, 2, 3, ... to tell elements apart."""
+    out, pull = jax.vjp(function, *arguments)
+    cotangent = jnp.arange(1, out.size + 1, dtype=out.dtype).reshape(out.shape)
+    return np.asarray(out), [np.asarray(g) for g in pull(cotangent)]
+
+
+def test_round():
+    value, (gradient,) = gradients(round_ste, jnp.array([-2.5, -0.5, 0.0, 0.5, 1.5, 2.4]))
+    np.testing.assert_array_equal(value, [-2.0, 0.0, 0.0, 0.0, 2.0, 2.0])  # ties to even
+    np.testing.assert_array_equal(gradient, [1, 2, 3, 4, 5, 6])
+
+
+def test_floor():
+    value, (gradient,) = gradients(floor_ste, jnp.array([-2.5, -1.0, -0.1, 0.0, 0.9, 1.0]))
+    np.testing.assert_array_equal(value, [-3.0, -1.0, -1.0, 0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(gradient, [1, 2, 3, 4, 5, 6])
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0, -2.0])
+def test_scale_gradient(factor):
+    value, (gradient,) = gradients(lambda x: scale_gradient(x, factor), jnp.array([1.0, -3.0]))
+    np.testing.assert_array_equal(value, [1.0, -3.0])
+    np.testing.assert_array_equal(gradient, [1 * factor, 2 * factor])
+
+
+def test_scale_gradient_keeps_a_narrow_dtype():
+    gradient = jax.grad(scale_gradient)(jnp.bfloat16(2), jnp.bfloat16(0.5))
+    assert gradient.dtype == jnp.bfloat16
+
+
+# A grid of 2 bits stored at 3: cells of 2 steps of 0.5, so edges at -2, -1, 0, 1, 2.
+STEP, CELL, HALF = jnp.full((1,), 0.5), jnp.float32(2), jnp.float32(2)
+
+
+def test_midrise_inside_at_edges_and_outside():
+    w = jnp.array([-9.0, -2.0, -1.5, -1.0, -0.25, 0.0, 0.75, 1.0, 1.75, 2.0, 9.0])
+    value, (to_w, to_step, to_cell, to_half) = gradients(midrise_ste, w, STEP, CELL, HALF)
+    np.testing.assert_array_equal(
+        value, [-1.5, -1.5, -1.5, -0.5, -0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5]
+    )
+    # The lower edge of the grid belongs to it, the upper one does not.
+    np.testing.assert_array_equal(to_w, [0, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0])
+    # (code + 1/2) * cell - w / step inside, (code + 1/2) * cell outside.
+    slopes = [-3, -3 + 4, -3 + 3, -1 + 2, -1 + 0.5, 1, 1 - 1.5, 3 - 2, 3 - 3.5, 3, 3]
+    expected = sum(slope * g for g, slope in enumerate(slopes, start=1))
+    np.testing.assert_array_equal(to_step, [expected])
+    np.testing.assert_array_equal(to_cell, 0.0)
+    np.testing.assert_array_equal(to_half, 0.0)
+
+
+def test_midrise_step_gradient_stays_with_its_channel():
+    w = jnp.array([[0.25, 0.25], [-0.75, 9.0]])
+    _, (_, to_step, _, _) = gradients(
+        midrise_ste, w, jnp.array([[0.5, 1.0]]), jnp.float32(1), jnp.float32(1)
+    )
+    # Channel 0: codes 0, -1 (clipped); channel 1: codes 0, 0 (clipped). Cotangents 1 2 / 3 4.
+    np.testing.assert_array_equal(to_step, [[1 * (0.5 - 0.5) + 3 * -0.5, 2 * 0.25 + 4 * 0.5]])
+
+
+@pytest.mark.parametrize("w", [-3.0e38, -1.0e-40, 0.0, 1.0e-40, 3.0e38])
+def test_midrise_extremes_stay_finite(w):
+    out, pull = jax.vjp(midrise_ste, jnp.array([w]), jnp.full((1,), 1e-3), CELL, HALF)
+    assert np.isfinite(out).all()
+    assert all(np.isfinite(g).all() for g in pull(jnp.ones(1)))
+
+
+def test_codes_are_integers_in_range():
+    w = jnp.linspace(-3, 3, 101)
+    codes = np.asarray(midrise_code(w, STEP, CELL, HALF))
+    assert set(codes) == {-2.0, -1.0, 0.0, 1.0}
+    assert (np.diff(codes) >= 0).all()
+
+
+def test_unsigned_inside_at_edges_and_outside():
+    x = jnp.array([-1.0, 0.0, 0.1, 0.25, 0.75, 1.25, 1.5, 9.0])
+    value, (to_x, to_step, to_top) = gradients(unsigned_ste, x, jnp.float32(0.5), jnp.float32(3))
+    np.testing.assert_array_equal(value, [0, 0, 0, 0, 1.0, 1.0, 1.5, 1.5])  # ties to even
+    np.testing.assert_array_equal(to_x, [0, 0, 3, 4, 5, 6, 0, 0])  # 0 < x / step < top
+    slopes = np.float32([0, 0, 0 - 0.2, 0 - 0.5, 2 - 1.5, 2 - 2.5, 3, 3])
+    np.testing.assert_allclose(to_step, (slopes * np.arange(1, 9)).sum(), rtol=1e-6)
+    np.testing.assert_array_equal(to_top, 0.0)
