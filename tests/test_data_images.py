@@ -8,7 +8,6 @@ import pytest
 from dual_precision import data
 from dual_precision.data.images import channel_statistics, split_off
 
-
 augment = jax.jit(data.augment, static_argnames=("padding", "flip", "mode"))
 
 

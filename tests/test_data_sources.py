@@ -349,6 +349,17 @@ def test_several_files_of_a_tfds_download_are_told_apart(tmp_path, server, monke
     _same(splits, GREY, canonical)
 
 
+def test_a_download_that_is_no_archive_is_one_more_source_that_failed(
+    tmp_path, server, monkeypatch
+):
+    url, folder = server
+    (folder / "cifar-10-binary.tar.gz").write_bytes(b"<html>log in first</html>")
+    monkeypatch.setattr(sources, "_urls", lambda builder: [f"{url}/cifar-10-binary.tar.gz"])
+    spec = dataclasses.replace(TINY, npm=None)
+    with pytest.raises(data.DataUnavailable, match=r"TFDS download: .*cannot be read.*--archive="):
+        sources.provide(spec, data_dir=tmp_path / "tfds")
+
+
 # --- the package clients ------------------------------------------------------------------------
 
 

