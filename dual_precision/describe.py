@@ -77,7 +77,7 @@ class Cost:
 
 
 def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
-    """The cost of a mode. The first layer's inputs, where no mode quantizes them, are 8-bit pixels."""
+    """The cost of a mode. Inputs of the first layer that no mode quantizes are 8-bit pixels."""
     size, operations, macs = 0.0, 0, 0
     for index, layer in enumerate(layers.values()):
         own = layer.table[mode]

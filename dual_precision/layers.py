@@ -57,7 +57,7 @@ class QuantizedLayer(nn.Module):
     def _check_inputs(self, inputs: int) -> None:
         if not self.has_variable("params", "kernel"):
             return
-        expected = self.get_variable("params", "kernel").shape[-2]
+        expected: int = self.get_variable("params", "kernel").shape[-2]
         if inputs != expected:
             raise ValueError(
                 f"layer {'/'.join(self.path)!r} got {inputs} channels: expected {expected};"

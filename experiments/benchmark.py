@@ -125,7 +125,7 @@ def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[st
 
         if phase.precisions in (("high",), ("low",)):
             found = logits(variables, images[:8], precision=phase.precisions[0])
-            return Program(step, state, relative_difference(found, exact))
+            return Program(step, state, peers.relative_difference(found, exact))
         return Program(step, state)
 
     return {name: program(phase) for name, phase in phases.items()}
@@ -148,11 +148,12 @@ def peer_programs(
     optimizer = optax.sgd(RATE, momentum=0.9, nesterov=True)
     # Elsewhere than on a CPU we have no options, and the rows would be the same.
     choices = {"": None} | ({OPTIONS: compiler_options()} if compiler_options() else {})
-    networks, notes = peers.available(sizes, variables, pixels[:8])
+    names = list(peers.PEERS) if FLAGS.peers else [PLAIN]
+    networks, notes = peers.available(names, sizes, variables, pixels[:8])
     programs = {}
     for name, (network, found) in networks.items():
         update = peers.train_step(network, optimizer)
-        difference = None if name == PLAIN else relative_difference(found, networks[PLAIN][1])
+        difference = None if name == PLAIN else peers.relative_difference(found, networks[PLAIN][1])
         for suffix, options in choices.items():
             step = jax.jit(update, donate_argnums=0, compiler_options=options)
             take = partial(_take_step, step, pixels, labels)
@@ -163,18 +164,6 @@ def peer_programs(
 
 def _take_step(step: Callable, pixels: jax.Array, labels: jax.Array, state: Any) -> Any:
     return step(state, pixels, labels)
-
-
-def relative_difference(logits: jax.Array, exact: jax.Array) -> float:
-    """|logits - exact| / |exact|.
-
-    Raises:
-      ValueError: it is nothing; then nothing is quantized, and the comparison means nothing.
-    """
-    difference = float(jnp.linalg.norm(logits - exact) / jnp.linalg.norm(exact))
-    if not difference > 1e-4:
-        raise ValueError(f"logits differ from float's by {difference:.1e}: nothing is quantized")
-    return difference
 
 
 def time_rounds(programs: Mapping[str, Program], repeats: int, steps: int) -> dict[str, list]:
@@ -200,7 +189,7 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
     traces = 0
 
     @partial(jax.jit, static_argnames="precision")
-    def predict(variables: Any, images: jax.Array, *, precision: str) -> jax.Array:
+    def predict(variables: Any, images: jax.Array, *, precision: str) -> Any:
         nonlocal traces
         traces += 1  # Python runs when jax traces, and not when it takes a compiled program
         return model.apply(variables, images, precision=precision)
@@ -304,5 +293,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 2, "steps in a row of a program in a round", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=8)
     flags.DEFINE_string("model", "resnet20", "one of the residual networks")
+    flags.DEFINE_bool("peers", True, "measure Qwix and AQT too, not only plain flax")
     flags.DEFINE_string("out", None, "a JSON file for all times")
     app.run(main)

@@ -5,7 +5,7 @@ can slow it down or speed it up. Its modules have the names that `dual_precision
 gives its own: a test copies the parameters over and finds the same logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -161,11 +161,12 @@ PEERS: dict[str, tuple[Callable[..., nn.Module], str]] = {
 
 
 def available(
-    sizes: dict[str, Any], variables: Any, images: jax.Array
+    names: Sequence[str], sizes: dict[str, Any], variables: Any, images: jax.Array
 ) -> tuple[dict[str, tuple[nn.Module, jax.Array]], list[str]]:
-    """Name -> network and its logits, of the peers that run here; a line on each."""
+    """Name -> network and its logits, of those peers that run here; a line on each."""
     found, notes = {}, []
-    for name, (make, quantizes) in PEERS.items():
+    for name in names:
+        make, quantizes = PEERS[name]
         try:
             network = make(**sizes)
             found[name] = network, logits(network, variables, images)
@@ -176,6 +177,18 @@ def available(
         else:
             notes += [f"{name} quantizes {quantizes}."] if quantizes else []
     return found, notes
+
+
+def relative_difference(logits: jax.Array, exact: jax.Array) -> float:
+    """|logits - exact| / |exact|.
+
+    Raises:
+      ValueError: it is nothing; then nothing is quantized, and the comparison means nothing.
+    """
+    difference = float(jnp.linalg.norm(logits - exact) / jnp.linalg.norm(exact))
+    if not difference > 1e-4:
+        raise ValueError(f"logits differ from float's by {difference:.1e}: nothing is quantized")
+    return difference
 
 
 def initial_state(variables: Any, optimizer: optax.GradientTransformation) -> Any:

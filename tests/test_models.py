@@ -66,9 +66,17 @@ def test_parameter_counts_of_the_float_networks(name, count):
 @tiny
 def test_the_tree_is_the_same_whichever_mode_made_it(name):
     model, variables, images = made(name)
+    expected = jax.eval_shape(lambda: variables)
     for precision in model.modes.names:
-        other = initialise(model, images, precision=precision, train=True)
-        jax.tree.map(np.testing.assert_array_equal, other, variables)
+        for train in (False, True):
+            init = partial(model.init, precision=precision, train=train)
+            assert jax.eval_shape(init, jax.random.key(0), images) == expected
+
+
+def test_so_are_its_values():
+    model, variables, images = made("mlp")
+    other = initialise(model, images, precision="low", train=True)
+    jax.tree.map(np.testing.assert_array_equal, other, variables)
 
 
 @tiny
@@ -239,3 +247,10 @@ def test_space_to_depth_moves_pixels_only():
     np.testing.assert_array_equal(out[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
     with pytest.raises(ValueError, match="expected a multiple of 2"):
         space_to_depth(x[:, :3], 2)
+
+
+@pytest.mark.parametrize("name", ["step", "kernel", "scale", "classifier"])
+def test_a_mode_may_not_be_called_as_something_in_the_tree(name):
+    own = modes(**{name: "w2a2"})
+    with pytest.raises(ValueError, match=rf"{name}.*rename"):
+        check_layers(own, describe_layers(MLP(num_classes=3, modes=own, hidden=(4,)), (4, 4, 1)))

@@ -234,7 +234,9 @@ class _Run:
             "learning_rate": float(self.rates["learning_rate"](float(step - 1))),
             **{name: float(np.mean(value)) for name, value in metrics.items()},
         }
-        for precision in self.model.modes.names:
+        made = {name for p in self.phases[: index + 1] for name in p.precisions}
+        made |= set(phase.finish.input_steps) if step == self.starts[index + 1] else set()
+        for precision in sorted(made):
             result = evaluate(
                 self.model,
                 state.variables,
@@ -243,13 +245,11 @@ class _Run:
                 precision=precision,
             )
             record |= {f"validation_{precision}_{k}": v for k, v in result.items()}
-        trained = {name for p in self.phases[: index + 1] for name in p.precisions}
-        score = float(np.mean([record[f"validation_{name}_accuracy"] for name in trained]))
+        accuracies = {name: record[f"validation_{name}_accuracy"] for name in sorted(made)}
+        score = float(np.mean(list(accuracies.values())))
         with self.log_path.open("a") as out:
             out.write(json.dumps(record) + "\n")
-        report = "  ".join(
-            f"{name} {record[f'validation_{name}_accuracy']:.4f}" for name in sorted(trained)
-        )
+        report = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
         for listener in self.listeners:
             listener(record)
         tqdm.write(f"{phase.name} epoch {record['epoch']}: validation {report}")

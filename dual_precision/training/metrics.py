@@ -1,6 +1,7 @@
 """Accuracy and loss of a mode over a set, with clu.metrics."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 
 import flax.struct
 import jax
@@ -10,6 +11,7 @@ import optax
 from clu import metrics as clu_metrics
 from flax import linen as nn
 
+from dual_precision.training.compilation import compiler_options
 from dual_precision.training.state import Tree
 
 
@@ -21,21 +23,18 @@ class EvaluationMetrics(clu_metrics.Collection):
     loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
 
 
-@partial(jax.jit, static_argnames=("model", "precision"))
-def _evaluate_batch(
-    variables: Tree,
-    images: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    *,
-    model: nn.Module,
-    precision: str,
-) -> EvaluationMetrics:
-    logits = model.apply(variables, images, precision=precision)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return EvaluationMetrics.single_from_model_output(
-        logits=logits, labels=labels, loss=loss, mask=mask
-    )
+@cache
+def _batch_program(model: nn.Module, precision: str) -> Callable[..., EvaluationMetrics]:
+    """The jitted evaluation of one batch, one for each model and mode."""
+
+    def batch(variables: Tree, images: jax.Array, labels: jax.Array, mask: jax.Array):
+        logits = model.apply(variables, images, precision=precision)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return EvaluationMetrics.single_from_model_output(
+            logits=logits, labels=labels, loss=loss, mask=mask
+        )
+
+    return jax.jit(batch, compiler_options=compiler_options())
 
 
 def evaluate(
@@ -54,6 +53,7 @@ def evaluate(
     """
     if len(images) == 0:
         raise ValueError("no images to evaluate on: expected at least one")
+    program = _batch_program(model, precision)
     total = EvaluationMetrics.empty()
     for start in range(0, len(images), batch_size):
         part, wanted = images[start : start + batch_size], labels[start : start + batch_size]
@@ -62,7 +62,6 @@ def evaluate(
         if missing:  # pad the last batch, so that it runs through the same program
             part = np.pad(np.asarray(part), ((0, missing), (0, 0), (0, 0), (0, 0)))
             wanted = np.pad(np.asarray(wanted), (0, missing))
-        batch = _evaluate_batch(variables, part, wanted, mask, model=model, precision=precision)
-        total = total.merge(batch)
+        total = total.merge(program(variables, part, wanted, mask))
     with jax.numpy_dtype_promotion("standard"):  # clu divides a float sum by an int count
         return {name: float(value) for name, value in total.compute().items()}

@@ -75,8 +75,8 @@ def _below(path: Path, phase: Phase, layers: Layers) -> bool:
 def in_log_domain(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs `inner` on log(p): p <- p * exp(update), with the gradient p * dL/dp.
 
-    Keeps positive parameters positive (no update takes more than a factor of e^8) and makes their learning rate a relative one, the same
-    for a step of 1e-3 and a step of 1.
+    Keeps positive parameters positive (an update is a factor of e^-8 to e^8) and makes their
+    learning rate a relative one, the same for a step of 1e-3 and a step of 1.
     """
 
     def update(updates, state, params=None):

@@ -42,7 +42,15 @@ def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int)
 
 
 def check_layers(modes: Modes, layers: Mapping[Path, Layer]) -> None:
-    """Raises ValueError where `modes.layers` names a layer that the model does not have."""
+    """Raises ValueError where `modes` does not fit the model.
+
+    Its `layers` may name only layers that are there; no mode may be called as something in the
+    tree is, since a mode's own values are told by its name in their path.
+    """
+    taken = {"kernel", "bias", "step", "input_step", "scale", "mean", "var"}
+    taken |= {part for path in layers for part in path}
+    if clash := sorted(taken & set(modes.names)):
+        raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")
     known = ["/".join(path) for path in layers]
     unknown = sorted(set(modes.layers) - set(known))
     if unknown:
