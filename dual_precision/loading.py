@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.models import build
@@ -58,6 +60,12 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
 
 def _read(checkpoints: Checkpoints, step: int) -> tuple[nn.Module, dict[str, Any]]:
     about = checkpoints.about(step)
+    if "network" not in about["config"]:
+        raise ValueError(
+            f"step {step} was saved by fit(config={about['config']}): expected a"
+            ' config with an entry "network", see build_from'
+        )
     state = checkpoints.restore(step)
     model = build_from(about["config"]["network"])
-    return model, {"params": state["params"], "batch_stats": state["batch_stats"]}
+    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
+    return model, jax.tree.map(jnp.asarray, variables)

@@ -1,6 +1,8 @@
 """What the commands share: absl flags to a Config, errors to one line and an exit status."""
 
+import errno
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
     flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
     flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
-    flags.DEFINE_string("model", None, "mlp, resnet8_wide, resnet8, resnet20, resnet32, resnet56")
+    flags.DEFINE_string("model", None, "mlp, resnet8_fast, resnet8, resnet20, resnet32, resnet56")
     flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
     flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
     flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
@@ -84,17 +86,29 @@ def run(main: Callable[[], None]) -> None:
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(128 + stop.signum)
+        except KeyboardInterrupt:  # outside of training, where nothing waits to be saved
+            print("stopped: start the same command again to go on", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except (ValueError, OSError, DataError, CheckpointError, NonFiniteLoss) as error:
             if FLAGS.traceback:
                 raise
-            sys.exit(f"error: {' '.join(str(error).split())}")
+            room = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            way_out = "; make room and start the same command again: it goes on" if room else ""
+            sys.exit(f"error: {' '.join(str(error).split())}{way_out}")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {' '.join(str(error).split())}; --help lists the flags")
 
 
 def _logs_to_stderr() -> None:
-    """Our own log lines, plain; those of the libraries only when something is wrong."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Our own log lines, plain; of the libraries nothing: what goes wrong there is raised too."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,6 +1,7 @@
 """The configuration of a training run: every field here, typed, commented, defaulted."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,9 +32,10 @@ class Config:
     warmup: float = 0.1  # share of each phase
     label_smoothing: float = 0.0
     distillation: float = 0.5  # share of high's soft labels in low's loss (order joint)
-    first_share: float = 0.5  # of the passes, for phase 1 (order joint)
+    first_share: float = 0.3  # of the passes, for phase 1 (order joint)
+    first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak (order joint)
     polish_share: float = 0.0  # of the passes, for a last phase inside low's cells (order joint)
-    second_rate: float = 0.5  # learning rate of phase 2 (order joint), relative to learning_rate
+    second_rate: float = 0.7  # learning rate of phase 2 (order joint), relative to learning_rate
     refine_rate: float = 0.2  # learning rate inside low's cells, relative to learning_rate
     steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
     epochs_per_evaluation: int = 1  # validation and checkpoint
@@ -49,20 +51,37 @@ class Config:
                 f"low={self.low} has wider weights than high={self.high}: order=refine puts"
                 " high inside low's cells; swap them, or choose --order=joint"
             )
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value}: expected a finite number, 0 or more")
+        if self.steps_per_dispatch < 0:
+            raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 0 or more")
         for name in ("batch_size", "passes", "epochs_per_evaluation"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        for name in ("distillation", "warmup", "label_smoothing", "first_share", "polish_share"):
+        for name in (
+            "distillation",
+            "warmup",
+            "label_smoothing",
+            "first_share",
+            "first_final",
+            "polish_share",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1")
+        if self.first_share + self.polish_share >= 1:
+            raise ValueError(
+                f"first_share={self.first_share} and polish_share={self.polish_share}:"
+                " expected a sum below 1, so that the phase of both modes has a share too"
+            )
 
 
 # What a preset changes of the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     # About eight minutes on two CPU cores.
     "quick": {
-        "model": "resnet8_wide",
-        "passes": 16.0,
+        "model": "resnet8_fast",
+        "passes": 14.0,
     },
     # For an accelerator: 200 epochs for each phase.
     "paper": {},

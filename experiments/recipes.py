@@ -5,7 +5,6 @@ images. Every recipe spends `config.passes`, except that `low`, `high` and `floa
 spend half of it each: together they cost what the dual network costs.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 from dual_precision.training.phases import Phase, Preparation
@@ -89,13 +88,21 @@ def _joint_order(config: Config) -> Recipe:
     first = config.passes * config.first_share
     polish = config.passes * config.polish_share
     phases = [
-        _phase(config, "high", first, ("high",), prepare=_start("high", grid="low")),
+        _phase(
+            config,
+            "high",
+            first,
+            ("high",),
+            final_rate=config.first_final,
+            prepare=_start("high", grid="low"),
+        ),
         _phase(
             config,
             "both",
             config.passes - first - polish,
             ("high", "low"),
             learning_rate=config.learning_rate * config.second_rate,
+            warmup=0.0,  # it goes on where phase 1 left off
             teacher="high" if config.distillation else None,
             distillation=config.distillation,
             prepare=_take_over("low", "high"),
@@ -129,19 +136,19 @@ def fields_without_effect(config: Config) -> set[str]:
     every: set[str] = set()
     for mode in RECIPES:
         for order in ("joint", "refine"):
-            every |= _fields_read(dataclasses.replace(config, mode=mode, order=order))
-    used = _fields_read(config) | ({"order"} if config.mode == "two_phase" else set())
-    return (every | {"order"}) - used
+            every |= _fields_read(config, mode, order)
+    used = _fields_read(config, config.mode, config.order)
+    return every - used
 
 
-def _fields_read(config: Config) -> set[str]:
-    """The fields that building the recipe looks at."""
+def _fields_read(config: Config, mode: str, order: str) -> set[str]:
+    """The fields that building the recipe of `mode` and `order` looks at."""
     read: set[str] = set()
 
     class Recording:
         def __getattr__(self, name: str):
             read.add(name)
-            return getattr(config, name)
+            return order if name == "order" else getattr(config, name)
 
-    RECIPES[config.mode](Recording())  # type: ignore[arg-type]
+    RECIPES[mode](Recording())  # type: ignore[arg-type]
     return read

@@ -51,7 +51,7 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
 
 def _check_same(path: Path, description: dict[str, Any]) -> None:
     try:
-        found = json.loads(path.read_text())["experiment"]
+        found = dict(json.loads(path.read_text())["experiment"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
     wanted = description["experiment"]

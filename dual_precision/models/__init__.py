@@ -5,12 +5,12 @@ from typing import Any
 from flax import linen as nn
 
 from dual_precision.models.mlp import MLP
-from dual_precision.models.resnet import resnet8, resnet8_wide, resnet20, resnet32, resnet56
+from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
 
 MODELS: dict[str, Any] = {
     "mlp": MLP,
     "resnet8": resnet8,
-    "resnet8_wide": resnet8_wide,
+    "resnet8_fast": resnet8_fast,
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet56": resnet56,

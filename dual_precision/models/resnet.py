@@ -109,9 +109,15 @@ def space_to_depth(x: jax.Array, side: int) -> jax.Array:
     return x.reshape(n, h // side, w // side, side * side * c)
 
 
-# For CPUs, whose convolutions like many channels on few pixels: 3.5 times the images per second of
-# resnet20 at three quarters of its multiply-accumulates.
-resnet8_wide = partial(ResNet, stage_sizes=(0, 1, 1), widths=(64, 128, 256), space_to_depth=2)
+# For two CPU cores: seven times the images per second of resnet20 at a third of its
+# multiply-accumulates, because XLA's CPU convolutions like more channels on fewer pixels.
+resnet8_fast = partial(
+    ResNet,
+    stage_sizes=(0, 1, 1),
+    widths=(32, 64, 128),
+    transitions=True,
+    space_to_depth=2,
+)
 resnet8 = partial(ResNet, stage_sizes=(1, 1, 1))
 resnet20 = partial(ResNet, stage_sizes=(3, 3, 3))
 resnet32 = partial(ResNet, stage_sizes=(5, 5, 5))

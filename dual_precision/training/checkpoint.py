@@ -153,9 +153,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and releases what Orbax holds."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        try:
+            manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._write_failure(None, error) from error
 
     def _check_room(self, state: Tree) -> None:
         """Raises OSError before a write that would fail halfway, threads deep in Orbax."""
@@ -212,8 +216,7 @@ class Checkpoints:
 
     def _as_numpy(self, step: int) -> ocp.args.PyTreeRestore:
         try:
-            with ocp.PyTreeCheckpointer() as reader:
-                tree = reader.metadata(self.folder / str(step) / "state").item_metadata.tree
+            tree = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
         except Exception as error:  # as in _read
             raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)

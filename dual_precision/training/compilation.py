@@ -31,16 +31,37 @@ def keep_freed_memory() -> bool:
     """Has glibc keep what XLA's CPU programs free, for the next step; True where it could.
 
     Every program launch allocates and frees its temporary arrays. By default they go back to the
-    kernel each time, and the next step pays a page fault for every 4 KiB: a fifth of a ResNet-20
-    step. Commands call this once at their start; a library should not decide it for its process.
+    kernel each time, and the next step pays a page fault for every 4 KiB: 75,000 of them in a
+    ResNet-20 step of batch 128, a quarter of its time. So the heap keeps what is freed, and is
+    given a first gigabyte in huge pages. Commands call this once at their start, before the first
+    computation; a library should not decide it for its process.
     """
     if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
         return False
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h's M_...
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt = libc.mallopt
     except (OSError, AttributeError):  # another C library: it has its own ways
         return False
     settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1), (top_pad, 64 << 20))
     accepted = [mallopt(name, value) for name, value in settings]
+    _touch_huge_pages(libc, 1 << 30)
     return all(accepted)
+
+
+def _touch_huge_pages(libc: ctypes.CDLL, size: int) -> None:
+    """Takes `size` bytes into the heap as huge pages, and frees them into it."""
+    page, madvise_hugepage = 2 << 20, 14
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(size)
+    if not block:  # so little memory is left that the default is the better choice
+        return
+    start = -(-block // page) * page
+    length = (block + size - start) // page * page
+    libc.madvise(start, length, madvise_hugepage)
+    ctypes.memset(start, 0, length)
+    libc.free(block)

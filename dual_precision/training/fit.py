@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,7 @@ class _Run:
         self.images = replicate(train.images, self.mesh)
         self.labels = replicate(train.labels.astype(np.int32), self.mesh)
         self.key = jax.random.key(options.seed)
+        self.permutation = (-1, np.zeros(0, np.int32))  # of which epoch, and its order
         self.workdir = workdir
         self.checkpoints = Checkpoints(workdir, config)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -144,12 +145,13 @@ class _Run:
         images = self.starts[-1] * self.options.batch_size
         bar = tqdm(total=images, unit=" images", unit_scale=True, disable=None, smoothing=0.05)
         bar.update(int(state.step) * self.options.batch_size)
-        with Signals() as signals, bar:
-            for index, phase in enumerate(self.phases):
-                if int(state.step) < self.starts[index + 1]:
-                    state = self._phase(state, index, phase, begun >= index, bar, signals)
-        self.checkpoints.wait()
-        self.checkpoints.close()
+        try:
+            with Signals() as signals, bar:
+                for index, phase in enumerate(self.phases):
+                    if int(state.step) < self.starts[index + 1]:
+                        state = self._phase(state, index, phase, begun >= index, bar, signals)
+        finally:
+            self.checkpoints.close()
         return state
 
     def _phase(self, state, index, phase, begun, bar, signals) -> TrainState:
@@ -194,10 +196,13 @@ class _Run:
     def _order(self, step: int) -> jax.Array:
         """Indices [chunk, batch] of the next updates; every epoch has its own permutation."""
         epoch, offset = divmod(step, self.steps_per_epoch)
-        permutation = _permutation(jax.random.fold_in(self.key, epoch), self.size)
+        if self.permutation[0] != epoch:  # made once an epoch: on a CPU it costs a tenth of a step
+            key = jax.random.fold_in(self.key, epoch)
+            self.permutation = (epoch, np.asarray(_permutation(key, self.size)))
         start = offset * self.options.batch_size
         count = self.chunk * self.options.batch_size
-        return place_batches(permutation[start : start + count].reshape(self.chunk, -1), self.mesh)
+        part = self.permutation[1][start : start + count]
+        return place_batches(part.reshape(self.chunk, -1), self.mesh)
 
     def _set(self, state: TrainState, setting: Preparation) -> TrainState:
         if setting == Preparation():
@@ -211,13 +216,16 @@ class _Run:
     def _check_finite(self, losses: jax.Array, step: int, phase: Phase) -> None:
         bad = ~np.isfinite(np.asarray(losses))
         if bad.any():
-            self.checkpoints.wait()
-            kept = self.checkpoints.steps()
-            raise NonFiniteLoss(
-                f"loss is not finite at step {step + int(bad.argmax())} (phase {phase.name});"
-                f" the last good checkpoint is {f'step {kept[-1]}' if kept else 'none'}."
-                " Try a smaller learning rate, in a new workdir"
-            )
+            self._refuse("loss is", step + int(bad.argmax()), phase)
+
+    def _refuse(self, what: str, step: int, phase: Phase) -> NoReturn:
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        raise NonFiniteLoss(
+            f"{what} not finite at step {step} (phase {phase.name});"
+            f" the last good checkpoint is {f'step {kept[-1]}' if kept else 'none'}."
+            " Try a smaller learning rate, in a new workdir"
+        )
 
     def _show(self, bar: tqdm, phase: Phase, metrics: dict[str, jax.Array]) -> None:
         bar.set_description(phase.name)
@@ -256,14 +264,16 @@ class _Run:
         self._save(state, index, score)
 
     def _save(self, state: TrainState, index: int, score: float) -> None:
+        if not _all_finite(state.variables):  # by the last update, whose loss nobody has computed
+            self._refuse("parameters are", int(state.step), self.phases[index])
         self.checkpoints.save(int(state.step), _as_dict(state), {"phase": index}, score)
 
     def _stop(self, state: TrainState, index: int, signum: int) -> None:
         step = int(state.step)
+        self.checkpoints.wait()  # until then an evaluation's checkpoint is not among the steps
         if step not in self.checkpoints.steps():
             self._save(state, index, -1.0)
         self.checkpoints.wait()
-        self.checkpoints.close()
         name = signal.Signals(signum).name
         raise Interrupted(
             f"{name}: saved at step {step} of {self.starts[-1]};"
@@ -299,6 +309,11 @@ class _Run:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _step_of(line: str) -> float:

@@ -60,7 +60,7 @@ def evaluate(
         missing = batch_size - len(part)
         mask = jnp.arange(batch_size) < len(part)
         if missing:  # pad the last batch, so that it runs through the same program
-            part = np.pad(np.asarray(part), ((0, missing), (0, 0), (0, 0), (0, 0)))
+            part = np.pad(np.asarray(part), ((0, missing), *[(0, 0)] * (part.ndim - 1)))
             wanted = np.pad(np.asarray(wanted), (0, missing))
         total = total.merge(program(variables, part, wanted, mask))
     with jax.numpy_dtype_promotion("standard"):  # clu divides a float sum by an int count

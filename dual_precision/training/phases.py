@@ -28,11 +28,12 @@ class Phase:
       name: for logs.
       epochs: passes over the training split.
       precisions: the modes that run on every batch; the loss is the sum over them.
-      learning_rate: peak; warmed up linearly, then annealed to zero by a cosine.
+      learning_rate: peak; warmed up linearly, then annealed by a cosine.
       step_learning_rate: peak for quantizer steps, which are learned in the log domain by Adam,
         so that it is a relative change per update whatever the width.
       weight_decay: on kernels only.
       warmup: fraction of the phase.
+      final_rate: where the cosine ends, relative to the peak.
       teacher: the mode of `precisions` whose logits the others learn from.
       distillation: share of the teacher's soft labels in the others' loss; the rest is the labels'.
       label_smoothing: in every cross entropy.
@@ -49,6 +50,7 @@ class Phase:
     step_learning_rate: float = 1e-2
     weight_decay: float = 5e-4
     warmup: float = 0.1
+    final_rate: float = 0.0
     teacher: str | None = None
     distillation: float = 0.0
     label_smoothing: float = 0.0

@@ -7,8 +7,8 @@ import optax
 from dual_precision.training.phases import Phase
 
 
-def warmup_cosine(peak: float, steps: int, warmup: float) -> optax.Schedule:
-    """Linear from 0 to `peak` over `warmup * steps` updates, then a cosine to 0 at `steps`.
+def warmup_cosine(peak: float, steps: int, warmup: float, final: float = 0.0) -> optax.Schedule:
+    """Linear from 0 to `peak` over `warmup * steps`, then a cosine to `final * peak` at `steps`.
 
     >>> schedule = warmup_cosine(1.0, 100, 0.1)
     >>> [round(float(schedule(s)), 3) for s in (5, 10, 55, 100)]
@@ -16,8 +16,10 @@ def warmup_cosine(peak: float, steps: int, warmup: float) -> optax.Schedule:
     """
     rising = int(steps * warmup)
     if rising == 0:
-        return optax.cosine_decay_schedule(peak, max(steps, 1))
-    return optax.warmup_cosine_decay_schedule(0.0, peak, rising, max(steps, rising + 1))
+        return optax.cosine_decay_schedule(peak, max(steps, 1), alpha=final)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, rising, max(steps, rising + 1), end_value=final * peak
+    )
 
 
 def phase_starts(phases: Sequence[Phase], steps_per_epoch: int) -> list[int]:
@@ -31,7 +33,9 @@ def phase_starts(phases: Sequence[Phase], steps_per_epoch: int) -> list[int]:
 def joined(phases: Sequence[Phase], steps_per_epoch: int, field: str) -> optax.Schedule:
     """`field` ("learning_rate" or "step_learning_rate") of all phases as step -> value."""
     parts = [
-        warmup_cosine(getattr(phase, field), phase.epochs * steps_per_epoch, phase.warmup)
+        warmup_cosine(
+            getattr(phase, field), phase.epochs * steps_per_epoch, phase.warmup, phase.final_rate
+        )
         for phase in phases
     ]
     return optax.join_schedules(parts, phase_starts(phases, steps_per_epoch)[1:-1])

@@ -34,6 +34,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def place_batches(order: jax.Array, mesh: Mesh) -> jax.Array:
+def place_batches(order: np.ndarray | jax.Array, mesh: Mesh) -> jax.Array:
     """Indices [steps, batch], the batch divided over the devices."""
     return jax.device_put(order, NamedSharding(mesh, PartitionSpec(None, "batch")))
