@@ -29,14 +29,24 @@ def recipe_of(mode: str, order: str = "joint", **settings) -> tuple[Phase, ...]:
 # -- recipes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("passes", [16.0, 40.0, 120.0, 400.0])
-def test_dual_networks_and_twins_together_cost_the_passes(passes):
-    for mode, order in (("joint", "joint"), ("two_phase", "joint"), ("two_phase", "refine")):
-        assert cost(recipe_of(mode, order, passes=passes)) == passes
-    twins = [recipe_of(mode, passes=passes) for mode in ("low", "high")]
-    assert sum(map(cost, twins)) == passes
-    assert cost(recipe_of("float", passes=passes)) == cost(twins[0])
-    assert cost(recipe_of("truncate", passes=passes)) == cost(twins[1])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_dual_networks_and_twins_together_cost_the_same(preset):
+    """What every comparison of them rests on."""
+
+    def spent(mode: str, order: str = "joint") -> int:
+        return cost(RECIPES[mode](make_config(preset, {"mode": mode, "order": order})))
+
+    passes = make_config(preset, {}).passes
+    assert spent("two_phase") == spent("two_phase", "refine") == spent("joint") == passes
+    assert spent("low") + spent("high") == passes
+    assert spent("float") == spent("truncate") == spent("high")
+
+
+@pytest.mark.parametrize(("mode", "order"), EVERY)
+def test_cost_is_the_passes_asked_for_to_within_an_epoch(mode, order):
+    for passes in range(6, 60):
+        wanted = passes if mode in ("joint", "two_phase") else passes / 2
+        assert abs(cost(recipe_of(mode, order, passes=float(passes))) - wanted) <= 1.5
 
 
 def test_shares_divide_the_passes():
@@ -110,16 +120,26 @@ def test_phases_that_contradict_themselves(arguments):
 
 
 def test_learning_rates_are_joined_over_the_phases():
-    phases = recipe_of("two_phase", passes=16.0)  # 8 epochs, then 4
-    starts = phase_starts(phases, 10)
-    assert starts == [0, 80, 120]
-    rate = joined(phases, 10, "learning_rate")
+    first = Phase("first", 8, ("high",), 0.1, warmup=0.1)
+    second = Phase("second", 4, ("high",), 0.05, warmup=0.0)
+    assert phase_starts((first, second), 10) == [0, 80, 120]
+    rate = joined((first, second), 10, "learning_rate")
     values = [float(rate(float(step))) for step in range(121)]
-    assert values[0] == values[80] == 0
-    assert max(values[:80]) == pytest.approx(0.1)
-    assert max(values[80:]) == pytest.approx(0.05)
-    assert values[79] < 1e-3
+    assert values[0] == 0
+    assert values[8] == max(values) == pytest.approx(0.1)
+    assert values[79] < 1e-4
+    assert values[80] == pytest.approx(0.05)
     assert values[120] == pytest.approx(0, abs=1e-9)
+
+
+def test_two_phases_share_one_cycle_of_the_learning_rate():
+    """Low joins while the rate is still high, and it goes on from where phase 1 left it."""
+    phases = recipe_of("two_phase")
+    rate = joined(phases, 10, "learning_rate")
+    end = phase_starts(phases, 10)[1]
+    before, after = float(rate(end - 1.0)), float(rate(float(end)))
+    assert before == pytest.approx(after, rel=1e-2)
+    assert before == pytest.approx(0.07, rel=1e-2)
 
 
 # -- settings --------------------------------------------------------------------------------------
@@ -194,19 +214,11 @@ def test_unknown_preset_and_field():
 
 # -- settings without effect -----------------------------------------------------------------------
 
+# Another value for every field that a recipe may read.
 ALTERNATIVES = {
     "order": "refine",
+    **{f.name: 0.25 for f in dataclasses.fields(Config) if f.type is float},
     "passes": 50.0,
-    "learning_rate": 0.3,
-    "step_learning_rate": 0.3,
-    "weight_decay": 0.3,
-    "warmup": 0.3,
-    "label_smoothing": 0.3,
-    "distillation": 0.3,
-    "first_share": 0.3,
-    "polish_share": 0.3,
-    "second_rate": 0.3,
-    "refine_rate": 0.3,
 }
 
 

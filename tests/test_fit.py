@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from dual_precision import data, loading, modes

@@ -50,7 +50,8 @@ def _seal(about: Mapping[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(". See full TensorStore")[0][:200]  # what follows is an address in memory
 
 
 class Checkpoints:
