@@ -21,6 +21,7 @@ from dual_precision.describe import describe_layers, mode_cost
 from dual_precision.loading import build_from
 from dual_precision.training.fit import FitOptions, fit
 from dual_precision.training.metrics import evaluate
+from dual_precision.training.records import read_records
 from dual_precision.training.state import TrainState, initial_variables
 from experiments import cli, report
 from experiments.config import Config
@@ -125,7 +126,7 @@ def main() -> None:
     rows = results(config, model, state, dataset)
     (workdir / RESULTS).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     picture = workdir / "training.png"
-    report.plot_training(report.read_log(workdir / "metrics.jsonl"), rows, picture)
+    report.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
     print(f"\n{report.table(rows)}\n\nplot: {picture}; {clock} in all")
     print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
 

@@ -1,6 +1,5 @@
 """What a run leaves for its reader: a table and a plot of its modes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,6 @@ def table(rows: Rows) -> str:
     ]
     rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path) -> None:

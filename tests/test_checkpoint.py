@@ -220,6 +220,8 @@ def test_damaged_step_is_said_and_the_one_before_taken(workdir, caplog, damage):
     (line,) = caplog.messages
     assert line.startswith("checkpoint skipped: step 20")
     assert "\n" not in line
+    assert checkpoints.steps() == [10, 20]  # reading moves nothing
+    checkpoints.set_aside_after(10)
     assert checkpoints.steps() == [10]
     assert [path.name for path in (workdir / "checkpoints_damaged").iterdir()] == ["20_0"]
     # Training goes on: the same step is written again, and later ones.

@@ -1,10 +1,8 @@
 """The table and the plot that a run leaves."""
 
-import json
-
 import pytest
 
-from experiments.report import plot_training, read_log, table
+from experiments.report import plot_training, table
 
 ROWS = [
     {
@@ -45,13 +43,6 @@ def test_table():
         "|  low | w2a2 |        86.05 |  89.70 |       54,824 |     1.74e+06 |",
         "| high | w8a8 |       100.00 |   9.50 |    1,234,567 |      9.6e+06 |",
     ]
-
-
-def test_read_log(tmp_path):
-    records = [record(1, "high", high=0.5), record(2, "high", high=0.75)]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert read_log(path) == records
 
 
 TWO_PHASES = [

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -237,25 +237,26 @@ class Checkpoints:
         number = sum(1 for _ in aside.iterdir())
         (self.folder / str(step)).rename(aside / f"{step}_{number}")
 
-    def newest(self, read: Any) -> Any:
+    def set_aside_after(self, step: int) -> None:
+        """Sets aside every later step: a run that goes on from `step` will write them again."""
+        for later in self.steps():
+            if later > step:
+                self.set_aside(later)
+
+    def newest(self, read: Callable[[int], Any]) -> Any:
         """`read(step)` for the newest step where it succeeds; None where there is no step.
 
-        Damaged steps that are passed over are logged and set aside.
+        Damaged steps that are passed over are logged; nothing is written, see `set_aside_after`.
 
         Raises:
           CheckpointError: there are steps and none can be read.
         """
         failures: list[str] = []
-        damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
-                found = read(step)
-                for other in damaged:
-                    self.set_aside(other)
-                return found
+                return read(step)
             except CheckpointError as error:
                 failures.append(str(error))
-                damaged.append(step)
                 log.warning("checkpoint skipped: %s; taking the one before", error)
         if failures:
             raise CheckpointError(

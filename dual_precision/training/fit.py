@@ -1,7 +1,6 @@
 """Runs a recipe: phases in order, checkpoints, resume, validation, logs."""
 
 import dataclasses
-import json
 import logging
 import signal
 import time
@@ -23,6 +22,7 @@ from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import phase_optimizer, trained_leaves
 from dual_precision.training.phases import Phase, Preparation, check_recipe
 from dual_precision.training.prepare import prepare
+from dual_precision.training.records import append_record, drop_records_after
 from dual_precision.training.sharding import batch_mesh, place_batches, replicate
 from dual_precision.training.signals import Interrupted, Signals
 from dual_precision.training.state import TrainState, check_layers, initial_variables
@@ -140,8 +140,9 @@ class _Run:
             begun = -1
         else:
             state, begun = restored
+            self.checkpoints.set_aside_after(int(state.step))
             log.info("resumed at step %d", int(state.step))
-        self._drop_log_after(int(state.step))
+        drop_records_after(self.log_path, int(state.step))
         images = self.starts[-1] * self.options.batch_size
         bar = tqdm(total=images, unit=" images", unit_scale=True, disable=None, smoothing=0.05)
         bar.update(int(state.step) * self.options.batch_size)
@@ -255,8 +256,7 @@ class _Run:
             record |= {f"validation_{precision}_{k}": v for k, v in result.items()}
         accuracies = {name: record[f"validation_{name}_accuracy"] for name in sorted(made)}
         score = float(np.mean(list(accuracies.values())))
-        with self.log_path.open("a") as out:
-            out.write(json.dumps(record) + "\n")
+        append_record(self.log_path, record)
         report = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
         for listener in self.listeners:
             listener(record)
@@ -295,17 +295,6 @@ class _Run:
         state = self.checkpoints.restore(step, _as_dict(target))
         return TrainState(**state), index
 
-    def _drop_log_after(self, step: int) -> None:
-        """Removes what a run wrote after the checkpoint that this one continues from."""
-        if not self.log_path.exists():
-            return
-        lines = self.log_path.read_text().splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        if kept != lines:
-            part = self.log_path.with_suffix(".part")
-            part.write_text("".join(line + "\n" for line in kept))
-            part.replace(self.log_path)
-
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
@@ -314,13 +303,6 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # half a line, from a run killed while it wrote
-        return float("inf")
 
 
 def _shifted(schedule: Callable, start: int, count: jax.Array) -> jax.Array:

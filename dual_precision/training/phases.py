@@ -99,5 +99,5 @@ def _check_wider(path: str, low: Precision, name: str, high: Precision) -> None:
     if (low.weights or 99) > (high.weights or 99):
         raise ValueError(
             f"{path}: mode {name!r} has {low}, wider weights than {high}, and must stay as it is;"
-            " expected it to be the narrower one, or choose --order=joint"
+            " expected it to be the narrower one; swap them, or protect neither"
         )
