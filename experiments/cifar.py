@@ -1,9 +1,11 @@
 """Trains a dual-precision network on CIFAR-10 (or --dataset=...), both modes from one tree.
 
-    python -m experiments.cifar --mode=two_phase                    # two CPU cores: preset quick
-    python -m experiments.cifar --mode=two_phase --dataset=digits   # smoke test, no network
+Commands, on two CPU cores (a busy machine), with the expected test accuracy:
 
-README.md tells what each prints, on which device, in what time.
+- `python -m experiments.cifar --mode=two_phase`: preset quick, 10 to 14 minutes, low (w2a2) 78.9 %,
+  high (w8a8) 80.6 %
+- `python -m experiments.cifar --mode=two_phase --dataset=digits`: no network, half a minute,
+  low 97.8 %, high 98.1 %
 """
 
 import dataclasses
