@@ -109,7 +109,7 @@ def space_to_depth(x: jax.Array, side: int) -> jax.Array:
     return x.reshape(n, h // side, w // side, side * side * c)
 
 
-# For two CPU cores: seven times the images per second of resnet20 at a third of its
+# For two CPU cores: about six times the images per second of resnet20 at a third of its
 # multiply-accumulates, because XLA's CPU convolutions like more channels on fewer pixels.
 resnet8_fast = partial(
     ResNet,
