@@ -30,6 +30,8 @@ from dual_precision.training.step import Augment, compile_chunk
 
 log = logging.getLogger(__name__)
 
+Listener = Callable[[dict[str, Any]], None]
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing after the last checkpoint was saved."""
@@ -73,7 +75,7 @@ def fit(
     workdir: Path,
     config: dict[str, Any] | None = None,
     variables: Any = None,
-    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
+    listeners: Sequence[Listener] = (),
 ) -> TrainState:
     """Trains `model` through all phases and returns the last state.
 
@@ -93,17 +95,20 @@ def fit(
       NonFiniteLoss, CheckpointError, Interrupted: see there.
     """
     check_recipe(tuple(phases), model.modes)
-    run = _Run(model, tuple(phases), train, validation, augment, options, Path(workdir), config)
-    run.listeners = tuple(listeners)
+    run = _Run(
+        model, tuple(phases), train, validation, augment, options, Path(workdir), config, listeners
+    )
     return run.run(variables)
 
 
 class _Run:
     """The moving parts of one `fit`: what stays the same through the phases."""
 
-    def __init__(self, model, phases, train, validation, augment, options, workdir, config):
+    def __init__(
+        self, model, phases, train, validation, augment, options, workdir, config, listeners
+    ):
         self.model, self.phases, self.options = model, phases, options
-        self.listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
+        self.listeners = listeners
         self.augment, self.validation = augment, validation
         self.mesh = batch_mesh(options.batch_size)
         self.layers = describe_layers(model, train.images.shape[1:])
