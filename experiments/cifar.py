@@ -28,7 +28,7 @@ from dual_precision.training.state import TrainState, initial_variables
 from experiments import cli, report
 from experiments.config import Config
 from experiments.recipes import RECIPES, reported_modes
-from experiments.workdir import default_workdir, open_workdir
+from experiments.workdir import default_workdir, only_user, open_workdir
 
 RESULTS = "results.json"
 
@@ -76,12 +76,14 @@ def _listeners(workdir: Path) -> list:
     return [listener(workdir)]
 
 
-def results(config: Config, model: Any, state: TrainState, dataset: data.Dataset) -> report.Rows:
-    """One row per mode. The only place that reads the test set."""
+def results(
+    config: Config, model: Any, state: TrainState, dataset: data.Dataset, test: bool = True
+) -> report.Rows:
+    """One row per mode. The only place that reads the test set, and not if `test` is false."""
     layers = describe_layers(model, dataset.train.images.shape[1:])
     rows = []
     for name in reported_modes(config.mode):
-        splits = {"validation": dataset.validation, "test": dataset.test}
+        splits = {"validation": dataset.validation, **({"test": dataset.test} if test else {})}
         accuracy = {
             split: 100
             * evaluate(model, state.variables, part.images, part.labels, precision=name)["accuracy"]
@@ -109,15 +111,24 @@ def main() -> None:
     clock = cli.Stopwatch()
     config, preset = cli.read_config()
     workdir = Path(cli.FLAGS.workdir or default_workdir(config, preset))
+    with only_user(workdir):
+        run(config, preset, workdir)
+    print(f"{clock} in all")
+    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
+
+
+def run(config: Config, preset: str, workdir: Path) -> None:
+    """Trains, or goes on, in `workdir`, and leaves its results there."""
     devices = jax.local_devices()
     print(
         f"device: {len(devices)} x {devices[0].device_kind}; preset: {preset}; workdir: {workdir}"
     )
     dataset = data.load(config.dataset, data_dir=cli.FLAGS.data_dir, archive=cli.FLAGS.archive)
+    last = "read once, at the end" if cli.FLAGS.test else "not read (--test=false)"
     print(
         f"{dataset.name}: {len(dataset.train.images):,} images train,"
         f" {len(dataset.validation.images):,} validate and select;"
-        f" the {len(dataset.test.images):,} of the test set are read once, at the end"
+        f" the {len(dataset.test.images):,} of the test set are {last}"
     )
     description = describe_run(config, preset, dataset)
     begun = open_workdir(workdir, description, cli.FLAGS.resume)
@@ -125,12 +136,11 @@ def main() -> None:
         print(f"going on with the run in {workdir} (--resume=false refuses to)")
     write_overview(build_from(description["network"]), dataset, workdir / "parameters.txt")
     model, state = train(config, description, dataset, workdir)
-    rows = results(config, model, state, dataset)
+    rows = results(config, model, state, dataset, cli.FLAGS.test)
     (workdir / RESULTS).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     picture = workdir / "training.png"
     report.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
-    print(f"\n{report.table(rows)}\n\nplot: {picture}; {clock} in all")
-    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
+    print(f"\n{report.table(rows)}\n\nplot: {picture}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from experiments.recipes import fields_without_effect
 
 FLAGS = flags.FLAGS
 # Flags that are fields of Config by the same name.
-_FIELDS = ("mode", "order", "low", "high", "model", "dataset", "seed")
+FIELDS = ("mode", "order", "low", "high", "model", "dataset", "seed")
 
 
 def define_flags() -> None:
@@ -33,12 +33,18 @@ def define_flags() -> None:
     flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
     flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
     flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
+    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
+    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
+    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    define_shared_flags()
+
+
+def define_shared_flags() -> None:
+    """The flags that every training command has."""
     flags.DEFINE_multi_string("set", [], "name=value for any field of experiments/config.py")
     flags.DEFINE_string("workdir", None, "folder of the run; by default one under runs/")
-    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
     flags.DEFINE_string("archive", None, "archive of the data set, where it cannot be fetched")
-    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
     flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
 
 
@@ -49,7 +55,7 @@ def read_config() -> tuple[Config, str]:
       ValueError: an unknown name or value, or a setting that has no effect on the recipe.
     """
     settings = read_settings(FLAGS.set)
-    for name in _FIELDS:
+    for name in FIELDS:
         value = getattr(FLAGS, name)
         if value is not None:
             if name in settings:
@@ -73,12 +79,17 @@ def _preset(dataset: str | None) -> str:
     return "quick" if jax.default_backend() == "cpu" else "paper"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs `main` under absl; what users can mend ends as one line and exit status 1 or more."""
+def run(main: Callable[[], None], trains: bool = True) -> None:
+    """Runs `main` under absl; what users can mend ends as one line and exit status 1 or more.
+
+    Args:
+      trains: this process computes, and not only others that it starts.
+    """
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
-        keep_freed_memory()
+        if trains:
+            keep_freed_memory()
         if argv[1:]:
             sys.exit(f"error: unexpected arguments {argv[1:]}: flags have the form --name=value")
         try:

@@ -18,8 +18,9 @@ _COLUMNS = (
 
 def table(rows: Rows) -> str:
     """The rows as a Markdown table, aligned for a terminal."""
-    cells = [[title for _, title, _ in _COLUMNS]]
-    cells += [[form.format(row[key]) for key, _, form in _COLUMNS] for row in rows]
+    columns = [column for column in _COLUMNS if column[0] in rows[0]]
+    cells = [[title for _, title, _ in columns]]
+    cells += [[form.format(row[key]) for key, _, form in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
     lines = [
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"

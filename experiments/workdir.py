@@ -1,6 +1,10 @@
 """The folder of a run: its config, and whether it may be used."""
 
+import contextlib
+import dataclasses
+import fcntl
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,33 @@ from dual_precision.training.checkpoint import Checkpoints
 from experiments.config import Config
 
 CONFIG = "config.json"
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def only_user(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` for this process; the kernel lets go of it when the process ends, however.
+
+    Raises:
+      ValueError: another process holds it.
+      OSError: it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = (workdir / _LOCK).open("a")
+    except OSError as error:
+        raise OSError(
+            f"workdir {workdir} cannot be written ({error.strerror}): choose another --workdir"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"workdir {workdir} is in use by another process: wait for its end,"
+                " or choose another --workdir"
+            ) from None
+        yield
 
 
 def default_workdir(config: Config, preset: str) -> Path:
@@ -22,17 +53,7 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
 
     Raises:
       ValueError: it holds another run's config, or checkpoints that `resume` forbids to use.
-      OSError: it cannot be written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"workdir {workdir} cannot be written ({error.strerror}): choose another --workdir"
-        ) from error
     path = workdir / CONFIG
     begun = bool(Checkpoints(workdir).steps())
     if begun and not resume:
@@ -49,19 +70,33 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
     return begun
 
 
-def _check_same(path: Path, description: dict[str, Any]) -> None:
-    try:
-        found = dict(json.loads(path.read_text())["experiment"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
-    wanted = description["experiment"]
+def _check_same(path: Path, description: Mapping[str, Any]) -> None:
     changed = [
-        f"{name} (there {found.get(name)!r}, now {wanted.get(name)!r})"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        f"{name} (there {found!r}, now {wanted!r})"
+        for name, (found, wanted) in differences(path, description["experiment"]).items()
     ]
     if changed:
         raise ValueError(
             f"workdir {path.parent} holds a run with another config: {', '.join(changed)};"
             " choose another --workdir, or give the same settings"
         )
+
+
+def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Field -> (in the config.json at `path`, wanted), where they differ.
+
+    A field that is younger than the file counts as its default, which is what that run did.
+
+    Raises:
+      ValueError: the file is not a run's config.
+    """
+    try:
+        found = dict(json.loads(path.read_text())["experiment"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
+    found = {**dataclasses.asdict(Config()), **found}
+    return {
+        name: (found.get(name), wanted.get(name))
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    }

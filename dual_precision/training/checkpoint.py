@@ -243,6 +243,11 @@ class Checkpoints:
             if later > step:
                 self.set_aside(later)
 
+    def keep_newest(self) -> None:
+        """Deletes every step but the last: for a run that is finished."""
+        for step in self.steps()[:-1]:
+            shutil.rmtree(self.folder / str(step))
+
     def newest(self, read: Callable[[int], Any]) -> Any:
         """`read(step)` for the newest step where it succeeds; None where there is no step.
 

@@ -33,10 +33,12 @@ def keep_freed_memory() -> bool:
     Every program launch allocates and frees its temporary arrays. By default they go back to the
     kernel each time, and the next step pays a page fault for every 4 KiB: 75,000 of them in a
     ResNet-20 step of batch 128, a quarter of its time. So the heap keeps what is freed, and is
-    given a first gigabyte in huge pages. Commands call this once at their start, before the first
-    computation; a library should not decide it for its process.
+    given a first gigabyte in huge pages. Commands call this once at their start, before anything
+    asks JAX for its devices: a thread of XLA's that was started earlier has an arena of its own,
+    which holds 64 MiB at most and maps whatever is larger anew at each launch. A library should
+    not decide it for its process.
     """
-    if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
+    if not sys.platform.startswith("linux"):
         return False
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h's M_...
     try:
@@ -46,7 +48,8 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1), (top_pad, 64 << 20))
     accepted = [mallopt(name, value) for name, value in settings]
-    _touch_huge_pages(libc, 1 << 30)
+    if jax.default_backend() == "cpu":  # this starts XLA's threads: after the settings
+        _touch_huge_pages(libc, 1 << 30)
     return all(accepted)
 
 

@@ -1,0 +1,204 @@
+"""The study's matrix as data: which networks are trained, and which of them a table row reads.
+
+A cell is one training run, a Config with a name. An entry is one row of a table for one seed: for
+each mode, the cell and the row of its results that the accuracy is read from. Entries share
+cells: a twin of w2a2 is the same network whatever the high mode of the pair.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from dual_precision.precision import parse
+from experiments.config import Config, make_config
+from experiments.recipes import fields_without_effect
+
+Pair = tuple[str, str]  # what low and high mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of `experiments.cifar`; `ablation` cells never read the test set."""
+
+    name: str
+    config: Config
+    ablation: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One method on one pair and seed: mode -> (cell, mode in that cell's results)."""
+
+    pair: Pair
+    method: str
+    seed: int
+    sources: Mapping[str, tuple[Cell, str]]
+
+    @property
+    def cost(self) -> float:
+        """Passes, over the distinct cells it reads."""
+        cells = {cell.name: cell for cell, _ in self.sources.values()}
+        return sum(passes_of(cell.config) for cell in cells.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study at one scale.
+
+    Attributes:
+      preset: of experiments/config.py.
+      settings: what the study changes of it.
+      main: the pair that runs with every seed; the rest run with `other_seeds` of them.
+    """
+
+    preset: str
+    settings: Mapping[str, Any]
+    main: Pair
+    others: tuple[Pair, ...]
+    other_seeds: int | None
+    ablations: Mapping[str, Mapping[str, Any]]
+
+
+OTHERS = (("w2a2", "w4a4"), ("w4a4", "w8a8"), ("w1a4", "w4a4"))
+# Each takes one thing away from, or adds one to, `two_phase --order=joint` on the main pair.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "no distillation": {"distillation": 0.0},
+    "distillation only": {"distillation": 1.0},
+    "quantizer steps not learned": {"step_learning_rate": 0.0},
+    "steps at a third of their rate": {"step_learning_rate": 0.003},
+    "phase 1 ends at rate 0": {"first_final": 0.0},
+    "phase 2 at the full rate": {"second_rate": 1.0},
+    "a longer phase 1": {"first_share": 0.6},
+}
+PLANS: dict[str, Plan] = {
+    # About two hours on two CPU cores.
+    "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, ABLATIONS),
+    # For an accelerator.
+    "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, ABLATIONS),
+    # Tries the machinery in minutes; nothing is learned from 1,797 digits.
+    "digits": Plan("digits", {"dataset": "digits", "passes": 24.0}, ("w2a2", "w8a8"), (), None, {}),
+}
+
+
+def passes_of(config: Config) -> float:
+    """What a run costs: `config.passes`, and half of it where a single mode is trained."""
+    both = config.mode in ("joint", "two_phase")
+    return config.passes if both else config.passes / 2
+
+
+def twin(base: Config, width: str, seed: int, long: bool = False) -> Cell:
+    """One width trained alone. Its config does not depend on the pair that it is a twin in."""
+    more = {"passes": 2 * base.passes} if long else {}
+    config = _config(base, (width, width), seed, mode="high", **more)
+    return Cell(f"{'long_twin' if long else 'twin'}-{width}-seed{seed}", config)
+
+
+def _config(base: Config, pair: Pair, seed: int, **settings) -> Config:
+    """A cell's config; what has no effect on its recipe has its default, whatever `base` says."""
+    config = dataclasses.replace(base, low=pair[0], high=pair[1], seed=seed, **settings)
+    idle = {name: getattr(Config(), name) for name in fields_without_effect(config)}
+    return dataclasses.replace(config, **idle)
+
+
+def _both(base: Config, pair: Pair, seed: int, mode: str, **settings) -> dict:
+    """Low and high of one network."""
+    name = "-".join([mode, *settings.values(), *pair, f"seed{seed}"])
+    cell = Cell(name, _config(base, pair, seed, mode=mode, **settings))
+    return {"low": (cell, "low"), "high": (cell, "high")}
+
+
+def _float(base: Config, pair: Pair, seed: int) -> dict:
+    config = _config(base, (base.low, base.high), seed, mode="float")
+    return {"float": (Cell(f"float-seed{seed}", config), "float")}
+
+
+def _twins(base: Config, pair: Pair, seed: int) -> dict:
+    # The high twin is the network that `truncate` cuts: trained once, read twice.
+    high = _both(base, pair, seed, "truncate")["high"]
+    return {"low": (twin(base, pair[0], seed), "high"), "high": high}
+
+
+def _long_twins(base: Config, pair: Pair, seed: int) -> dict:
+    low, high = (twin(base, width, seed, long=True) for width in pair)
+    return {"low": (low, "high"), "high": (high, "high")}
+
+
+METHODS: dict[str, Callable[[Config, Pair, int], dict]] = {
+    "float": _float,
+    "twins": _twins,
+    "long twins": _long_twins,
+    "truncate": lambda base, pair, seed: _both(base, pair, seed, "truncate"),
+    "joint": lambda base, pair, seed: _both(base, pair, seed, "joint"),
+    "two_phase refine": lambda base, pair, seed: _both(
+        base, pair, seed, "two_phase", order="refine"
+    ),
+    "two_phase joint": lambda base, pair, seed: _both(base, pair, seed, "two_phase", order="joint"),
+}
+
+
+def base_config(plan: Plan, settings: Mapping[str, Any]) -> Config:
+    """The config that every cell starts from.
+
+    Raises:
+      ValueError: a setting that the matrix itself decides, or an unknown one.
+    """
+    own = sorted({"mode", "order", "low", "high", "seed"} & set(settings))
+    if own:
+        raise ValueError(
+            f"--set {own[0]}=...: the study sets it itself, cell by cell; choose rows with --pairs,"
+            " --methods and --seeds"
+        )
+    return make_config(plan.preset, {**plan.settings, **settings})
+
+
+def entries(
+    plan: Plan, base: Config, seeds: int, pairs: Sequence[Pair], methods: Iterable[str]
+) -> list[Entry]:
+    """Every row of the tables, seed by seed, the main pair first."""
+    rows = []
+    for pair in pairs:
+        own = seeds if pair == plan.main or plan.other_seeds is None else plan.other_seeds
+        rows += [
+            Entry(pair, method, seed, METHODS[method](base, pair, seed))
+            for seed in range(min(own, seeds))
+            for method in methods
+        ]
+    return rows
+
+
+def ablation_cells(plan: Plan, base: Config) -> dict[str, Cell]:
+    """What each option of the main method brings: seed 0, judged on validation alone."""
+    cells = {}
+    for title, settings in plan.ablations.items():
+        config = _config(base, plan.main, 0, mode="two_phase", order="joint", **settings)
+        name = "-".join(["ablation", *(f"{key}={value}" for key, value in settings.items())])
+        cells[title] = Cell(name, config, ablation=True)
+    # Nothing changed: that network is in the matrix already.
+    if "as it is" in cells:
+        cell, _ = METHODS["two_phase joint"](base, plan.main, 0)["low"]
+        cells["as it is"] = cell
+    return cells
+
+
+def cells_of(rows: Iterable[Entry], ablations: Iterable[Cell]) -> list[Cell]:
+    """Each distinct cell once, in the order in which they are first read."""
+    found: dict[str, Cell] = {}
+    for cell in [*(c for row in rows for c, _ in row.sources.values()), *ablations]:
+        assert found.setdefault(cell.name, cell).config == cell.config, cell.name
+    return list(found.values())
+
+
+def read_pairs(text: str) -> list[Pair]:
+    """ "w2a2/w8a8,w4a4/w8a8" -> pairs.
+
+    Raises:
+      ValueError: not of that form.
+    """
+    pairs = []
+    for item in text.split(","):
+        low, slash, high = item.strip().partition("/")
+        if not slash:
+            raise ValueError(f"--pairs {item!r}: expected low/high, as in w2a2/w8a8")
+        pairs.append((str(parse(low)), str(parse(high))))
+    return pairs

@@ -1,0 +1,184 @@
+"""Is one dual-precision network as good as two networks trained apart? A matrix of runs answers.
+
+`python -m experiments.study --preset=quick --seeds=3`: about two hours on two CPU cores, CIFAR-10,
+resnet8_fast, 6 passes a network. Stopped and started again it goes on where it was. It leaves
+results.json, results.md and plots in runs/study-<preset>, and every run under cells/ there.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from dual_precision import data
+from dual_precision.loading import build_from
+from dual_precision.training.state import initial_variables
+from experiments import cli
+from experiments.evidence import collect
+from experiments.matrix import (
+    METHODS,
+    PLANS,
+    Cell,
+    ablation_cells,
+    base_config,
+    cells_of,
+    entries,
+    passes_of,
+    read_pairs,
+)
+from experiments.runner import command, finished, passes_done, run_cells
+from experiments.study_report import plot_pair, report
+from experiments.workdir import CONFIG, differences, only_user
+
+_MIB = 2**20
+# Of one checkpoint, in floats for every parameter: itself, the optimizer's, statistics; rounded up.
+_FLOATS_PER_PARAMETER = 3
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("preset", "quick", sorted(PLANS), "scale of the study")
+    flags.DEFINE_integer("seeds", 3, "seeds of the main pair, from 0", lower_bound=1)
+    flags.DEFINE_string("pairs", None, "low/high,...: the preset's by default")
+    flags.DEFINE_list("methods", list(METHODS), "rows of the tables")
+    flags.DEFINE_bool("ablations", True, "also run the ablations")
+    flags.DEFINE_integer(
+        "jobs", 0, "runs at once; 0: one a core on CPUs, 1 for paper", lower_bound=0
+    )
+    flags.DEFINE_bool("run", True, "train what is missing; --run=false only writes the results")
+    cli.define_shared_flags()
+
+
+def main() -> None:
+    # What computes is started as processes of its own; this one must not hold an accelerator.
+    jax.config.update("jax_platforms", "cpu")
+    clock = cli.Stopwatch()
+    FLAGS = cli.FLAGS
+    plan = PLANS[FLAGS.preset]
+    unknown = [method for method in FLAGS.methods if method not in METHODS]
+    if unknown:
+        raise ValueError(f"--methods {unknown[0]!r} is unknown: expected some of {list(METHODS)}")
+    base = base_config(plan, cli.read_settings(FLAGS.set))
+    pairs = read_pairs(FLAGS.pairs) if FLAGS.pairs else [plan.main, *plan.others]
+    rows = entries(plan, base, FLAGS.seeds, pairs, FLAGS.methods)
+    ablations = ablation_cells(plan, base) if FLAGS.ablations else {}
+    cells = cells_of(rows, ablations.values())
+    workdir = Path(FLAGS.workdir or f"runs/study-{FLAGS.preset}")
+    about = {"preset": FLAGS.preset, "model": base.model, "dataset": base.dataset}
+    with only_user(workdir):
+        folder = workdir / "cells"
+        sort_out(cells, folder)
+        write = partial(write_results, rows, ablations, workdir, about)
+        failures = train(cells, folder, base, write) if FLAGS.run else {}
+        print(f"\n{write()}\n\nin {workdir}: results.json, results.md, plots; {clock} in all")
+        if failures:
+            listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
+            raise ValueError(
+                f"{len(failures)} of {len(cells)} cells failed: {listed}."
+                " Start the same command again to try them again"
+            )
+
+
+def train(cells: Sequence[Cell], folder: Path, base, write) -> dict[str, str]:
+    """Says what is ahead, then trains it; returns what failed, and why."""
+    FLAGS = cli.FLAGS
+    jobs = FLAGS.jobs or (1 if FLAGS.preset == "paper" else os.cpu_count() or 1)
+    dataset = data.load(base.dataset, data_dir=FLAGS.data_dir, archive=FLAGS.archive)
+    ahead = [cell for cell in cells if not finished(folder / cell.name)]
+    passes = sum(passes_of(c.config) - passes_done(c.config, folder / c.name) for c in ahead)
+    print(
+        f"{len(cells)} cells, {len(cells) - len(ahead)} of them finished; {passes:.0f} passes over"
+        f" {len(dataset.train.images):,} images ahead, {jobs} at once, each in {folder}/<name>"
+    )
+    check_room(len(cells), jobs, base, dataset, folder)
+    extra = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    extra += [f"--archive={FLAGS.archive}"] if FLAGS.archive else []
+
+    def line(cell: Cell) -> list[str]:
+        return command(cell, FLAGS.preset, folder / cell.name, extra)
+
+    return run_cells(cells, folder, jobs, line, write)
+
+
+def sort_out(cells: Sequence[Cell], folder: Path) -> None:
+    """Says which cells of an earlier study stay, and moves those with another config aside."""
+    if not folder.is_dir():
+        return
+    names = {cell.name for cell in cells}
+    kept: list[str] = []
+    changed: list[tuple[str, dict]] = []
+    for cell in cells:
+        path = folder / cell.name / CONFIG
+        if path.exists():
+            other = differences(path, dataclasses.asdict(cell.config))
+            if other:
+                changed.append((cell.name, other))
+            else:
+                kept.append(cell.name)
+    left = [p.parent.name for p in sorted(folder.glob(f"*/{CONFIG}")) if p.parent.name not in names]
+    print(f"{folder}: keeps {len(kept)} cells of an earlier start")
+    for name, other in changed:
+        fields = ", ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in other.items())
+        aside = folder / f"{name}.replaced"
+        shutil.rmtree(aside, ignore_errors=True)
+        (folder / name).rename(aside)
+        print(f"  runs {name} again: {fields}; the old run is {aside}")
+    outside = [name for name in left if not name.endswith(".replaced")]
+    if outside:
+        print(f"  {len(outside)} cells are not in this matrix and stay unread: {outside}")
+
+
+def check_room(count: int, jobs: int, base, dataset: data.Dataset, folder: Path) -> None:
+    """Prints the most that the study will write; refuses where there is less room.
+
+    Finished cells keep one checkpoint, running ones up to three.
+    """
+    network = {
+        "name": base.model,
+        "num_classes": dataset.num_classes,
+        "modes": {"low": base.low, "high": base.high},
+    }
+    start = partial(initial_variables, build_from(network), dataset.image_shape, 0)
+    floats = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(start)["params"]))
+    checkpoint = 4 * _FLOATS_PER_PARAMETER * floats + _MIB
+    most = (count + 2 * jobs) * checkpoint
+    present = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    print(
+        f"disk: at most {most / _MIB:.0f} MiB of checkpoints in the end, {present / _MIB:.0f} MiB"
+        f" of them there; {free / _MIB:.0f} MiB free"
+    )
+    if free < most - present:
+        raise OSError(
+            f"{(most - present) / _MIB:.0f} MiB may be needed in {folder} and {free / _MIB:.0f} MiB"
+            " are free: make room, or choose another --workdir"
+        )
+
+
+def write_results(rows, ablations, workdir: Path, about: dict[str, Any]) -> str:
+    """results.json, results.md and the plots, of what is finished by now; returns the tables."""
+    results = collect(rows, ablations, workdir / "cells", about)
+    text = report(results)
+    for name, content in {
+        "results.json": json.dumps(results, indent=1) + "\n",
+        "results.md": text,
+    }.items():
+        part = workdir / f"{name}.part"
+        part.write_text(content)
+        part.replace(workdir / name)
+    for pair in results["pairs"]:
+        if pair["methods"]:
+            plot_pair(pair, workdir / f"{pair['low']}-{pair['high']}")
+    return text
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, trains=False)
