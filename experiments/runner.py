@@ -171,7 +171,7 @@ def _end(one: _Running, folder: Path, failures: dict[str, str]) -> None:
     workdir = folder / one.cell.name
     minutes = (time.monotonic() - one.started) / 60
     if one.process.returncode == 0 and finished(workdir):
-        Checkpoints(workdir).keep_newest()
+        Checkpoints(workdir).prune()
         rows = json.loads((workdir / RESULTS).read_text())["rows"]
         accuracy = ", ".join(f"{row['mode']} {row['validation']:.2f} %" for row in rows)
         tqdm.write(f"{one.cell.name}: validation {accuracy} ({minutes:.1f} min)")

@@ -137,7 +137,7 @@ def sort_out(cells: Sequence[Cell], folder: Path) -> None:
 def check_room(count: int, jobs: int, base, dataset: data.Dataset, folder: Path) -> None:
     """Prints the most that the study will write; refuses where there is less room.
 
-    Finished cells keep one checkpoint, running ones up to three.
+    Finished cells keep the end of each of their two phases, running ones two more and the best.
     """
     network = {
         "name": base.model,
@@ -147,7 +147,7 @@ def check_room(count: int, jobs: int, base, dataset: data.Dataset, folder: Path)
     start = partial(initial_variables, build_from(network), dataset.image_shape, 0)
     floats = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(start)["params"]))
     checkpoint = 4 * _FLOATS_PER_PARAMETER * floats + _MIB
-    most = (count + 2 * jobs) * checkpoint
+    most = (2 * count + 3 * jobs) * checkpoint
     present = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: asynchronous, verified, the latest and the best kept.
+"""Checkpoints with Orbax: asynchronous, verified; the latest, the best and phase ends kept.
 
 Every checkpoint holds the state, and beside it as JSON the run's config, where the run stands,
 and a manifest: the sha256 of every array. The manifest is committed with the state in one atomic
@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,17 @@ class Checkpoints:
     Args:
       workdir: folder of the run; checkpoints go to its folder "checkpoints".
       config: what `load` needs to build the model again; JSON types only.
+      milestones: steps that are kept whatever follows them.
     """
 
-    def __init__(self, workdir: Path | str, config: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        workdir: Path | str,
+        config: Mapping[str, Any] | None = None,
+        milestones: Sequence[int] = (),
+    ):
         self.folder = Path(workdir).absolute() / _FOLDER
+        self.milestones = list(milestones)
         self.config = dict(config or {})
         self._manager: ocp.CheckpointManager | None = None
 
@@ -73,7 +80,8 @@ class Checkpoints:
             best = policies.BestN(
                 get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False
             )
-            keep = policies.AnyPreservationPolicy([policies.LatestN(KEPT), best])
+            ends = policies.CustomSteps(self.milestones)
+            keep = policies.AnyPreservationPolicy([policies.LatestN(KEPT), best, ends])
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 enable_async_checkpointing=True,
@@ -243,9 +251,14 @@ class Checkpoints:
             if later > step:
                 self.set_aside(later)
 
-    def keep_newest(self) -> None:
-        """Deletes every step but the last: for a run that is finished."""
-        for step in self.steps()[:-1]:
+    def phase_ends(self) -> list[int]:
+        """The last step that there is of each phase, in order."""
+        last = {self.about(step)["progress"]["phase"]: step for step in self.steps()}
+        return [last[phase] for phase in sorted(last)]
+
+    def prune(self) -> None:
+        """Deletes all but the phase ends: for a run that is finished."""
+        for step in set(self.steps()) - set(self.phase_ends()):
             shutil.rmtree(self.folder / str(step))
 
     def newest(self, read: Callable[[int], Any]) -> Any:

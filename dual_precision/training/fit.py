@@ -128,7 +128,7 @@ class _Run:
         self.key = jax.random.key(options.seed)
         self.permutation = (-1, np.zeros(0, np.int32))  # of which epoch, and its order
         self.workdir = workdir
-        self.checkpoints = Checkpoints(workdir, config)
+        self.checkpoints = Checkpoints(workdir, config, milestones=self.starts[1:])
         workdir.mkdir(parents=True, exist_ok=True)
         self.log_path = workdir / "metrics.jsonl"
         rates = ("learning_rate", "step_learning_rate")
