@@ -66,7 +66,8 @@ def read_config() -> tuple[Config, str]:
     if idle:
         raise ValueError(
             f"{sorted(idle)} has no effect with --mode={config.mode}"
-            f"{f' --order={config.order}' if config.mode == 'two_phase' else ''}: leave it out"
+            f"{f' --order={config.order}' if config.mode == 'two_phase' else ''}"
+            f"{' and split=True' if 'distillation' in idle else ''}: leave it out"
         )
     return config, preset
 

@@ -31,7 +31,8 @@ class Config:
     weight_decay: float = 5e-4  # on kernels only
     warmup: float = 0.1  # share of each phase
     label_smoothing: float = 0.0
-    distillation: float = 0.5  # share of high's soft labels in low's loss (order joint)
+    split: bool = True  # each mode has its own half of every batch, where both are trained
+    distillation: float = 0.5  # share of high's soft labels in low's loss (order joint, no split)
     first_share: float = 0.3  # of the passes, for phase 1 (order joint)
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak (order joint)
     polish_share: float = 0.0  # of the passes, for a last phase inside low's cells (order joint)
@@ -118,12 +119,19 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {text!r}: expected name=value")
         _check_choice("setting", name, sorted(types))
         try:
-            settings[name] = types[name](value)
-        except ValueError:
+            settings[name] = _read(types[name], value)
+        except (ValueError, KeyError):
             raise ValueError(
                 f"--set {text!r}: expected a value of type {types[name].__name__}"
             ) from None
     return settings
+
+
+def _read(kind: type, text: str) -> Any:
+    """As `kind(text)`, but "true" and "false" for bool, which takes any text for true."""
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return kind(text)
 
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:

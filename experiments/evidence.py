@@ -99,7 +99,7 @@ def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping[str, Any]) -> dict[s
             },
         }
         for reference, name in REFERENCES.items():
-            if reference in accuracy and "float" not in own:
+            if reference in accuracy and method != "float":  # which is no mode's twin
                 summary[name] = {
                     split: _gaps(accuracy[method][split], accuracy[reference][split])
                     for split in SPLITS

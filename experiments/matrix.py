@@ -63,13 +63,13 @@ OTHERS = (("w2a2", "w4a4"), ("w4a4", "w8a8"), ("w1a4", "w4a4"))
 # Each takes one thing away from, or adds one to, `two_phase --order=joint` on the main pair.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "no distillation": {"distillation": 0.0},
-    "distillation only": {"distillation": 1.0},
-    "quantizer steps not learned": {"step_learning_rate": 0.0},
-    "steps at a third of their rate": {"step_learning_rate": 0.003},
+    "both modes on every batch": {"split": False, "distillation": 0.0},
+    "both on every batch, low distilled from high": {"split": False},
+    "no phase 1: both from the start": {"mode": "joint"},
+    "a shorter phase 1": {"first_share": 0.17},
+    "a longer phase 1": {"first_share": 0.5},
     "phase 1 ends at rate 0": {"first_final": 0.0},
-    "phase 2 at the full rate": {"second_rate": 1.0},
-    "a longer phase 1": {"first_share": 0.6},
+    "quantizer steps not learned": {"step_learning_rate": 0.0},
 }
 PLANS: dict[str, Plan] = {
     # About two hours on two CPU cores.
@@ -103,7 +103,8 @@ def _config(base: Config, pair: Pair, seed: int, **settings) -> Config:
 
 def _both(base: Config, pair: Pair, seed: int, mode: str, **settings) -> dict:
     """Low and high of one network."""
-    name = "-".join([mode, *settings.values(), *pair, f"seed{seed}"])
+    marks = [name if value is True else value for name, value in settings.items() if value]
+    name = "-".join([mode, *marks, *pair, f"seed{seed}"])
     cell = Cell(name, _config(base, pair, seed, mode=mode, **settings))
     return {"low": (cell, "low"), "high": (cell, "high")}
 
@@ -129,7 +130,9 @@ METHODS: dict[str, Callable[[Config, Pair, int], dict]] = {
     "twins": _twins,
     "long twins": _long_twins,
     "truncate": lambda base, pair, seed: _both(base, pair, seed, "truncate"),
-    "joint": lambda base, pair, seed: _both(base, pair, seed, "joint"),
+    # As published: every batch goes through both modes.
+    "joint": lambda base, pair, seed: _both(base, pair, seed, "joint", split=False),
+    "joint, split": lambda base, pair, seed: _both(base, pair, seed, "joint", split=True),
     "two_phase refine": lambda base, pair, seed: _both(
         base, pair, seed, "two_phase", order="refine"
     ),
@@ -171,7 +174,8 @@ def ablation_cells(plan: Plan, base: Config) -> dict[str, Cell]:
     """What each option of the main method brings: seed 0, judged on validation alone."""
     cells = {}
     for title, settings in plan.ablations.items():
-        config = _config(base, plan.main, 0, mode="two_phase", order="joint", **settings)
+        method = {"mode": "two_phase", "order": "joint", **settings}
+        config = _config(base, plan.main, 0, **method)
         name = "-".join(["ablation", *(f"{key}={value}" for key, value in settings.items())])
         cells[title] = Cell(name, config, ablation=True)
     # Nothing changed: that network is in the matrix already.

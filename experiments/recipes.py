@@ -5,10 +5,11 @@ images. Every recipe spends `config.passes`, except that `low`, `high` and `floa
 spend half of it each: together they cost what the dual network costs.
 """
 
+import itertools
 from collections.abc import Callable
 
 from dual_precision.training.phases import Phase, Preparation
-from experiments.config import Config
+from experiments.config import ORDERS, Config
 
 Recipe = tuple[Phase, ...]
 
@@ -22,7 +23,8 @@ def _phase(config: Config, name: str, passes: float, precisions: tuple[str, ...]
         "warmup": config.warmup,
         "label_smoothing": config.label_smoothing,
     }
-    epochs = max(round(passes / len(precisions)), 1)
+    at_once = 1 if more.get("split") else len(precisions)
+    epochs = max(round(passes / at_once), 1)
     return Phase(name, epochs, precisions, **{**settings, **more})
 
 
@@ -58,7 +60,9 @@ def truncate(config: Config) -> Recipe:
 def joint(config: Config) -> Recipe:
     """Both modes on each batch from the start, in one phase."""
     start = Preparation(weight_steps="low", input_steps=("high", "low"))
-    return (_phase(config, "both", config.passes, ("high", "low"), prepare=start),)
+    return (
+        _phase(config, "both", config.passes, ("high", "low"), split=config.split, prepare=start),
+    )
 
 
 def two_phase(config: Config) -> Recipe:
@@ -84,8 +88,9 @@ def _refine(config: Config) -> Recipe:
 
 
 def _joint_order(config: Config) -> Recipe:
-    """High first, on the grid that low will share; then both, low learning from high."""
+    """High first, on the grid that low will share; then both."""
     first = config.passes * config.first_share
+    distillation = 0.0 if config.split else config.distillation  # which needs the same images
     polish = config.passes * config.polish_share
     phases = [
         _phase(
@@ -103,8 +108,9 @@ def _joint_order(config: Config) -> Recipe:
             ("high", "low"),
             learning_rate=config.learning_rate * config.second_rate,
             warmup=0.0,  # it goes on where phase 1 left off
-            teacher="high" if config.distillation else None,
-            distillation=config.distillation,
+            split=config.split,
+            teacher="high" if distillation else None,
+            distillation=distillation,
             prepare=_take_over("low", "high"),
         ),
     ]
@@ -134,21 +140,19 @@ def reported_modes(mode: str) -> tuple[str, ...]:
 def fields_without_effect(config: Config) -> set[str]:
     """Fields that only recipes read, and that this config's recipe does not."""
     every: set[str] = set()
-    for mode in RECIPES:
-        for order in ("joint", "refine"):
-            every |= _fields_read(config, mode, order)
-    used = _fields_read(config, config.mode, config.order)
-    return every - used
+    for mode, order, split in itertools.product(RECIPES, ORDERS, (False, True)):
+        every |= _fields_read(config, mode=mode, order=order, split=split)
+    return every - _fields_read(config, mode=config.mode)
 
 
-def _fields_read(config: Config, mode: str, order: str) -> set[str]:
-    """The fields that building the recipe of `mode` and `order` looks at."""
+def _fields_read(config: Config, mode: str, **instead) -> set[str]:
+    """The fields that the recipe of `mode` looks at, with other values for some of them."""
     read: set[str] = set()
 
     class Recording:
         def __getattr__(self, name: str):
             read.add(name)
-            return order if name == "order" else getattr(config, name)
+            return instead.get(name, getattr(config, name))
 
     RECIPES[mode](Recording())  # type: ignore[arg-type]
     return read

@@ -21,7 +21,7 @@ def table(rows: Rows) -> str:
     columns = [column for column in _COLUMNS if column[0] in rows[0]]
     cells = [[title for _, title, _ in columns]]
     cells += [[form.format(row[key]) for key, _, form in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"
         for line in cells

@@ -52,9 +52,9 @@ def passes_done(config: Config, workdir: Path) -> float:
     """How much of its cost a cell has behind it, by its log."""
     path = workdir / "metrics.jsonl"
     records = read_records(path) if path.exists() else []
-    epochs, done = records[-1]["epoch"] if records else 0, 0
+    epochs, done = (records[-1]["epoch"] if records else 0), 0
     for phase in RECIPES[config.mode](config):
-        done += min(epochs, phase.epochs) * len(phase.precisions)
+        done += min(epochs, phase.epochs) * phase.passes_per_epoch
         epochs -= min(epochs, phase.epochs)
     return done
 

@@ -1,7 +1,6 @@
 """The folder of a run: its config, and whether it may be used."""
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
@@ -10,9 +9,12 @@ from typing import Any
 
 from dual_precision.training.checkpoint import Checkpoints
 from experiments.config import Config
+from experiments.recipes import fields_without_effect
 
 CONFIG = "config.json"
 _LOCK = ".lock"
+# What runs did that were begun before these fields existed.
+_BEFORE = {"split": False}
 
 
 @contextlib.contextmanager
@@ -83,9 +85,7 @@ def _check_same(path: Path, description: Mapping[str, Any]) -> None:
 
 
 def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Field -> (in the config.json at `path`, wanted), where they differ.
-
-    A field that is younger than the file counts as its default, which is what that run did.
+    """Field -> (in the config.json at `path`, wanted), where they differ and it matters.
 
     Raises:
       ValueError: the file is not a run's config.
@@ -94,9 +94,10 @@ def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, A
         found = dict(json.loads(path.read_text())["experiment"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
-    found = {**dataclasses.asdict(Config()), **found}
+    found = {**_BEFORE, **found}
+    idle = fields_without_effect(Config(**wanted))
     return {
         name: (found.get(name), wanted.get(name))
-        for name in sorted(found.keys() | wanted.keys())
+        for name in sorted((found.keys() | wanted.keys()) - idle)
         if found.get(name) != wanted.get(name)
     }

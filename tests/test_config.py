@@ -19,7 +19,7 @@ EVERY = [
 
 def cost(recipe: tuple[Phase, ...]) -> int:
     """In passes: epochs times modes run."""
-    return sum(phase.epochs * len(phase.precisions) for phase in recipe)
+    return sum(phase.epochs * phase.passes_per_epoch for phase in recipe)
 
 
 def recipe_of(mode: str, order: str = "joint", **settings) -> tuple[Phase, ...]:
@@ -50,9 +50,12 @@ def test_cost_is_the_passes_asked_for_to_within_an_epoch(mode, order):
 
 
 def test_shares_divide_the_passes():
-    phases = recipe_of("two_phase", passes=100.0, first_share=0.3, polish_share=0.2)
-    assert [phase.epochs for phase in phases] == [30, 25, 20]
-    assert cost(phases) == 100
+    for split, epochs in ((False, 25), (True, 50)):
+        phases = recipe_of(
+            "two_phase", passes=100.0, first_share=0.3, polish_share=0.2, split=split
+        )
+        assert [phase.epochs for phase in phases] == [30, epochs, 20]
+        assert cost(phases) == 100
 
 
 @pytest.mark.parametrize("passes", [0.1, 1.0, 2.0])
@@ -79,9 +82,10 @@ def test_refine_promises_low():
     assert second.prepare.weight_steps is None, "another step would be another grid for low"
 
 
-def test_joint_order_teaches_low_unless_asked_not_to():
-    assert recipe_of("two_phase")[1].teacher == "high"
-    assert recipe_of("two_phase", distillation=0.0)[1].teacher is None
+def test_low_learns_from_high_where_both_see_the_same_images():
+    assert recipe_of("two_phase", split=False)[1].teacher == "high"
+    assert recipe_of("two_phase", split=False, distillation=0.0)[1].teacher is None
+    assert recipe_of("two_phase", split=True)[1].teacher is None
 
 
 def test_recipes_are_refused_that_cannot_keep_their_promise():
@@ -107,6 +111,8 @@ def test_recipes_are_refused_that_cannot_keep_their_promise():
         {"epochs": 0},
         {"precisions": ()},
         {"teacher": "high"},
+        {"split": True},
+        {"split": True, "precisions": ("high", "low"), "teacher": "high", "distillation": 0.5},
         {"distillation": 0.5},
         {"teacher": "high", "distillation": 0.5, "precisions": ("low",)},
         {"protect": "high"},
@@ -219,6 +225,7 @@ ALTERNATIVES = {
     "order": "refine",
     **{f.name: 0.25 for f in dataclasses.fields(Config) if f.type is float},
     "passes": 50.0,
+    "split": False,
 }
 
 

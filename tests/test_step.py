@@ -160,6 +160,20 @@ def test_the_loss_is_the_sum_over_modes(network):
     assert float(taught["loss"]) == pytest.approx(float(both["high_loss"] + kl), rel=1e-4)
 
 
+def test_split_gives_each_mode_its_own_share_of_the_batch(network):
+    def metrics(images, labels, phase):
+        variables = network.variables
+        arguments = (variables["params"], variables["batch_stats"], images, labels)
+        return jax.jit(phase_loss, static_argnums=(4, 5))(*arguments, network.model, phase)[1][1]
+
+    split = Phase("p", 1, ("high", "low"), 0.1, split=True)
+    both = metrics(network.images, network.labels, split)
+    for index, mode in enumerate(split.precisions):
+        own = slice(index, None, 2)
+        alone = metrics(network.images[own], network.labels[own], Phase("p", 1, (mode,), 0.1))
+        assert float(both[f"{mode}_loss"]) == pytest.approx(float(alone["loss"]), rel=1e-6)
+
+
 def test_no_gradient_reaches_the_teacher(network):
     """With nothing but the teacher's labels in low's loss, high's own leaves see high's loss."""
 

@@ -34,6 +34,8 @@ class Phase:
       weight_decay: on kernels only.
       warmup: fraction of the phase.
       final_rate: where the cosine ends, relative to the peak.
+      split: each mode runs on its own share of every batch, instead of each on all of it: a pass
+        over the images then costs one mode's work, not the sum over the modes.
       teacher: the mode of `precisions` whose logits the others learn from.
       distillation: share of the teacher's soft labels in the others' loss; the rest is the labels'.
       label_smoothing: in every cross entropy.
@@ -51,12 +53,18 @@ class Phase:
     weight_decay: float = 5e-4
     warmup: float = 0.1
     final_rate: float = 0.0
+    split: bool = False
     teacher: str | None = None
     distillation: float = 0.0
     label_smoothing: float = 0.0
     protect: str | None = None
     prepare: Preparation = Preparation()
     finish: Preparation = Preparation()
+
+    @property
+    def passes_per_epoch(self) -> int:
+        """Modes that an image goes through, forward and backward, in one epoch."""
+        return 1 if self.split else len(self.precisions)
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -72,6 +80,12 @@ class Phase:
             raise ValueError(
                 f"phase {self.name!r}: teacher {self.teacher!r} does not run;"
                 f" expected one of {self.precisions}"
+            )
+        if self.split and (self.teacher or len(self.precisions) < 2):
+            raise ValueError(
+                f"phase {self.name!r} splits batches among {self.precisions} with teacher"
+                f" {self.teacher!r}: expected two modes or more, and no teacher, whose logits"
+                " would be of other images"
             )
         if self.protect in self.precisions:
             raise ValueError(

@@ -30,18 +30,22 @@ def phase_loss(
     KL(teacher || mode). Statistics are threaded from mode to mode: each updates its own.
     """
     logits = {}
+    count = len(phase.precisions) if phase.split else 1
+    share = {name: slice(i % count, None, count) for i, name in enumerate(phase.precisions)}
     for precision in phase.precisions:
         variables = {"params": params, "batch_stats": batch_stats}
+        own = images[share[precision]]
         logits[precision], updates = model.apply(
-            variables, images, precision=precision, train=True, mutable=["batch_stats"]
+            variables, own, precision=precision, train=True, mutable=["batch_stats"]
         )
         batch_stats = {**batch_stats, **updates.get("batch_stats", {})}
     total, metrics = jnp.float32(0.0), {}
     for precision, own in logits.items():
-        loss = cross_entropy(own, labels, phase.label_smoothing)
+        target = labels[share[precision]]
+        loss = cross_entropy(own, target, phase.label_smoothing)
         metrics[f"{precision}_loss"] = loss
         metrics[f"{precision}_accuracy"] = jnp.mean(
-            (jnp.argmax(own, -1).astype(labels.dtype) == labels).astype(jnp.float32)
+            (jnp.argmax(own, -1).astype(labels.dtype) == target).astype(jnp.float32)
         )
         if phase.teacher is not None and precision != phase.teacher:
             soft = distillation(own, logits[phase.teacher])
