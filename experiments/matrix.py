@@ -60,15 +60,16 @@ class Plan:
 
 
 OTHERS = (("w2a2", "w4a4"), ("w4a4", "w8a8"), ("w1a4", "w4a4"))
-# Each takes one thing away from, or adds one to, `two_phase --order=joint` on the main pair.
+# Each changes one thing of `two_phase --order=joint`, which halves the passes, on the main pair.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "both modes on every batch": {"split": False, "distillation": 0.0},
     "both on every batch, low distilled from high": {"split": False},
     "no phase 1: both from the start": {"mode": "joint"},
-    "a shorter phase 1": {"first_share": 0.17},
-    "a longer phase 1": {"first_share": 0.5},
+    "phase 1 a sixth of the passes": {"first_share": 0.17},
+    "phase 1 a third": {"first_share": 0.33},
     "phase 1 ends at rate 0": {"first_final": 0.0},
+    "phase 2 at the full rate": {"second_rate": 1.0},
     "quantizer steps not learned": {"step_learning_rate": 0.0},
 }
 PLANS: dict[str, Plan] = {
