@@ -63,11 +63,15 @@ OTHERS = (("w2a2", "w4a4"), ("w4a4", "w8a8"), ("w1a4", "w4a4"))
 # Each changes one thing of `two_phase --order=joint`, which halves the passes, on the main pair.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "both modes on every batch": {"split": False, "distillation": 0.0},
-    "both on every batch, low distilled from high": {"split": False},
     "no phase 1: both from the start": {"mode": "joint"},
     "phase 1 a sixth of the passes": {"first_share": 0.17},
     "phase 1 a third": {"first_share": 0.33},
+    "the same, both modes on every batch": {
+        "first_share": 0.33,
+        "split": False,
+        "distillation": 0.0,
+    },
+    "the same, and low distilled from high": {"first_share": 0.33, "split": False},
     "phase 1 ends at rate 0": {"first_final": 0.0},
     "phase 2 at the full rate": {"second_rate": 1.0},
     "quantizer steps not learned": {"step_learning_rate": 0.0},

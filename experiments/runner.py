@@ -5,11 +5,9 @@ share of the CPU cores for itself: two single-core runs train more images a seco
 in turn on both cores (1,730 against 1,500, resnet8_fast).
 """
 
-import ctypes
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -27,7 +25,15 @@ from experiments.matrix import Cell, passes_of
 from experiments.recipes import RECIPES, fields_without_effect
 
 _POLL = 0.5  # seconds
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they
+# finish on their own. Set by the new process, since a fork hook would run beside JAX's threads.
+_TIE = """\
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+_TIED = ["-c", _TIE] if sys.platform.startswith("linux") else []
 
 
 def command(cell: Cell, preset: str, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
@@ -134,13 +140,12 @@ def _start(cell: Cell, folder: Path, slot: int, jobs: int, line) -> _Running:
         out.write(f"$ {' '.join(arguments)}\n")
         out.flush()
         process = subprocess.Popen(
-            [sys.executable, *arguments[1:]],
+            [sys.executable, *_TIED, *arguments[1:]],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the study alone, which tells its cells once
-            preexec_fn=_end_with_parent,
         )
     return _Running(cell, process, slot, time.monotonic())
 
@@ -159,12 +164,6 @@ class _Cores:
     def __exit__(self, *_) -> None:
         if self.own:
             os.sched_setaffinity(0, self.every)
-
-
-def _end_with_parent() -> None:
-    """On Linux, a killed study takes its cells with it; elsewhere they finish on their own."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(one: _Running, folder: Path, failures: dict[str, str]) -> None:

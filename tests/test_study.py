@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from experiments.matrix import (
 from experiments.study_report import ablation_table, pair_table, plot_pair, report
 from experiments.workdir import differences, only_user
 
+ROOT = Path(__file__).parents[1]
 PLAN = PLANS["quick"]
 BASE = base_config(PLAN, {})
 PAIRS = [PLAN.main, *PLAN.others]
@@ -134,6 +136,32 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(tmp_path, capsys):
     assert "b FAILED" in capsys.readouterr().out
     mended = runner.run_cells(cells, tmp_path, 2, line_that(tmp_path), lambda: None)
     assert not mended, "the failed one is tried again, alone"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_killed_study_takes_its_cells_with_it(tmp_path):
+    code = """
+import pathlib, sys
+from experiments import runner
+from tests.test_study import cell_named
+folder = pathlib.Path(sys.argv[1])
+sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+runner.run_cells([cell_named("a")], folder, 1, lambda _: ["python", "-c", sleep], lambda: None)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    log = tmp_path / "a.log"
+    wait_until(lambda: log.exists() and log.read_text().split("\n")[-2:][0].isdigit())
+    process.kill()
+    process.wait()
+    cell = Path("/proc") / log.read_text().splitlines()[-1]
+    wait_until(lambda: not cell.exists() or " Z " in (cell / "stat").read_text())
+
+
+def wait_until(true) -> None:
+    until = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
 
 
 def test_an_error_here_stops_the_running_cells(tmp_path):
@@ -314,9 +342,9 @@ def test_too_little_room_is_said_before_anything_runs(tmp_path, monkeypatch):
 
 
 def test_passes_done_follow_the_log(tmp_path):
-    config = dataclasses.replace(BASE, mode="two_phase", split=False)  # 2 epochs of high, 2 of both
+    config = dataclasses.replace(BASE, mode="two_phase", split=False, first_share=1 / 3)
     assert runner.passes_done(config, tmp_path) == 0
-    for epoch, done in ((1, 1), (2, 2), (3, 4), (4, 6)):
+    for epoch, done in ((1, 1), (2, 2), (3, 4), (4, 6)):  # 2 epochs of high, then 2 of both
         (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": epoch, "step": 1}) + "\n")
         assert runner.passes_done(config, tmp_path) == done
     assert passes_of(config) == 6
