@@ -48,7 +48,8 @@ class Plan:
     Attributes:
       preset: of experiments/config.py.
       settings: what the study changes of it.
-      main: the pair that runs with every seed; the rest run with `other_seeds` of them.
+      main: the pair that runs with every seed and method.
+      others: these run with `other_seeds` of the seeds, and without the methods of `main_only`.
     """
 
     preset: str
@@ -56,6 +57,7 @@ class Plan:
     main: Pair
     others: tuple[Pair, ...]
     other_seeds: int | None
+    main_only: tuple[str, ...]
     ablations: Mapping[str, Mapping[str, Any]]
 
 
@@ -73,16 +75,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     },
     "the same, and low distilled from high": {"first_share": 0.33, "split": False},
     "phase 1 ends at rate 0": {"first_final": 0.0},
-    "phase 2 at the full rate": {"second_rate": 1.0},
     "quantizer steps not learned": {"step_learning_rate": 0.0},
 }
 PLANS: dict[str, Plan] = {
     # About two hours on two CPU cores.
-    "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, ABLATIONS),
+    "quick": Plan(
+        "quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, ("float", "joint, split"), ABLATIONS
+    ),
     # For an accelerator.
-    "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, ABLATIONS),
+    "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, (), ABLATIONS),
     # Tries the machinery in minutes; nothing is learned from 1,797 digits.
-    "digits": Plan("digits", {"dataset": "digits", "passes": 24.0}, ("w2a2", "w8a8"), (), None, {}),
+    "digits": Plan(
+        "digits", {"dataset": "digits", "passes": 24.0}, ("w2a2", "w8a8"), (), None, (), {}
+    ),
 }
 
 
@@ -171,6 +176,7 @@ def entries(
             Entry(pair, method, seed, METHODS[method](base, pair, seed))
             for seed in range(min(own, seeds))
             for method in methods
+            if pair == plan.main or method not in plan.main_only
         ]
     return rows
 
