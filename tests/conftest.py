@@ -1,6 +1,10 @@
-"""Strictness for every test, and the small network that several files train."""
+"""Strictness for every test; the small network, and the small study, that several files use."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -46,3 +50,31 @@ def network() -> Network:
         jnp.asarray(generator.integers(0, 256, (32, 8, 8, 1)), jnp.uint8),
         jnp.asarray(generator.integers(0, 4, 32), jnp.int32),
     )
+
+
+@pytest.fixture(scope="session")
+def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of three cells on digits, by the real command: half a minute.
+
+    The data set, as TFDS prepares it, is in `data` beside it.
+    """
+    folder = tmp_path_factory.mktemp("study") / "digits"
+    arguments = (
+        "--preset=digits",
+        "--seeds=1",
+        "--pairs=w2a2/w8a8",
+        "--methods=twins,truncate,two_phase joint",
+        "--set=passes=8",
+        "--jobs=2",
+        f"--workdir={folder}",
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.study", *arguments],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TFDS_DATA_DIR": str(folder.parent / "data")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder
