@@ -68,12 +68,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no phase 1: both from the start": {"mode": "joint"},
     "phase 1 a sixth of the passes": {"first_share": 0.17},
     "phase 1 a third": {"first_share": 0.33},
-    "the same, both modes on every batch": {
+    "phase 1 a third, its last pass: high alone inside low's cells": {
+        "first_share": 0.33,
+        "polish_share": 0.17,
+    },
+    "phase 1 a third, both modes on every batch": {
         "first_share": 0.33,
         "split": False,
         "distillation": 0.0,
     },
-    "the same, and low distilled from high": {"first_share": 0.33, "split": False},
+    "phase 1 a third, both on every batch, low distilled from high": {
+        "first_share": 0.33,
+        "split": False,
+    },
     "phase 1 ends at rate 0": {"first_final": 0.0},
     "quantizer steps not learned": {"step_learning_rate": 0.0},
 }
