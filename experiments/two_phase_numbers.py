@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.describe import Layer
 from dual_precision.loading import load
+from dual_precision.primitives.nested import encode
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.prepare import fit_weight_steps
@@ -89,6 +91,30 @@ def switching_layers(layers: Mapping[TreePath, Layer]) -> dict[TreePath, Layer]:
         for path, layer in layers.items()
         if layer.table["low"].weights != layer.table["high"].weights
     }
+
+
+def width(layer: Layer, mode: str) -> int:
+    """Bits of the codes that a mode reads; all stored ones where it reads float latents."""
+    bits = layer.table[mode].weights or layer.stored
+    assert bits is not None, "every layer of a two_phase network is on the grid"
+    return bits
+
+
+def leaves(params: Mapping[str, Any], paths: Iterable[TreePath], *names: str) -> Leaves:
+    """The named leaves ("kernel", ...) of the layers at `paths`."""
+    flat = flatten_dict(params)
+    return {(*path, name): np.asarray(flat[(*path, name)]) for path in paths for name in names}
+
+
+def codes(params: Mapping[str, Any], layers: Mapping[TreePath, Layer], mode: str) -> np.ndarray:
+    """The codes that a mode reads, of all weights of the layers, in one row."""
+    found = []
+    for path, layer in layers.items():
+        kernel, step = leaves(params, [path], "kernel", "step").values()
+        assert layer.stored is not None
+        each = encode(jnp.asarray(kernel), jnp.asarray(step), width(layer, mode), layer.stored)
+        found.append(np.ravel(each))
+    return np.concatenate(found)
 
 
 # Answers of the two modes.
@@ -199,10 +225,25 @@ def crossings(
     return np.sort(at[np.isfinite(at)])
 
 
-def leaves(params: Mapping[str, Any], paths: Sequence[TreePath], *names: str) -> Leaves:
-    """The named leaves ("kernel", ...) of the layers at `paths`."""
-    flat = flatten_dict(params)
-    return {(*path, name): np.asarray(flat[(*path, name)]) for path in paths for name in names}
+def stretches(
+    params: Mapping[str, Any], layers: Mapping[TreePath, Layer], direction: Leaves, changes: int
+) -> np.ndarray:
+    """The intervals around t = 0 within which low's codes stay: edges [changes + 2], sorted.
+
+    Args:
+      layers: those that `direction` moves.
+      changes: how many changes of a code, the nearest ones, the edges hold between their ends.
+    """
+    found = []
+    for path, layer in layers.items():
+        kernel, step = leaves(params, [path], "kernel", "step").values()
+        assert layer.stored is not None
+        bits = width(layer, "low")
+        found.append(crossings(kernel, direction[(*path, "kernel")], step, bits, layer.stored))
+    at = np.concatenate(found)
+    at = at[np.argsort(np.abs(at))][: changes + 1]
+    reach = np.abs(at[-1])
+    return np.sort([-reach, *at[:-1], reach])
 
 
 def losses_along(

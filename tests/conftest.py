@@ -74,7 +74,7 @@ def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "TFDS_DATA_DIR": str(folder.parent / "data")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,  # on a busy machine
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder

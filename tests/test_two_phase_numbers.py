@@ -7,6 +7,7 @@ import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import strategies
 
 from dual_precision.primitives.nested import encode
@@ -110,3 +111,25 @@ def test_codes_stay_between_crossings(seed: int, bits: int) -> None:
         np.testing.assert_array_equal(*codes)
         assert previous is None or (codes[0] != previous).any()
         previous = codes[1]
+
+
+def test_one_low_code_changes_from_stretch_to_stretch(network) -> None:
+    layers = numbers.switching_layers(network.layers)
+    params = network.variables["params"]
+    kernels = numbers.leaves(params, layers, "kernel")
+    direction = numbers.random_direction(kernels, seed=0)
+    edges = numbers.stretches(params, layers, direction, changes=6)
+    assert len(edges) == 8
+    assert edges[-1] == -edges[0] == np.abs(edges).max()
+
+    flat = flatten_dict(params)
+
+    def codes_at(t: float) -> np.ndarray:
+        moved = {path: kernels[path] + np.float32(t) * direction[path] for path in kernels}
+        return numbers.codes(unflatten_dict({**flat, **moved}), layers, "low")
+
+    found = [[codes_at(a + s * (b - a)) for s in (0.2, 0.8)] for a, b in itertools.pairwise(edges)]
+    for near, far in found:
+        np.testing.assert_array_equal(near, far)
+    for (_, before), (after, _) in itertools.pairwise(found):
+        assert np.sum(before != after) == 1
