@@ -5,7 +5,7 @@ gives the tree that every mode uses. What belongs to one mode alone stands under
 in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -73,11 +73,21 @@ class QuantizedLayer(nn.Module):
         steps = self.param("input_step", _initial_input_steps, widths)
         if name not in widths:
             return x
+        _check_present(name, steps)
         step = steps[name]
         if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
             step = activation_step(x, widths[name])
             self.sow(CALIBRATION, "input_step", {name: step}, reduce_fn=lambda _, new: new)
         return quantize_activations(x, step, widths[name])
+
+
+def _check_present(name: str, present: Collection[str]) -> None:
+    """Variables may hold some modes alone, as those that are read of a packed file do."""
+    if name not in present:
+        raise ValueError(
+            f"these variables hold no values of precision {name!r}: expected one of"
+            f" {list(present)}; load more of the packed file, or a checkpoint"
+        )
 
 
 def _initial_input_steps(_: jax.Array, widths: dict[str, int]) -> dict[str, jax.Array]:
@@ -137,8 +147,12 @@ class SwitchableBatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
         self.modes.check_name(precision)
         channels = x.shape[-1]
+        names = self.modes.names
+        if not self.is_initializing():
+            names = tuple(name for name in names if self.has_variable("params", name))
+            _check_present(precision, names)
         affine, statistics = {}, {}
-        for name in self.modes.names:
+        for name in names:
             affine[name] = self.param(name, _initial_affine, channels)
             statistics[name] = self.variable("batch_stats", name, _initial_statistics, channels)
         own, running = affine[precision], statistics[precision]

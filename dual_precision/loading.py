@@ -1,6 +1,5 @@
 """From a workdir back to a model and its variables."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.models import build
-from dual_precision.precision import modes
+from dual_precision.models import build_from
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
-
-
-def build_from(description: Mapping[str, Any]) -> nn.Module:
-    """The model that a config's "network" entry describes.
-
-    Args:
-      description: {"name", "modes": {mode: "w2a2"}, "layers": {path: {mode: "w4a4"}}, and the
-        attributes of the model}; JSON types.
-    """
-    arguments = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in description.items()
-        if key not in ("name", "modes", "layers")
-    }
-    own = modes(layers=description.get("layers"), **description["modes"])
-    return build(description["name"], modes=own, **arguments)
 
 
 def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, dict[str, Any]]:

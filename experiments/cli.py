@@ -80,21 +80,22 @@ def _preset(dataset: str | None) -> str:
     return "quick" if jax.default_backend() == "cpu" else "paper"
 
 
-def run(main: Callable[[], None], trains: bool = True) -> None:
+def run(main: Callable[..., None], trains: bool = True, words: bool = False) -> None:
     """Runs `main` under absl; what users can mend ends as one line and exit status 1 or more.
 
     Args:
-      trains: this process computes, and not only others that it starts.
+      trains: this process trains, and not only others that it starts.
+      words: `main` takes what is not a flag on the command line.
     """
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
         if trains:
             keep_freed_memory()
-        if argv[1:]:
+        if argv[1:] and not words:
             sys.exit(f"error: unexpected arguments {argv[1:]}: flags have the form --name=value")
         try:
-            main()
+            main(*argv[1:])
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(128 + stop.signum)

@@ -16,11 +16,15 @@ _COLUMNS = (
 )
 
 
-def table(rows: Rows) -> str:
-    """The rows as a Markdown table, aligned for a terminal."""
-    columns = [column for column in _COLUMNS if column[0] in rows[0]]
+def table(rows: Rows, columns: Sequence[tuple[str, str, str]] = _COLUMNS) -> str:
+    """The rows as a Markdown table, aligned for a terminal.
+
+    Args:
+      columns: (key in a row, title, format); those that no row has are left out.
+    """
+    columns = [column for column in columns if any(column[0] in row for row in rows)]
     cells = [[title for _, title, _ in columns]]
-    cells += [[form.format(row[key]) for key, _, form in columns] for row in rows]
+    cells += [[f.format(row[key]) if key in row else "" for key, _, f in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"

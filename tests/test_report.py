@@ -45,6 +45,15 @@ def test_table():
     ]
 
 
+def test_table_of_a_run_that_did_not_read_the_test_set():
+    """A column that no row has is left out; a cell that one row lacks is empty."""
+    rows = [{key: value for key, value in row.items() if key != "test"} for row in ROWS]
+    del rows[1]["validation"]
+    lines = table(rows).splitlines()
+    assert "test %" not in lines[0]
+    assert lines[3].startswith("| high | w8a8 |              |")
+
+
 TWO_PHASES = [
     record(1, "high", high=0.5),
     record(2, "high", high=0.7),

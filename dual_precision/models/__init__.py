@@ -1,11 +1,13 @@
 """Networks that take their precision as an argument of the call, by name."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
 from dual_precision.models.mlp import MLP
 from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
+from dual_precision.precision import modes
 
 MODELS: dict[str, Any] = {
     "mlp": MLP,
@@ -26,3 +28,19 @@ def build(name: str, **arguments: Any) -> nn.Module:
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown: expected one of {sorted(MODELS)}")
     return MODELS[name](**arguments)
+
+
+def build_from(description: Mapping[str, Any]) -> nn.Module:
+    """The model that a config's "network" entry describes.
+
+    Args:
+      description: {"name", "modes": {mode: "w2a2"}, "layers": {path: {mode: "w4a4"}}, and the
+        attributes of the model}; JSON types.
+    """
+    arguments = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in description.items()
+        if key not in ("name", "modes", "layers")
+    }
+    own = modes(layers=description.get("layers"), **description["modes"])
+    return build(description["name"], modes=own, **arguments)

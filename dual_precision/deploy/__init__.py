@@ -1,0 +1,6 @@
+"""The packed file: integer planes of a trained network, its narrowest mode first."""
+
+from dual_precision.deploy.container import PackedError
+from dual_precision.deploy.packed import PackedInfo, inspect_packed, load_packed, save_packed
+
+__all__ = ["PackedError", "PackedInfo", "inspect_packed", "load_packed", "save_packed"]

@@ -1,0 +1,300 @@
+"""The container of a packed file: named tensors in sections that can be read one after another.
+
+    8 bytes     n, the length of the header, little endian
+    n bytes     header, JSON, filled up with spaces to a multiple of 8
+    the rest    the tensors without gaps, section after section
+
+    {"__metadata__": {"format": "dual_precision packed 1",
+                      "sha256": of the 8 + n bytes above, without these 64 digits themselves,
+                      "sections": [[name, end, sha256], ...],     JSON in a string,
+                      ...: what the caller says about the file},  as every value from here on
+     tensor: {"dtype": "F32" or "U8", "shape": [...], "data_offsets": [start, end]}, ...}
+
+This is a safetensors file: `safetensors.numpy.load_file` opens it and shows the tensors. Written
+and read here, without that library: its writer sorts tensors by dtype and name, where a prefix
+must hold one mode's floats and planes together; its reader wants the whole file and checks no sums.
+
+Nothing in a file is believed before its checksum, and no length before it is compared with the
+size of the file.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+VERSION = 1
+LONGEST_HEADER = 2**24  # bytes; 100 bytes a tensor make room for 160,000 of them
+MOST_AXES = 8
+
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FORMAT = b'{"__metadata__":{"format":"dual_precision packed '
+_HEAD = 8 + len(_FORMAT) + 10  # bytes that tell this format and its version
+_SEAL = _FORMAT + b'%d","sha256":"' % VERSION
+
+AGAIN = "copy the file again, or pack the network again"
+
+
+class PackedError(ValueError):
+    """A file is not a sound packed file; the message says what was found and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where a tensor stands, in bytes after the header."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the header says.
+
+    Attributes:
+      about: the caller's values.
+      tensors: in the order of the file.
+      sections: name -> (its end in bytes after the header, sha256), in the order of the file.
+      start: bytes before the first tensor.
+    """
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+    sections: dict[str, tuple[int, str]]
+    start: int
+
+    def end(self, section: str) -> int:
+        """Bytes from the begin of the file to the end of a section."""
+        return self.start + self.sections[section][0]
+
+
+def to_bytes(
+    sections: Mapping[str, Mapping[str, np.ndarray]], about: Mapping[str, Any]
+) -> list[bytes]:
+    """The whole file, in parts: the header, then each section.
+
+    Args:
+      sections: name -> tensor name -> float32 or uint8 array.
+      about: JSON types.
+
+    Raises:
+      ValueError: another dtype; not JSON; a header longer than a reader accepts.
+    """
+    table: dict[str, Any] = {}
+    ends, bodies, offset = [], [], 0
+    for section, tensors in sections.items():
+        parts = []
+        for name, array in tensors.items():
+            if array.dtype not in _NAMES:
+                raise ValueError(f"{name!r} is {array.dtype}: expected float32 or uint8")
+            parts.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+            place = [offset, offset + len(parts[-1])]
+            table[name] = {
+                "dtype": _NAMES[array.dtype],
+                "shape": list(array.shape),
+                "data_offsets": place,
+            }
+            offset = place[1]
+        bodies.append(b"".join(parts))
+        ends.append([section, offset, hashlib.sha256(bodies[-1]).hexdigest()])
+    meta = {key: _dump(value) for key, value in {"sections": ends, **about}.items()}
+    text = _SEAL + b"0" * 64 + b'",' + _dump(meta)[1:].encode() + b"," + _dump(table)[1:].encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > LONGEST_HEADER:
+        raise ValueError(
+            f"a header of {len(text)} bytes: expected at most {LONGEST_HEADER}; give less metadata"
+        )
+    raw = len(text).to_bytes(8, "little") + text
+    at = 8 + len(_SEAL)
+    return [raw[:at] + _seal(raw) + raw[at + 64 :], *bodies]
+
+
+def _dump(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"what goes into the header must be JSON: {error}") from None
+
+
+def _seal(raw: bytes) -> bytes:
+    at = 8 + len(_SEAL)
+    digest = hashlib.sha256(raw[:at])
+    digest.update(raw[at + 64 :])
+    return digest.hexdigest().encode()
+
+
+def write(path: str | os.PathLike, parts: list[bytes]) -> None:
+    """Writes a file that is either there as a whole or not at all.
+
+    Raises:
+      OSError: it cannot be written; what stood under `path` is as it was.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, survives a loss of power
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def opened(source: str | os.PathLike | BinaryIO) -> Iterator[BinaryIO]:
+    """The file to read, unbuffered; a PackedError from within names it.
+
+    Raises:
+      PackedError: a folder or a device. OSError: it is not there or may not be read.
+    """
+    with contextlib.ExitStack() as stack:
+        name, file = "the packed file", source
+        if isinstance(source, str | os.PathLike):
+            name = os.fspath(source)
+            if os.path.exists(name) and not os.path.isfile(name):  # opening a pipe would wait
+                raise PackedError(f"{name}: not a file: give the name of a packed file")
+            file = stack.enter_context(open(name, "rb", buffering=0))
+        try:
+            yield file  # type: ignore[misc]
+        except PackedError as error:
+            raise PackedError(f"{name}: {error}") from error.__cause__
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Reads and verifies the header; nothing behind it is read.
+
+    Raises:
+      PackedError: empty, truncated, altered, of another program, or of a newer version.
+    """
+    size = _size(file)
+    if not size:
+        raise PackedError(f"it is empty: {AGAIN}")
+    raw = _read(file, min(size, _HEAD))
+    found = re.match(rb"(\d+)\"", raw[8 + len(_FORMAT) :])
+    if raw[8:].removeprefix(_FORMAT) == raw[8:] or not found:
+        raise PackedError(f"not a packed file, or cut or altered in its first {_HEAD} bytes")
+    if int(found[1]) != VERSION:
+        raise PackedError(
+            f"format version {int(found[1])}, and this program reads {VERSION}: install a newer"
+            " dual_precision, or pack the network again with this one"
+        )
+    length = int.from_bytes(raw[:8], "little")
+    if not len(_SEAL) + 64 <= length <= min(size - 8, LONGEST_HEADER):
+        raise PackedError(
+            f"{size} bytes, and a header that claims {length}: truncated or altered; {AGAIN}"
+        )
+    raw += _read(file, 8 + length - len(raw))
+    at = 8 + len(_SEAL)
+    if raw[8:at] != _SEAL or raw[at : at + 64] != _seal(raw):
+        raise PackedError(f"its header does not match its checksum: altered; {AGAIN}")
+    with consistent():
+        return _parse(json.loads(raw[8:]), len(raw))
+
+
+@contextlib.contextmanager
+def consistent() -> Iterator[None]:
+    """Turns what goes wrong in reading a sealed but senseless header into a PackedError.
+
+    No accident makes one, only another program. What it says goes to a model's constructor,
+    which may raise anything.
+    """
+    try:
+        yield
+    except PackedError:
+        raise
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise PackedError(
+            f"its header is sound but does not fit this program: {line}; pack the network again"
+        ) from error
+
+
+def _parse(header: dict[str, Any], start: int) -> Header:
+    meta = header.pop("__metadata__")
+    about = {k: json.loads(text) for k, text in meta.items() if k not in ("format", "sha256")}
+    tensors, offset = {}, 0
+    for name, entry in header.items():
+        shape, (first, end) = entry["shape"], entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        # Few and small factors, so that the product below is not the work of an hour.
+        if len(shape) > MOST_AXES or not all(
+            type(n) is int and 0 <= n < 2**48 for n in (*shape, first, end)
+        ):
+            raise PackedError(f"tensor {name!r} of shape {shape}: expected {MOST_AXES} axes")
+        if first != offset or end - first != math.prod(shape) * dtype.itemsize:
+            raise PackedError(f"tensor {name!r} at {first} to {end}: expected {shape} at {offset}")
+        tensors[name] = Tensor(dtype, tuple(shape), first, offset := end)
+    sections = {name: (end, sha) for name, end, sha in about.pop("sections")}
+    ends = [end for end, _ in sections.values()]
+    whole = all(type(end) is int for end in ends)
+    if not whole or [0, *ends] != sorted([0, *ends]) or ends[-1] != offset:
+        raise PackedError(f"sections end at {ends}: expected the last at {offset}")
+    return Header(about, tensors, sections, start)
+
+
+def read_sections(file: BinaryIO, header: Header, last: str) -> dict[str, np.ndarray]:
+    """The tensors of every section up to `last`, verified; what follows is not read.
+
+    Raises:
+      PackedError: truncated or altered.
+    """
+    size, needed = _size(file), header.end(last)
+    if size < needed:
+        raise PackedError(
+            f"truncated: {size} bytes, and {last!r} needs the first {needed}; {AGAIN}"
+            " (a narrower mode may be whole: load_packed(path, precision=...))"
+        )
+    if last == list(header.sections)[-1] and size != needed:
+        raise PackedError(f"{size} bytes: expected {needed}, something was added; {AGAIN}")
+    file.seek(header.start)
+    content = b""
+    for name, (end, sha) in header.sections.items():
+        body = _read(file, end - len(content))
+        if hashlib.sha256(body).hexdigest() != sha:
+            raise PackedError(f"section {name!r} does not match its checksum: altered; {AGAIN}")
+        content += body
+        if name == last:
+            break
+    within = {name: tensor for name, tensor in header.tensors.items() if tensor.end <= len(content)}
+    return {name: _array(content, tensor) for name, tensor in within.items()}
+
+
+def _array(content: bytes, tensor: Tensor) -> np.ndarray:
+    flat = np.frombuffer(content[tensor.start : tensor.end], tensor.dtype)
+    return flat.reshape(tensor.shape).astype(tensor.dtype.newbyteorder("="))
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _read(file: BinaryIO, count: int) -> bytes:
+    """Exactly so many bytes: an unbuffered read may give fewer."""
+    parts = []
+    while count:
+        part = file.read(count)
+        if not part:
+            raise PackedError(f"it ended {count} bytes early while it was read: {AGAIN}")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
