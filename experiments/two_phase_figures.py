@@ -40,7 +40,7 @@ def draw_accuracy(pairs: Sequence[Mapping[str, Any]], split: str) -> Figure:
     figure, grid = plt.subplots(
         rows,
         columns,
-        figsize=(1.5 + 3.6 * columns, 0.8 + (0.6 + 0.34 * len(methods)) * rows),
+        figsize=(2.1 + 3.6 * columns, 0.8 + (0.6 + 0.34 * len(methods)) * rows),
         sharex=True,
         sharey=True,
         layout="constrained",
@@ -62,7 +62,8 @@ def draw_accuracy(pairs: Sequence[Mapping[str, Any]], split: str) -> Figure:
         axes.set(xlim=(left, right), ylim=(len(methods) - 0.5, -0.5))
         axes.tick_params(labelbottom=True)
     figure.supxlabel(f"{split} accuracy, %", fontsize=9)
-    figure.legend(handles=_accuracy_key(pairs), loc="outside upper center", ncols=5)
+    key = _accuracy_key(pairs)
+    figure.legend(handles=key, loc="outside upper center", ncols=len(key), columnspacing=1.3)
     return figure
 
 
