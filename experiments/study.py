@@ -131,7 +131,8 @@ def sort_out(cells: Sequence[Cell], folder: Path) -> None:
         print(f"  runs {name} again: {fields}; the old run is {aside}")
     outside = [name for name in left if not name.endswith(".replaced")]
     if outside:
-        print(f"  {len(outside)} cells are not in this matrix and stay unread: {outside}")
+        few = ", ".join([*outside[:3], *(["..."] if len(outside) > 3 else [])])
+        print(f"  {len(outside)} cells are not in this matrix and stay unread: {few}")
 
 
 def check_room(count: int, jobs: int, base, dataset: data.Dataset, folder: Path) -> None:
