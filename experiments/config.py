@@ -25,7 +25,7 @@ class Config:
     dataset: str = "cifar10"
     seed: int = 0  # initial weights, data order, augmentation
     batch_size: int = 128
-    passes: float = 400.0  # epochs times modes run, over all phases
+    passes: float = 400.0  # over all phases; one is one mode over one epoch, see recipes.py
     learning_rate: float = 0.1  # peak, SGD with Nesterov momentum 0.9
     step_learning_rate: float = 1e-2  # peak, relative change of quantizer steps per update
     weight_decay: float = 5e-4  # on kernels only

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from scipy import stats
 
 from dual_precision.training.checkpoint import Checkpoints
 from experiments.cifar import RESULTS
-from experiments.matrix import Cell, Entry, Pair, passes_of
+from experiments.matrix import Cell, Entry, Pair
+from experiments.recipes import passes_of
 from experiments.runner import finished
 from experiments.workdir import CONFIG
 
 CONFIDENCE = 0.95
 SPLITS = ("validation", "test")
-# A gap is a mode's accuracy less its twin's, of the same seed; in points.
-REFERENCES = {"twins": "gap", "long twins": "long_gap"}
+MODES = ("low", "high")
+TWINS, OURS = "twins", "two_phase joint"
 
 Summary = dict[str, Any]
 
@@ -49,63 +50,69 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, dict] | None:
 
 
 def collect(
-    rows: Sequence[Entry], ablations: Mapping[str, Cell], folder: Path, about: Mapping[str, Any]
+    rows: Sequence[Entry],
+    ablations: Mapping[str, tuple[Cell, str]],
+    folder: Path,
+    about: Mapping[str, Any],
+    line: Callable[[Cell], Sequence[str]],
 ) -> dict[str, Any]:
     """Everything that the study's table and plots show; cells that are not finished are left out.
 
     Args:
+      ablations: title -> its cell, and the title that it is compared with.
       about: goes into the results as it is.
+      line: the command of a cell.
     """
     cells = {cell.name: cell for row in rows for cell, _ in row.sources.values()}
-    cells |= {cell.name: cell for cell in ablations.values()}
+    cells |= {cell.name: cell for cell, _ in ablations.values()}
     found = {name: read_cell(folder, cell) for name, cell in cells.items()}
-    pairs = list(dict.fromkeys(row.pair for row in rows))
+    done = [name for name in cells if found[name] is not None]
+    links = {name: _links(folder, cells[name]) for name in done}
+    complete = [r for r in rows if all(found[c.name] is not None for c, _ in r.sources.values())]
+    by_pair: dict[Pair, list[Entry]] = {row.pair: [] for row in rows}
+    for row in complete:
+        by_pair[row.pair].append(row)
     return {
         **about,
         "confidence": CONFIDENCE,
-        "pairs": [_pair(pair, [r for r in rows if r.pair == pair], found) for pair in pairs],
+        "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
         "ablations": _ablations(ablations, found),
-        "cells": {
-            name: _links(folder, cell) for name, cell in cells.items() if found[name] is not None
-        },
-        "missing": [name for name in cells if found[name] is None],
+        "cells": {name: {**links[name], "command": " ".join(line(cells[name]))} for name in done},
+        "missing": [name for name in cells if name not in links],
     }
 
 
 def _links(folder: Path, cell: Cell) -> dict[str, Any]:
     """Where a cell's config and last checkpoint are, relative to the study's folder."""
     workdir = folder / cell.name
-    last = workdir / "checkpoints" / str(Checkpoints(workdir).steps()[-1])
+    updates = Checkpoints(workdir).steps()[-1]
+    last = workdir / "checkpoints" / str(updates)
     links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{cell.name}.log"}
     relative = {what: str(path.relative_to(folder.parent)) for what, path in links.items()}
-    return {"cost": passes_of(cell.config), **relative}
+    return {"cost": passes_of(cell.config), "updates": updates, **relative}
 
 
-def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping[str, Any]) -> dict[str, Any]:
+def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> dict[str, Any]:
     methods: dict[str, dict[int, Entry]] = {}
     for row in rows:
-        if all(found[cell.name] is not None for cell, _ in row.sources.values()):
-            methods.setdefault(row.method, {})[row.seed] = row
+        methods.setdefault(row.method, {})[row.seed] = row
     accuracy = {method: _accuracy(own, found) for method, own in methods.items()}
     summaries = {}
     for method, own in methods.items():
-        summary: Summary = {
-            "cost": next(iter(own.values())).cost,
+        first = next(iter(own.values()))
+        summaries[method] = {
+            "cost": first.cost,
+            "updates": max(links[cell.name]["updates"] for cell, _ in first.sources.values()),
             "seeds": list(own),
             "cells": {s: {m: c.name for m, (c, _) in r.sources.items()} for s, r in own.items()},
             "accuracy": {
                 split: {mode: spread(list(by_seed.values())) for mode, by_seed in modes.items()}
                 for split, modes in accuracy[method].items()
             },
+            "gap": _gaps(methods, accuracy, method, TWINS),
         }
-        for reference, name in REFERENCES.items():
-            if reference in accuracy and method != "float":  # which is no mode's twin
-                summary[name] = {
-                    split: _gaps(accuracy[method][split], accuracy[reference][split])
-                    for split in SPLITS
-                }
-        summaries[method] = summary
-    return {"low": pair[0], "high": pair[1], "methods": summaries}
+    ours = {other: _gaps(methods, accuracy, OURS, other) for other in methods if other != OURS}
+    return {"low": pair[0], "high": pair[1], "methods": summaries, "ours_less": ours}
 
 
 def _accuracy(rows: Mapping[int, Entry], found: Mapping[str, Any]) -> dict[str, dict]:
@@ -122,36 +129,49 @@ def _accuracy(rows: Mapping[int, Entry], found: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _gaps(own: Mapping[str, Mapping], twins: Mapping[str, Mapping]) -> Summary:
-    """Paired by seed: each mode less its twin, and the worse of the two of each seed."""
-    modes = [mode for mode in own if mode in twins]
-    seeds = [seed for seed in own[modes[0]] if seed in twins[modes[0]]] if modes else []
-    if not seeds:
+def _gaps(methods: Mapping, accuracy: Mapping, method: str, other: str) -> Summary:
+    """split -> mode -> `method` less `other`, paired by seed; "worse" is a seed's smaller one.
+
+    Modes that both read from the same network are left out: there is nothing to compare.
+    """
+    if method == other or not {method, other} <= methods.keys():
         return {}
-    gaps = {mode: [own[mode][seed] - twins[mode][seed] for seed in seeds] for mode in modes}
-    gaps["worse"] = [min(each) for each in zip(*gaps.values(), strict=True)]
-    return {name: spread(values) for name, values in gaps.items()}
+    own, theirs = methods[method], methods[other]
+    seeds = [seed for seed in own if seed in theirs]
+    modes = [mode for mode in MODES if seeds and _distinct(own[seeds[0]], theirs[seeds[0]], mode)]
+    gaps: Summary = {}
+    for split in SPLITS if modes else ():
+        left, right = accuracy[method][split], accuracy[other][split]
+        each = {mode: [left[mode][s] - right[mode][s] for s in seeds] for mode in modes}
+        each["worse"] = [min(values) for values in zip(*each.values(), strict=True)]
+        gaps[split] = {name: spread(values) for name, values in each.items()}
+    return gaps
 
 
-def _ablations(cells: Mapping[str, Cell], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _distinct(own: Entry, other: Entry, mode: str) -> bool:
+    return (
+        mode in own.sources and mode in other.sources and own.sources[mode] != other.sources[mode]
+    )
+
+
+def _ablations(
+    ablations: Mapping[str, tuple[Cell, str]], found: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Validation accuracy only: nothing here may be chosen by the test set."""
-    done = {title: cell for title, cell in cells.items() if found[cell.name] is not None}
-    reference = next(iter(cells), None)
-    if reference not in done:
-        return []
-    start = {mode: row["validation"] for mode, row in found[done[reference].name].items()}
-    table = []
-    for title, cell in done.items():
-        own = {mode: row["validation"] for mode, row in found[cell.name].items()}
-        change = {mode: own[mode] - start[mode] for mode in own}
-        table.append(
-            {
-                "title": title,
-                "cell": cell.name,
-                "cost": passes_of(cell.config),
-                "validation": own,
-                "change": change,
-                "worse": min(change.values()),
-            }
-        )
-    return table
+    accuracy = {
+        title: {mode: row["validation"] for mode, row in found[cell.name].items()}
+        for title, (cell, _) in ablations.items()
+        if found[cell.name] is not None
+    }
+    return [
+        {
+            "title": title,
+            "against": ablations[title][1],
+            "cell": ablations[title][0].name,
+            "cost": passes_of(ablations[title][0].config),
+            "validation": own,
+            "change": {m: own[m] - start[m] for m in own},
+        }
+        for title, own in accuracy.items()
+        if (start := accuracy.get(ablations[title][1]))
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from dual_precision.precision import parse
 from experiments.config import Config, make_config
-from experiments.recipes import fields_without_effect
+from experiments.recipes import fields_without_effect, passes_of
 
 Pair = tuple[str, str]  # what low and high mean
 
@@ -35,7 +35,7 @@ class Entry:
     sources: Mapping[str, tuple[Cell, str]]
 
     @property
-    def cost(self) -> float:
+    def cost(self) -> int:
         """Passes, over the distinct cells it reads."""
         cells = {cell.name: cell for cell, _ in self.sources.values()}
         return sum(passes_of(cell.config) for cell in cells.values())
@@ -58,37 +58,36 @@ class Plan:
     others: tuple[Pair, ...]
     other_seeds: int | None
     main_only: tuple[str, ...]
-    ablations: Mapping[str, Mapping[str, Any]]
+    ablations: Mapping[str, "Ablation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What is set otherwise than in the row `against`, which says what the change brings."""
+
+    settings: Mapping[str, Any]
+    against: str = "as it is"
 
 
 OTHERS = (("w2a2", "w4a4"), ("w4a4", "w8a8"), ("w1a4", "w4a4"))
-# Each changes one thing of `two_phase --order=joint`, which halves the passes, on the main pair.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "no phase 1: both from the start": {"mode": "joint"},
-    "phase 1 a sixth of the passes": {"first_share": 0.17},
-    "phase 1 a third": {"first_share": 0.33},
-    "phase 1 a third, its last pass: high alone inside low's cells": {
-        "first_share": 0.33,
-        "polish_share": 0.17,
-    },
-    "phase 1 a third, both modes on every batch": {
-        "first_share": 0.33,
-        "split": False,
-        "distillation": 0.0,
-    },
-    "phase 1 a third, both on every batch, low distilled from high": {
-        "first_share": 0.33,
-        "split": False,
-    },
-    "phase 1 ends at rate 0": {"first_final": 0.0},
-    "quantizer steps not learned": {"step_learning_rate": 0.0},
+# Of `two_phase --order=joint` on the main pair. Both modes on every batch take two passes an
+# epoch, and six passes have no half for that: hence the rows with a third.
+_THIRD = {"first_share": 0.33}
+_TOGETHER = {**_THIRD, "split": False, "distillation": 0.0}
+ABLATIONS: dict[str, Ablation] = {
+    "as it is": Ablation({}),
+    "no phase 1: split batches from the start": Ablation({"mode": "joint"}),
+    "phase 1 a sixth of the passes": Ablation({"first_share": 0.17}),
+    "phase 1 a third": Ablation(_THIRD),
+    "a third, then both modes on every batch": Ablation(_TOGETHER, "phase 1 a third"),
+    "the same, low distilled from high": Ablation(
+        {**_THIRD, "split": False}, "a third, then both modes on every batch"
+    ),
 }
+_MAIN_ONLY = ("float", "half-batch twins", "joint split")
 PLANS: dict[str, Plan] = {
     # About two hours on two CPU cores.
-    "quick": Plan(
-        "quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, ("float", "joint, split"), ABLATIONS
-    ),
+    "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, _MAIN_ONLY, ABLATIONS),
     # For an accelerator.
     "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, (), ABLATIONS),
     # Tries the machinery in minutes; nothing is learned from 1,797 digits.
@@ -98,17 +97,10 @@ PLANS: dict[str, Plan] = {
 }
 
 
-def passes_of(config: Config) -> float:
-    """What a run costs: `config.passes`, and half of it where a single mode is trained."""
-    both = config.mode in ("joint", "two_phase")
-    return config.passes if both else config.passes / 2
-
-
-def twin(base: Config, width: str, seed: int, long: bool = False) -> Cell:
+def twin(base: Config, width: str, seed: int, kind: str = "twin", **settings) -> Cell:
     """One width trained alone. Its config does not depend on the pair that it is a twin in."""
-    more = {"passes": 2 * base.passes} if long else {}
-    config = _config(base, (width, width), seed, mode="high", **more)
-    return Cell(f"{'long_twin' if long else 'twin'}-{width}-seed{seed}", config)
+    config = _config(base, (width, width), seed, mode="high", **settings)
+    return Cell(f"{kind}-{width}-seed{seed}", config)
 
 
 def _config(base: Config, pair: Pair, seed: int, **settings) -> Config:
@@ -132,24 +124,34 @@ def _float(base: Config, pair: Pair, seed: int) -> dict:
 
 
 def _twins(base: Config, pair: Pair, seed: int) -> dict:
-    # The high twin is the network that `truncate` cuts: trained once, read twice.
+    # The high twin is the network that `truncate` cuts: trained once for a pair, read twice.
     high = _both(base, pair, seed, "truncate")["high"]
     return {"low": (twin(base, pair[0], seed), "high"), "high": high}
 
 
 def _long_twins(base: Config, pair: Pair, seed: int) -> dict:
-    low, high = (twin(base, width, seed, long=True) for width in pair)
+    return _alone(base, pair, seed, "long_twin", passes=2 * base.passes)
+
+
+def _half_batch_twins(base: Config, pair: Pair, seed: int) -> dict:
+    """The twins' cost, and as many updates as a phase of split batches has: what those alone do."""
+    return _alone(base, pair, seed, "twin-half_batch", batch_size=base.batch_size // 2)
+
+
+def _alone(base: Config, pair: Pair, seed: int, kind: str, **settings) -> dict:
+    low, high = (twin(base, width, seed, kind, **settings) for width in pair)
     return {"low": (low, "high"), "high": (high, "high")}
 
 
 METHODS: dict[str, Callable[[Config, Pair, int], dict]] = {
     "float": _float,
     "twins": _twins,
+    "half-batch twins": _half_batch_twins,
     "long twins": _long_twins,
     "truncate": lambda base, pair, seed: _both(base, pair, seed, "truncate"),
     # As published: every batch goes through both modes.
     "joint": lambda base, pair, seed: _both(base, pair, seed, "joint", split=False),
-    "joint, split": lambda base, pair, seed: _both(base, pair, seed, "joint", split=True),
+    "joint split": lambda base, pair, seed: _both(base, pair, seed, "joint", split=True),
     "two_phase refine": lambda base, pair, seed: _both(
         base, pair, seed, "two_phase", order="refine"
     ),
@@ -191,15 +193,14 @@ def entries(
 def ablation_cells(plan: Plan, base: Config) -> dict[str, Cell]:
     """What each option of the main method brings: seed 0, judged on validation alone."""
     cells = {}
-    for title, settings in plan.ablations.items():
+    rows = (METHODS[name](base, plan.main, 0) for name in ("two_phase joint", "joint split"))
+    known = {row["low"][0].config: row["low"][0] for row in rows}  # trained for the tables anyway
+    for title, ablation in plan.ablations.items():
+        settings = ablation.settings
         method = {"mode": "two_phase", "order": "joint", **settings}
         config = _config(base, plan.main, 0, **method)
         name = "-".join(["ablation", *(f"{key}={value}" for key, value in settings.items())])
-        cells[title] = Cell(name, config, ablation=True)
-    # Nothing changed: that network is in the matrix already.
-    if "as it is" in cells:
-        cell, _ = METHODS["two_phase joint"](base, plan.main, 0)["low"]
-        cells["as it is"] = cell
+        cells[title] = known.get(config) or Cell(name, config, ablation=True)
     return cells
 
 

@@ -1,8 +1,8 @@
 """Recipes: a mode of training by name, as phases.
 
 Costs are counted in passes: one pass is one mode run forward and backward over one epoch of
-images. Every recipe spends `config.passes`, except that `low`, `high` and `float`, the twins,
-spend half of it each: together they cost what the dual network costs.
+images. Every recipe spends `config.passes`, except that `low`, `high`, `float` and `truncate`,
+which train one mode, spend half of it each: two twins cost what one dual network costs.
 """
 
 import itertools
@@ -130,6 +130,12 @@ RECIPES: dict[str, Callable[[Config], Recipe]] = {
     "joint": joint,
     "two_phase": two_phase,
 }
+
+
+def passes_of(config: Config) -> int:
+    """What a run costs: whole epochs of each phase, and so not always `config.passes`."""
+    phases = RECIPES[config.mode](config)
+    return sum(phase.epochs * phase.passes_per_epoch for phase in phases)
 
 
 def reported_modes(mode: str) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
 
+COLOURS = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d"}
+
 _COLUMNS = (
     ("mode", "mode", "{}"),
     ("bits", "bits", "{}"),
@@ -41,7 +43,6 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d"}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for row in modes:
         name = row["mode"]
@@ -51,7 +52,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
             [100 * record[f"validation_{name}_accuracy"] for record in curve],
             "o-",
             ms=3,
-            color=colours.get(name),
+            color=COLOURS.get(name),
             label=f"{name} ({row['bits']})",
         )
     _mark_phases(axes, records)

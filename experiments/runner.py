@@ -8,6 +8,7 @@ in turn on both cores (1,730 against 1,500, resnet8_fast).
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,13 +17,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.records import read_records
 from experiments.cifar import RESULTS
 from experiments.cli import FIELDS
 from experiments.config import Config, make_config
-from experiments.matrix import Cell, passes_of
-from experiments.recipes import RECIPES, fields_without_effect
+from experiments.matrix import Cell
+from experiments.recipes import RECIPES, fields_without_effect, passes_of
+from experiments.workdir import in_use
 
 _POLL = 0.5  # seconds
 # On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they
@@ -56,8 +58,7 @@ def finished(workdir: Path) -> bool:
 
 def passes_done(config: Config, workdir: Path) -> float:
     """How much of its cost a cell has behind it, by its log."""
-    path = workdir / "metrics.jsonl"
-    records = read_records(path) if path.exists() else []
+    records = read_records(workdir / "metrics.jsonl")
     epochs, done = (records[-1]["epoch"] if records else 0), 0
     for phase in RECIPES[config.mode](config):
         done += min(epochs, phase.epochs) * phase.passes_per_epoch
@@ -78,7 +79,7 @@ def run_cells(
     folder: Path,
     jobs: int,
     line: Callable[[Cell], list[str]],
-    after: Callable[[], None],
+    after: Callable[[], object],
 ) -> dict[str, str]:
     """Trains what is not finished yet, `jobs` at once; returns cell name -> why it failed.
 
@@ -90,6 +91,9 @@ def run_cells(
     Raises:
       KeyboardInterrupt: stopped; the running cells have saved themselves.
     """
+    for cell in cells:
+        if finished(folder / cell.name):  # by a study that was stopped right after it
+            _prune(folder / cell.name)
     waiting = [cell for cell in cells if not finished(folder / cell.name)]
     running: list[_Running] = []
     failures: dict[str, str] = {}
@@ -98,9 +102,10 @@ def run_cells(
     try:
         with bar:
             while waiting or running:
-                while waiting and len(running) < jobs:
+                while len(running) < jobs and (ready := _next(waiting, folder)):
+                    waiting.remove(ready)
                     slot = min(set(range(jobs)) - {other.slot for other in running})
-                    running.append(_start(waiting.pop(0), folder, slot, jobs, line))
+                    running.append(_start(ready, folder, slot, jobs, line))
                 time.sleep(_POLL)
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
@@ -119,6 +124,18 @@ def run_cells(
 
 
 _BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} passes [{elapsed}<{remaining}] {desc}"
+
+
+def _next(waiting: Sequence[Cell], folder: Path) -> Cell | None:
+    """The first that nobody holds: a cell of a killed study may still be saving itself."""
+    return next((cell for cell in waiting if not in_use(folder / cell.name)), None)
+
+
+def _prune(workdir: Path) -> None:
+    try:
+        Checkpoints(workdir).prune()
+    except CheckpointError as error:  # the results are there all the same
+        tqdm.write(f"{workdir.name}: checkpoints not pruned, {error}")
 
 
 def _show(bar: tqdm, done: float, names: Sequence[str]) -> None:
@@ -150,38 +167,51 @@ def _start(cell: Cell, folder: Path, slot: int, jobs: int, line) -> _Running:
     return _Running(cell, process, slot, time.monotonic())
 
 
+def usable_cores() -> set[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: a task set or container may have fewer
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 class _Cores:
-    """Processes started inside have one job's share of the cores this process may use."""
+    """Processes started inside have one job's share of the cores, where the system can do that."""
 
     def __init__(self, slot: int, jobs: int):
-        self.every = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        self.every = usable_cores()
         self.own = set(sorted(self.every)[slot::jobs])
 
     def __enter__(self) -> None:
-        if self.own:
-            os.sched_setaffinity(0, self.own)
+        self._allow(self.own)
 
     def __exit__(self, *_) -> None:
-        if self.own:
-            os.sched_setaffinity(0, self.every)
+        self._allow(self.every)
+
+    def _allow(self, cores: set[int]) -> None:
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
 
 
 def _end(one: _Running, folder: Path, failures: dict[str, str]) -> None:
     workdir = folder / one.cell.name
     minutes = (time.monotonic() - one.started) / 60
     if one.process.returncode == 0 and finished(workdir):
-        Checkpoints(workdir).prune()
+        _prune(workdir)
         rows = json.loads((workdir / RESULTS).read_text())["rows"]
         accuracy = ", ".join(f"{row['mode']} {row['validation']:.2f} %" for row in rows)
         tqdm.write(f"{one.cell.name}: validation {accuracy} ({minutes:.1f} min)")
         return
     log = folder / f"{one.cell.name}.log"
-    why = f"exit status {one.process.returncode}: {_last_words(log)} (log: {log})"
+    status = one.process.returncode
+    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+    why = f"{how}: {_last_words(log)} (log: {log})"
     failures[one.cell.name] = why
     tqdm.write(f"{one.cell.name} FAILED, {why}")
 
 
 def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    """The error of the last start, else its last line."""
+    text = log.read_text(errors="replace").rpartition("$ python ")[2]
+    lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines)[-1][:300]

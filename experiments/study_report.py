@@ -4,20 +4,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d", "worse": "#333333"}
+from experiments.evidence import CONFIDENCE, OURS
+from experiments.report import COLOURS
+
 _DASH = "-"
 
 
 def report(results: Mapping[str, Any]) -> str:
     """The whole study as Markdown."""
     parts = [f"# Study `{results['preset']}`: {results['model']}, {results['dataset']}", ""]
+    parts += [f"`{results['command']}`", ""]
     parts += [_LEGEND.format(confidence=round(100 * results["confidence"])), ""]
     for pair in results["pairs"]:
+        if not pair["methods"]:
+            continue
         parts += [f"## low {pair['low']}, high {pair['high']}", "", pair_table(pair), ""]
+        if pair["ours_less"] and OURS in pair["methods"]:
+            parts += [f"Paired differences, `{OURS}` less the others:", "", lead_table(pair), ""]
     if results["ablations"]:
-        title = "## What each part of `two_phase joint` brings"
-        note = "Seed 0, validation accuracy; the test set was not read for these."
-        parts += [title, "", note, "", ablation_table(results["ablations"]), ""]
+        first = results["pairs"][0]
+        parts += [f"## What each part of `{OURS}` brings", ""]
+        parts += [_ABLATION_NOTE.format(**first), "", ablation_table(results["ablations"]), ""]
     if results["missing"]:
         parts += ["Not finished: " + ", ".join(f"`{name}`" for name in results["missing"]), ""]
     return "\n".join(parts)
@@ -26,50 +33,63 @@ def report(results: Mapping[str, Any]) -> str:
 _LEGEND = """\
 Test accuracy in percent, mean ± sample standard deviation over seeds. A gap is a mode's accuracy
 less its twin's of the same seed, in points, with the {confidence} % confidence interval of its
-mean (Student's t); "worse" is the smaller of a seed's two gaps. Cost is in passes: one mode run
-forward and backward over one epoch. The twins together cost what one dual network costs; each
-long twin gets that whole cost. First and last layer have 8-bit weights throughout."""
+mean (Student's t, each by itself, over seeds alone: one split, one test set); "worse" is the
+smaller of a seed's two gaps. Cost is in passes: one mode run forward and backward over one epoch.
+The twins together cost what one dual network costs; half-batch twins make twice the updates for
+that cost; each long twin gets the whole cost. Updates are those of one network. First and last
+layer have 8-bit weights throughout."""
+
+_ABLATION_NOTE = """\
+low {low}, high {high}, seed 0, validation accuracy; the test set was not read for these. One seed:
+compare changes with the standard deviations over seeds in the tables above."""
 
 
 def pair_table(pair: Mapping[str, Any], split: str = "test") -> str:
     """One row per method."""
     lines = [
-        "| method | cost | seeds | low | high | low gap | high gap | worse gap | to long twins |",
+        "| method | cost | updates | seeds | low | high | low gap | high gap | worse gap |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for method, summary in pair["methods"].items():
         accuracy = summary["accuracy"][split]
-        gaps = summary.get("gap", {}).get(split, {}) if method != "twins" else {}
-        long_gaps = summary.get("long_gap", {}).get(split, {}) if method != "long twins" else {}
+        gaps = summary["gap"].get(split, {})
         both = [_number(accuracy.get(mode)) for mode in ("low", "high")]
         if "float" in accuracy:
             both = [_DASH, f"{_number(accuracy['float'])} (float)"]
         cells = [
             method,
             f"{summary['cost']:g}",
+            f"{summary['updates']:,}",
             str(len(summary["seeds"])),
             *both,
             *(_gap(gaps.get(name)) for name in ("low", "high", "worse")),
-            " / ".join(_signed(long_gaps.get(mode)) for mode in ("low", "high"))
-            if long_gaps
-            else _DASH,
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def lead_table(pair: Mapping[str, Any], split: str = "test") -> str:
+    """By how much `two_phase joint` is ahead of each other method."""
+    lines = ["| less | low | high | worse |", "|---|---:|---:|---:|"]
+    for other, gaps in pair["ours_less"].items():
+        if split in gaps:
+            cells = [_gap(gaps[split].get(name)) for name in ("low", "high", "worse")]
+            lines.append(f"| {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What each change does to both modes, the reference first."""
-    lines = ["| change | cost | low | high | worse of both changes |", "|---|---:|---:|---:|---:|"]
-    for index, row in enumerate(rows):
-        cells = [f"{row['validation'][mode]:.2f}" for mode in ("low", "high")]
-        if index:
-            cells = [
-                f"{row['validation'][mode]:.2f} ({row['change'][mode]:+.2f})"
-                for mode in ("low", "high")
-            ]
-        worse = f"{row['worse']:+.2f}" if index else _DASH
-        lines.append(f"| {row['title']} | {row['cost']:g} | {' | '.join(cells)} | {worse} |")
+    """Every row with its change from the row that it differs from in one thing."""
+    lines = ["| change | compared with | low | high |", "|---|---|---:|---:|"]
+    for row in rows:
+        start = row["against"] == row["title"]
+        cells = [
+            f"{row['validation'][mode]:.2f}" + ("" if start else f" ({row['change'][mode]:+.2f})")
+            for mode in ("low", "high")
+        ]
+        lines.append(
+            f"| {row['title']} | {_DASH if start else row['against']} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
@@ -106,12 +126,11 @@ def plot_pair(pair: Mapping[str, Any], stem: Path, split: str = "test") -> list[
     for place, method in enumerate(methods):
         summary = pair["methods"][method]
         _draw_row(left, place, summary["accuracy"][split], "values")
-        if method not in ("twins", "float"):
-            _draw_row(right, place, summary.get("gap", {}).get(split, {}), "interval")
+        _draw_row(right, place, summary["gap"].get(split, {}), "interval")
     left.set(yticks=range(len(methods)), yticklabels=methods, xlabel=f"{split} accuracy, %")
     left.set_ylim(len(methods) - 0.4, -0.6)
     right.axvline(0, color="k", lw=0.8)
-    right.set(xlabel="gap to the twin, points (95 % interval)")
+    right.set(xlabel=f"gap to the twin, points ({100 * CONFIDENCE:.0f} % interval)")
     handles = [
         plt.Line2D([], [], marker="o", ls="", color=COLOURS[mode], label=label)
         for mode, label in (

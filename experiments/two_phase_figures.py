@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.study_report import COLOURS
+from experiments.report import COLOURS
 from experiments.two_phase_numbers import VERDICTS, Reliability
 
 STYLE = {

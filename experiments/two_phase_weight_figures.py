@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dual_precision.primitives.nested import encode
-from experiments.study_report import COLOURS
+from experiments.report import COLOURS
 
 LOW, HIGH = COLOURS["low"], COLOURS["high"]
 _INK = "#333333"

@@ -17,6 +17,18 @@ _LOCK = ".lock"
 _BEFORE = {"split": False}
 
 
+def in_use(workdir: Path) -> bool:
+    """Whether a process holds `workdir`."""
+    if not (workdir / _LOCK).exists():
+        return False
+    with (workdir / _LOCK).open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def only_user(workdir: Path) -> Iterator[None]:
     """Holds `workdir` for this process; the kernel lets go of it when the process ends, however.

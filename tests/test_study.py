@@ -22,9 +22,9 @@ from experiments.matrix import (
     base_config,
     cells_of,
     entries,
-    passes_of,
     read_pairs,
 )
+from experiments.recipes import fields_without_effect, passes_of
 from experiments.study_report import ablation_table, pair_table, plot_pair, report
 from experiments.workdir import differences, only_user
 
@@ -41,8 +41,8 @@ CELLS = cells_of(ROWS, ablation_cells(PLAN, BASE).values())
 
 def test_twins_together_cost_what_one_dual_network_costs():
     for row in ROWS:
-        if row.method in ("twins", "joint", "two_phase joint", "two_phase refine"):
-            assert row.cost == BASE.passes
+        if row.method not in ("float", "truncate", "long twins"):
+            assert row.cost == BASE.passes, row.method
         if row.method == "long twins":
             assert row.cost == 2 * BASE.passes, "the whole cost for each of the two"
 
@@ -85,11 +85,29 @@ def test_a_cells_command_gives_its_config(cell, tmp_path):
 
 def test_ablations_change_one_thing_each():
     cells = ablation_cells(PLAN, BASE)
-    reference = dataclasses.asdict(cells["as it is"].config)
     for title, cell in cells.items():
         own = dataclasses.asdict(cell.config)
-        changed = {name for name in own if own[name] != reference[name]}
-        assert changed == set(PLAN.ablations[title]), title
+        start = dataclasses.asdict(cells[PLAN.ablations[title].against].config)
+        changed = {name for name in own if own[name] != start[name]}
+        changed -= fields_without_effect(cell.config)
+        if own["split"] != start["split"]:
+            changed -= {"distillation"}  # which split batches cannot have
+        assert len(changed) == (title != "as it is"), title
+
+
+def test_an_ablation_that_is_in_the_tables_is_not_trained_again():
+    cells = ablation_cells(PLAN, BASE)
+    rows = {row.method: row for row in ROWS if row.pair == PLAN.main and row.seed == 0}
+    assert cells["as it is"] == rows["two_phase joint"].sources["low"][0]
+    known = cells["no phase 1: split batches from the start"]
+    assert known == rows["joint split"].sources["low"][0]
+
+
+def test_cost_is_of_the_epochs_that_are_run():
+    odd = base_config(PLAN, {"passes": 7})
+    costs = {r.method: r.cost for r in entries(PLAN, odd, 1, [PLAN.main], METHODS)}
+    assert costs["twins"] == 2 * 4, "half of 7 passes, as whole epochs"
+    assert costs["joint split"] == 7
 
 
 def test_wrong_matrices_are_refused():
@@ -183,6 +201,9 @@ def test_an_error_here_stops_the_running_cells(tmp_path):
 # -- statistics ------------------------------------------------------------------------------------
 
 
+ABOUT = {"command": "study", "preset": "quick", "model": "m", "dataset": "d"}
+
+
 def fake_study(folder: Path, rows: list[Entry], **changes: float) -> None:
     """Results for every cell: chance figures that only depend on the cell's name."""
     for cell in cells_of(rows, []):
@@ -207,8 +228,7 @@ def fake_study(folder: Path, rows: list[Entry], **changes: float) -> None:
 def collected(tmp_path):
     rows = entries(PLAN, BASE, 3, [PLAN.main], METHODS)
     fake_study(tmp_path / "cells", rows, two_phase=2.0)
-    about = {"preset": "quick", "model": "m", "dataset": "d"}
-    return evidence.collect(rows, {}, tmp_path / "cells", about)
+    return evidence.collect(rows, {}, tmp_path / "cells", ABOUT, lambda cell: ["train", cell.name])
 
 
 def test_spread_is_students():
@@ -228,7 +248,11 @@ def test_gaps_are_paired_by_seed(collected):
     assert method["gap"]["test"]["low"]["values"] == pytest.approx([-8.0] * 3)
     assert method["gap"]["test"]["high"]["values"] == pytest.approx([2.0] * 3)
     assert method["gap"]["test"]["worse"]["interval"] == pytest.approx([-8.0, -8.0])
-    assert "gap" not in collected["pairs"][0]["methods"]["float"]
+    methods = collected["pairs"][0]["methods"]
+    assert not methods["float"]["gap"]
+    assert "high" not in methods["truncate"]["gap"]["test"], "it is the twin"
+    lead = collected["pairs"][0]["ours_less"]["joint"]["test"]
+    assert lead["low"]["values"] == pytest.approx([2.0] * 3)
 
 
 def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
@@ -242,7 +266,7 @@ def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
 def test_a_study_under_way_shows_what_is_finished(tmp_path):
     rows = entries(PLAN, BASE, 2, [PLAN.main], ["twins", "joint"])
     fake_study(tmp_path, [row for row in rows if row.seed == 0])
-    results = evidence.collect(rows, {}, tmp_path, {"preset": "q", "model": "m", "dataset": "d"})
+    results = evidence.collect(rows, {}, tmp_path, ABOUT, lambda _: [])
     assert results["pairs"][0]["methods"]["joint"]["seeds"] == [0]
     assert "joint-w2a2-w8a8-seed1" in results["missing"]
     assert "Not finished: " in report(results)
@@ -254,10 +278,10 @@ def test_ablations_show_validation_alone(tmp_path):
         (tmp_path / name / "checkpoints" / "1").mkdir(parents=True)
         rows = [{"mode": mode, "validation": value} for mode in ("low", "high")]
         (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
-    about = {"preset": "q", "model": "m", "dataset": "d"}
-    found = evidence.collect([], cells, tmp_path, about)["ablations"]
-    assert [row["worse"] for row in found] == [0.0, -1.5]
-    assert "| less | 6 | 68.50 (-1.50) | 68.50 (-1.50) | -1.50 |" in ablation_table(found)
+    against = {name: (cell, "as") for name, cell in cells.items()}
+    found = evidence.collect([], against, tmp_path, ABOUT, lambda _: [])["ablations"]
+    assert [row["change"]["low"] for row in found] == [0.0, -1.5]
+    assert "| less | as | 68.50 (-1.50) | 68.50 (-1.50) |" in ablation_table(found)
 
 
 def test_the_table_and_the_plots(collected, tmp_path):
@@ -284,13 +308,16 @@ def test_a_changed_matrix_says_what_stays_and_what_runs_again(tmp_path, capsys):
     cells = cells_of(entries(PLAN, longer, 1, [PLAN.main], ["joint"]), [])
     study.sort_out(cells_of(rows, []), tmp_path)
     assert "keeps 3 cells" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"1 cells in .* were run with other settings, joint-w2a2"):
+        study.sort_out(cells, tmp_path, run=False)
+    capsys.readouterr()
     study.sort_out(cells, tmp_path)
     out = capsys.readouterr().out
     assert "keeps 0 cells" in out
     assert "runs joint-w2a2-w8a8-seed0 again: passes was 6.0, is 8" in out
     assert "2 cells are not in this matrix and stay unread" in out
     assert not (tmp_path / "joint-w2a2-w8a8-seed0").exists()
-    assert runner.finished(tmp_path / "joint-w2a2-w8a8-seed0.replaced")
+    assert runner.finished(tmp_path / "joint-w2a2-w8a8-seed0.replaced1")
 
 
 def test_only_fields_that_matter_make_another_run(tmp_path):
@@ -338,7 +365,7 @@ def test_too_little_room_is_said_before_anything_runs(tmp_path, monkeypatch):
     usage = study.shutil.disk_usage(tmp_path)._replace(free=1)
     monkeypatch.setattr(study.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"MiB may be needed in .* make room"):
-        study.check_room(9, 2, base, Digits(), tmp_path)
+        study.check_room([cell_named("a")] * 9, 2, base, Digits(), tmp_path)
 
 
 def test_passes_done_follow_the_log(tmp_path):

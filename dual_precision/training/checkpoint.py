@@ -257,7 +257,11 @@ class Checkpoints:
         return [last[phase] for phase in sorted(last)]
 
     def prune(self) -> None:
-        """Deletes all but the phase ends: for a run that is finished."""
+        """Deletes all but the phase ends: for a run that is finished.
+
+        Raises:
+          CheckpointError: one is damaged; nothing is deleted then.
+        """
         for step in set(self.steps()) - set(self.phase_ends()):
             shutil.rmtree(self.folder / str(step))
 

@@ -1,4 +1,4 @@
-"""What makes XLA's CPU programs faster; nothing of it has an effect elsewhere."""
+"""What makes XLA's CPU programs faster."""
 
 import ctypes
 import functools

@@ -27,7 +27,7 @@ class Phase:
     Attributes:
       name: for logs.
       epochs: passes over the training split.
-      precisions: the modes that run on every batch; the loss is the sum over them.
+      precisions: the modes that run on each batch, or on their shares of it; the loss is the sum.
       learning_rate: peak; warmed up linearly, then annealed by a cosine.
       step_learning_rate: peak for quantizer steps, which are learned in the log domain by Adam,
         so that it is a relative change per update whatever the width.

@@ -13,8 +13,9 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every record, in order."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Every whole record, in order: a run killed while it wrote leaves half a line at the end."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 
 def drop_records_after(path: Path, step: int) -> None:

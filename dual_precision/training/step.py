@@ -31,6 +31,11 @@ def phase_loss(
     """
     logits = {}
     count = len(phase.precisions) if phase.split else 1
+    if len(images) < count:
+        raise ValueError(
+            f"a batch of {len(images)} split among {phase.precisions}: expected {count}"
+        )
+    # Strided, so that every device of a sharded batch holds a part of each share.
     share = {name: slice(i % count, None, count) for i, name in enumerate(phase.precisions)}
     for precision in phase.precisions:
         variables = {"params": params, "batch_stats": batch_stats}
