@@ -19,6 +19,7 @@ import numpy as np
 from clu import parameter_overview
 
 from dual_precision import data
+from dual_precision.data.catalog import lookup
 from dual_precision.describe import describe_layers, mode_cost
 from dual_precision.loading import build_from
 from dual_precision.training.fit import FitOptions, fit
@@ -111,6 +112,7 @@ def main() -> None:
     clock = cli.Stopwatch()
     config, preset = cli.read_config()
     workdir = Path(cli.FLAGS.workdir or default_workdir(config, preset))
+    lookup(config.dataset)  # an unknown one leaves no folder behind
     with only_user(workdir):
         run(config, preset, workdir)
     print(f"{clock} in all")

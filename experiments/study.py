@@ -73,8 +73,9 @@ def main() -> None:
     rows, ablations = choose(plan, base)
     cells = cells_of(rows, [cell for cell, _ in ablations.values()])
     workdir = Path(FLAGS.workdir or f"runs/study-{FLAGS.preset}")
+    arguments = [text for text in sys.argv[1:] if not text.startswith("--run=")]
     about = {
-        "command": shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "experiments.study", *arguments]),
         "preset": FLAGS.preset,
         "model": base.model,
         "dataset": base.dataset,

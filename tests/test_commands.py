@@ -20,7 +20,7 @@ from dual_precision.training.checkpoint import Checkpoints
 from experiments import cifar, cli
 from experiments.config import Config
 from experiments.recipes import RECIPES
-from experiments.workdir import open_workdir
+from experiments.workdir import only_user, open_workdir
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--dataset=digits", "--set=passes=16", "--set=epochs_per_evaluation=1")
@@ -170,6 +170,7 @@ def test_prints_the_table_of_both_modes(runs):
 def test_leaves_its_files(runs):
     names = {path.name for path in runs.whole.iterdir()}
     assert names == {
+        ".lock",
         "checkpoints",
         "config.json",
         "metrics.jsonl",
@@ -406,8 +407,9 @@ DESCRIPTION = {"preset": "digits", "experiment": dataclasses.asdict(Config()), "
 def test_workdir_that_cannot_be_written(tmp_path, below):
     taken = tmp_path / "taken"
     taken.write_text("a file")
-    with pytest.raises(OSError, match=r"workdir .* cannot be written .*: choose another --workdir"):
-        open_workdir(taken / below, DESCRIPTION, resume=True)
+    wrong = r"workdir .* cannot be written .*: choose another --workdir"
+    with pytest.raises(OSError, match=wrong), only_user(taken / below):
+        pass
     assert taken.read_text() == "a file"
 
 
