@@ -86,7 +86,7 @@ ABLATIONS: dict[str, Ablation] = {
 }
 _MAIN_ONLY = ("float", "half-batch twins", "joint split")
 PLANS: dict[str, Plan] = {
-    # About three hours on two CPU cores, a good half of them on quiet ones.
+    # 258 passes, two to three hours on two CPU cores.
     "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, _MAIN_ONLY, ABLATIONS),
     # For an accelerator.
     "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, (), ABLATIONS),
