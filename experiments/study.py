@@ -1,8 +1,8 @@
 """Is one dual-precision network as good as two networks trained apart? A matrix of runs answers.
 
-`python -m experiments.study --preset=quick --seeds=3`: two to three hours on two CPU cores, CIFAR-10,
-resnet8_fast, 6 passes a network. Stopped and started again it goes on where it was. It leaves
-results.json, results.md and plots in runs/study-<preset>, and every run under cells/ there.
+`python -m experiments.study --preset=quick --seeds=3`: two to three hours on two CPU cores,
+CIFAR-10, resnet8_fast, 6 passes a network. Stopped and started again it goes on where it was. It
+leaves results.json, results.md and plots in runs/study-<preset>, and every run under cells/ there.
 """
 
 import dataclasses
