@@ -29,7 +29,7 @@ from dual_precision.training.state import TrainState, initial_variables
 from experiments import cli, report
 from experiments.config import Config
 from experiments.recipes import RECIPES, reported_modes
-from experiments.workdir import default_workdir, only_user, open_workdir
+from experiments.workdir import default_workdir, only_user, open_workdir, write_whole
 
 RESULTS = "results.json"
 
@@ -141,9 +141,8 @@ def run(config: Config, preset: str, workdir: Path) -> None:
     rows = results(config, model, state, dataset, cli.FLAGS.test)
     picture = workdir / "training.png"
     report.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
-    part = workdir / f"{RESULTS}.part"
-    part.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-    part.replace(workdir / RESULTS)  # last, and at once: that it is there says the run is finished
+    # Last: that it is there says the run is finished.
+    write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
     print(f"\n{report.table(rows)}\n\nplot: {picture}")
 
 

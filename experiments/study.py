@@ -41,7 +41,7 @@ from experiments.matrix import (
 from experiments.recipes import passes_of
 from experiments.runner import command, finished, passes_done, run_cells, usable_cores
 from experiments.study_report import plot_pair, report
-from experiments.workdir import CONFIG, differences, only_user
+from experiments.workdir import CONFIG, differences, only_user, write_whole
 
 _MIB = 2**20
 # Of one checkpoint, in floats for every parameter: itself, the optimizer's, statistics; rounded up.
@@ -222,13 +222,8 @@ def check_room(
 def write_results(results: Mapping[str, Any], workdir: Path) -> str:
     """results.json, results.md and the plots, of what is finished by now; returns the tables."""
     text = report(results)
-    for name, content in {
-        "results.json": json.dumps(results, indent=1) + "\n",
-        "results.md": text,
-    }.items():
-        part = workdir / f"{name}.part"
-        part.write_text(content)
-        part.replace(workdir / name)
+    write_whole(workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(workdir / "results.md", text)
     for pair in results["pairs"]:
         if pair["methods"]:
             plot_pair(pair, workdir / f"{pair['low']}-{pair['high']}")

@@ -40,7 +40,7 @@ that cost; each long twin gets the whole cost. Updates are those of one network.
 layer have 8-bit weights throughout."""
 
 _ABLATION_NOTE = """\
-low {low}, high {high}, seed 0, validation accuracy; the test set was not read for these. One seed:
+low {low}, high {high}, seed 0, validation accuracy alone. One seed:
 compare changes with the standard deviations over seeds in the tables above."""
 
 
@@ -100,15 +100,12 @@ def _number(value: Mapping[str, Any] | None) -> str:
     return f"{value['mean']:.2f}{sd}"
 
 
-def _signed(value: Mapping[str, Any] | None) -> str:
-    return _DASH if value is None else f"{value['mean']:+.2f}"
-
-
 def _gap(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return _DASH
     interval = value["interval"]
-    return _signed(value) + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    around = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    return f"{value['mean']:+.2f}{around}"
 
 
 def plot_pair(pair: Mapping[str, Any], stem: Path, split: str = "test") -> list[Path]:

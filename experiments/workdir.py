@@ -62,6 +62,13 @@ def default_workdir(config: Config, preset: str) -> Path:
     return Path("runs") / "-".join([*parts, preset, f"seed{config.seed}"])
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all, whenever the process is killed."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
 def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bool:
     """Claims `workdir` for a run, writing its config.json; True if it already has checkpoints.
 
@@ -78,9 +85,7 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
     if path.exists():
         _check_same(path, description)
     else:
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(description, indent=2) + "\n")
-        part.replace(path)
+        write_whole(path, json.dumps(description, indent=2) + "\n")
     return begun
 
 
