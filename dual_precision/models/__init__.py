@@ -5,12 +5,13 @@ from typing import Any
 
 from flax import linen as nn
 
-from dual_precision.models.mlp import MLP
+from dual_precision.models.mlp import MLP, mlp_4096
 from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
 from dual_precision.precision import modes
 
 MODELS: dict[str, Any] = {
     "mlp": MLP,
+    "mlp_4096": mlp_4096,
     "resnet8": resnet8,
     "resnet8_fast": resnet8_fast,
     "resnet20": resnet20,

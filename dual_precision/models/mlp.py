@@ -1,6 +1,7 @@
 """A multi-layer perceptron."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ ModuleDef = Any
 class MLP(nn.Module):
     """Images [N, H, W, C] -> logits [N, classes] through Dense, norm, relu per hidden layer.
 
-    Attributes are those of `ResNet`, with `hidden`, the widths of the hidden layers. The first
-    and the last layer keep 8-bit weights in every mode.
+    Attributes are those of `ResNet`, with `hidden`, the widths of the hidden layers. Where `norm`
+    is None there is none, and the layers have biases. The first and the last layer keep 8-bit
+    weights in every mode.
     """
 
     num_classes: int
@@ -36,9 +38,16 @@ class MLP(nn.Module):
         for index, width in enumerate(self.hidden):
             # The pixels are 8-bit codes already, so the first layer's input needs no quantizer.
             modes = self.modes.pin(8, None) if index == 0 else self.modes
-            layer = self.dense(width, modes=modes, use_bias=False, name=f"dense{index + 1}")
+            biased = self.norm is None
+            layer = self.dense(width, modes=modes, use_bias=biased, name=f"dense{index + 1}")
             x = layer(x, precision=precision)
-            norm = self.norm(modes=self.modes, name=f"norm{index + 1}")
-            x = nn.relu(norm(x, precision=precision, train=train))
+            if self.norm is not None:
+                norm = self.norm(modes=self.modes, name=f"norm{index + 1}")
+                x = norm(x, precision=precision, train=train)
+            x = nn.relu(x)
         head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
         return head(x, precision=precision)
+
+
+# PrecisionBatching's MNIST network (Lam et al. 2020, arXiv 2003.00822): 20 M weights, no norm.
+mlp_4096 = partial(MLP, hidden=(4096, 4096), norm=None)
