@@ -1,0 +1,180 @@
+"""Products with weights kept as bit planes: AND and population count, any number of planes.
+
+With u = c_n + 2^(n-1), the unsigned code of n planes (bit b of weight 2^(n-1-b), b = 0 first), and
+a signed integer x,
+
+    plane_dot = sum_k x_k u_k = sum_b 2^(n-1-b) sum_j w_j popcount(plane_b AND bit_j(x))
+
+where w_j = 2^j, and -2^7 for the sign bit. The product with the weight's own value, the middle of
+its cell (c_n + 1/2) * scale, follows: (c_n + 1/2) = u - (2^n - 1) / 2.
+
+Words rather than the bytes of `bitplanes` because this is how a product reads them: 32 inputs of
+one output in a word, neighbouring outputs in neighbouring words. Planes are most significant
+first, so that fewer planes are a prefix. The idea is PrecisionBatching's (Lam et al. 2020, arXiv
+2003.00822); there planes are two's complement and rounding is to nearest, so that they do not nest.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dual_precision.primitives import native
+from dual_precision.primitives.bitserial_gpu import MOST_ROWS, plane_dot_gpu
+from dual_precision.primitives.nested import check_bits
+
+WORD = 32  # inputs in a word
+DIGIT = 8  # bits of x
+MOST_INPUTS = 2**15  # 2 * 2^15 * 255 * 127 still fits int32
+
+
+def pack_words(codes: jax.Array, bits: int) -> jax.Array:
+    """Signed codes of `bits` bits [K, N] as planes of words.
+
+    Returns:
+      uint32 [bits, ceil(K / 32), N], plane 0 the most significant; bit i of word w is input
+      32 w + i. What fills up the last word is zero.
+
+    Raises:
+      ValueError: not two axes, not integers.
+
+    >>> pack_words(jnp.array([[-2], [1]]), 2).tolist()
+    [[[2]], [[2]]]
+    """
+    check_bits(bits, 8)
+    if codes.ndim != 2 or not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise ValueError(
+            f"codes {codes.dtype}{list(codes.shape)}: expected integers [inputs, outputs]"
+        )
+    inputs, outputs = codes.shape
+    words = -(-inputs // WORD)
+    unsigned = (codes.astype(jnp.int32) + 2 ** (bits - 1)).astype(jnp.uint32)
+    unsigned = jnp.pad(unsigned, ((0, words * WORD - inputs), (0, 0)))
+    unsigned = unsigned.reshape(words, WORD, outputs)
+    place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, WORD, 1)
+    planes = [
+        jnp.sum(((unsigned >> shift) & 1) << place, axis=1, dtype=jnp.uint32)
+        for shift in range(bits - 1, -1, -1)
+    ]
+    return jnp.stack(planes)
+
+
+def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
+    """Signed codes [inputs, N] of as many bits as there are planes; the inverse of `pack_words`.
+
+    >>> unpack_words(pack_words(jnp.array([[-2], [1]]), 2)[:1], 2).tolist()  # the sign alone
+    [[-1], [0]]
+    """
+    bits = words.shape[0]
+    _check_words(words, inputs, bits)
+    place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, WORD, 1)
+    digits = ((words[:, :, None] >> place) & 1).astype(jnp.int32)
+    weights = (1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)).reshape(-1, 1, 1, 1)
+    unsigned = jnp.sum(digits * weights, axis=0).reshape(-1, words.shape[2])
+    return unsigned[:inputs] - 2 ** (bits - 1)
+
+
+def bit_words(x: jax.Array) -> jax.Array:
+    """int8 [B, K], K a multiple of 32, as words of its bits: uint32 [8, B, K / 32], lowest first.
+
+    >>> bit_words(jnp.full((1, 32), -1, jnp.int8))[:, 0, 0].tolist() == [2**32 - 1] * 8
+    True
+    """
+    rows, inputs = x.shape
+    unsigned = lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32)
+    unsigned = unsigned.reshape(1, rows, inputs // WORD, WORD)
+    shift = jnp.arange(DIGIT, dtype=jnp.uint32).reshape(-1, 1, 1, 1)
+    place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, 1, -1)
+    return jnp.sum(((unsigned >> shift) & 1) << place, axis=-1, dtype=jnp.uint32)
+
+
+def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = None) -> jax.Array:
+    """sum_k x_k u_k with the first `planes` planes of the weights: exact integers.
+
+    Args:
+      x: int8 [B, K], -127 to 127.
+      words: uint32 [bits, ceil(K / 32), N], see `pack_words`; only `planes` of them are read.
+      planes: 1 to bits.
+      form: "xla", everywhere; "native", a compiled CPU kernel (`native.available()`); "pallas", a
+        GPU kernel for up to 8 rows. None takes the fastest that the platform has. The result is
+        the same.
+
+    Returns:
+      int32 [B, N].
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow.
+
+    >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # u = 0 and 3
+    >>> plane_dot(jnp.array([[5, 7]], jnp.int8), words, 2).item()
+    21
+    """
+    rows, inputs = x.shape
+    _check_words(words, inputs, planes)
+    if x.dtype != jnp.int8:
+        raise ValueError(f"inputs of dtype {x.dtype}: expected int8, as fixed_point() gives")
+    x = jnp.pad(x, ((0, 0), (0, words.shape[1] * WORD - inputs)))
+    forms = {"xla": plane_dot_xla, "native": native.plane_dot, "pallas": plane_dot_pallas}
+    if form is not None:
+        if form not in forms:
+            raise ValueError(f"form {form!r}: expected one of {list(forms)}")
+        return forms[form](x, words, planes)
+    return lax.platform_dependent(
+        x,
+        words,
+        cpu=partial(native.plane_dot if native.available() else plane_dot_xla, planes=planes),
+        cuda=partial(plane_dot_pallas if rows <= MOST_ROWS else plane_dot_xla, planes=planes),
+        default=partial(plane_dot_xla, planes=planes),
+    )
+
+
+def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
+    """The reference: a loop over the words of one output, vectorised over the outputs.
+
+    One big AND with a sum over words takes 4 to 40 times as long on a CPU: it writes the ANDs to
+    memory, where the loop keeps a row of sums in the cache.
+    """
+    rows, inputs = x.shape
+    if rows > MOST_ROWS:  # more would be a program of that many times the length
+        parts = jnp.pad(x, ((0, -rows % MOST_ROWS), (0, 0))).reshape(-1, MOST_ROWS, inputs)
+        sums = lax.map(lambda part: plane_dot_xla(part, words, planes), parts)
+        return sums.reshape(-1, words.shape[2])[:rows]
+    bits = bit_words(x)
+    weights = [2**j for j in range(DIGIT - 1)] + [-(2 ** (DIGIT - 1))]
+
+    def of_word(row: jax.Array, word: jax.Array) -> jax.Array:
+        total = jnp.zeros(words.shape[2], jnp.int32)
+        for b in range(planes):
+            plane = lax.dynamic_index_in_dim(words[b], word, keepdims=False)
+            counts = jnp.zeros_like(total)
+            for bit, weight in zip(row, weights, strict=True):
+                counts += weight * lax.population_count(plane & bit[word]).astype(jnp.int32)
+            total += counts << (planes - 1 - b)
+        return total
+
+    def add(word: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(total + of_word(bits[:, r], word) for r, total in enumerate(sums))
+
+    start = tuple(jnp.zeros(words.shape[2], jnp.int32) for _ in range(rows))
+    return jnp.stack(lax.fori_loop(0, words.shape[1], add, start))
+
+
+def plane_dot_pallas(
+    x: jax.Array, words: jax.Array, planes: int, interpret: bool = False
+) -> jax.Array:
+    """The GPU kernel: see bitserial_gpu.py. `interpret` runs it anywhere, slowly."""
+    return plane_dot_gpu(bit_words(x), words[:planes], interpret)
+
+
+def _check_words(words: jax.Array, inputs: int, planes: int) -> None:
+    expected = -(-inputs // WORD)
+    if words.dtype != jnp.uint32 or words.ndim != 3 or words.shape[1] != expected:
+        raise ValueError(
+            f"words {words.dtype}{list(words.shape)}: expected uint32 [planes, {expected}, outputs]"
+            f" for {inputs} inputs, as pack_words() gives"
+        )
+    if not 1 <= planes <= words.shape[0]:
+        raise ValueError(f"{planes} planes: expected 1 to {words.shape[0]}, those that are stored")
+    if inputs > MOST_INPUTS:
+        raise ValueError(f"{inputs} inputs: expected at most {MOST_INPUTS}; split the layer")

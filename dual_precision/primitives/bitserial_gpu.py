@@ -1,0 +1,71 @@
+"""`bitserial.plane_dot` as a GPU kernel in Pallas, for few rows: there memory sets the time.
+
+Each program takes a tile of words of all planes once and meets it with every bit of every row, so
+that a weight is read once whatever the rows and their width. The inputs are shared out over
+programs too, and their sums added afterwards: a matrix of 4096 outputs alone has too few tiles to
+fill a GPU.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+MOST_ROWS = 8
+_OUTPUTS = 128  # of a tile
+_WORDS = 16  # of a tile: 512 inputs
+
+
+def plane_dot_gpu(bits: jax.Array, words: jax.Array, interpret: bool = False) -> jax.Array:
+    """sum_k x_k u_k from the bits of x and all the planes given.
+
+    Args:
+      bits: uint32 [8, B, K / 32], see `bitserial.bit_words`; B up to 8.
+      words: uint32 [planes, K / 32, N].
+      interpret: run without a GPU, slowly, for tests.
+
+    Returns:
+      int32 [B, N].
+
+    Raises:
+      ValueError: more rows.
+    """
+    rows = bits.shape[1]
+    planes, count, outputs = words.shape
+    if rows > MOST_ROWS:
+        raise ValueError(f'{rows} rows: expected at most {MOST_ROWS}; take form="xla"')
+    # Zero words add nothing, and outputs that do not exist are cut off below.
+    more_words, more_outputs = -count % _WORDS, -outputs % _OUTPUTS
+    bits = jnp.pad(bits, ((0, 0), (0, 0), (0, more_words)))
+    words = jnp.pad(words, ((0, 0), (0, more_words), (0, more_outputs)))
+    tiles = (words.shape[2] // _OUTPUTS, words.shape[1] // _WORDS)
+    partial_sums = pl.pallas_call(
+        partial(_kernel, rows=rows, planes=planes),
+        grid=tiles,
+        in_specs=[
+            pl.BlockSpec((*bits.shape[:2], _WORDS), lambda _, k: (0, 0, k)),
+            pl.BlockSpec((planes, _WORDS, _OUTPUTS), lambda n, k: (0, k, n)),
+        ],
+        out_specs=pl.BlockSpec((1, rows, _OUTPUTS), lambda n, k: (k, 0, n)),
+        out_shape=jax.ShapeDtypeStruct((tiles[1], rows, words.shape[2]), jnp.int32),
+        compiler_params=triton.CompilerParams(num_warps=4),
+        interpret=interpret,
+    )(bits, words)
+    return jnp.sum(partial_sums, axis=0)[:, :outputs]
+
+
+def _kernel(bits_ref, words_ref, out_ref, *, rows: int, planes: int) -> None:
+    for r in range(rows):
+        total = jnp.zeros((_OUTPUTS,), jnp.int32)
+        for b in range(planes):
+            plane = words_ref[b]
+            counts = jnp.zeros((_WORDS, _OUTPUTS), jnp.int32)
+            for j in range(8):
+                weight = 2**j if j < 7 else -(2**7)
+                common = plane & lax.broadcast_in_dim(bits_ref[j, r], plane.shape, (0,))
+                counts += weight * lax.population_count(common).astype(jnp.int32)
+            total += jnp.sum(counts, axis=0) << (planes - 1 - b)
+        out_ref[0, r] = total

@@ -1,0 +1,69 @@
+"""Planes for weights that were not trained for them: one grid for every number of planes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dual_precision.primitives.nested import check_bits, check_finite, encode, truncate
+
+_TRIED = 24  # clipping points from the largest weight down, each 0.93 of the one before
+# The numbers of planes that choose among them. One is the sign, whatever the step; more than five
+# leave less than 0.4 % of a normal variable's power at any of the clips that these choose.
+_CHOOSE = slice(1, 5)
+
+
+@partial(jax.jit, static_argnames="stored")
+def _fit(w: jax.Array, stored: int) -> tuple[jax.Array, jax.Array]:
+    peak = jnp.maximum(jnp.max(jnp.abs(w), axis=0), 1e-30)
+    power = jnp.maximum(jnp.sum(w * w, axis=0), 1e-30)
+
+    def scales(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Least-squares scale of every width [stored, N], and the share of power it leaves."""
+        found, left = [], []
+        for bits in range(1, stored + 1):
+            middle = truncate(codes, bits, stored).astype(jnp.float32) + 0.5
+            along, square = jnp.sum(w * middle, axis=0), jnp.sum(middle * middle, axis=0)
+            found.append(along / square)
+            left.append(1 - along * along / (square * power))
+        return jnp.stack(found), jnp.stack(left)
+
+    def attempt(best: tuple[jax.Array, jax.Array], clip: jax.Array):
+        codes = encode(w, clip * peak / 2 ** (stored - 1), stored, stored)
+        # The mean of logarithms asks the same relative gain of every width.
+        score = jnp.mean(jnp.log(jnp.maximum(scales(codes)[1][_CHOOSE], 1e-12)), axis=0)
+        better = score < best[0]
+        return (jnp.where(better, score, best[0]), jnp.where(better, clip, best[1])), None
+
+    start = (jnp.full_like(peak, jnp.inf), jnp.ones_like(peak))
+    (_, clip), _ = lax.scan(attempt, start, 0.93 ** jnp.arange(_TRIED, dtype=jnp.float32))
+    codes = encode(w, clip * peak / 2 ** (stored - 1), stored, stored)
+    return codes, scales(codes)[0]
+
+
+def fit_planes(w: jax.Array, stored: int = 8) -> tuple[jax.Array, jax.Array]:
+    """Nested codes of float weights, with a scale for every number of planes; no data, no training.
+
+        w ~ (c_n + 1/2) * scale_n,   c_n = c_N >> (N - n)
+
+    Codes are on the mid-rise grid; its clipping point is searched per output, for the smallest
+    mean over n = 2..5 of the log of the squared error. scale_n is then the least-squares one for
+    that n, which the nested grid's own (step * 2^(N-n)) is not: cells at the clips are wider.
+
+    Args:
+      w: [K, N], float32, finite.
+      stored: planes to keep, 2 to 8.
+
+    Returns:
+      int32 codes [K, N] of `stored` bits; float32 scales [stored, N], of 1 plane first.
+
+    >>> codes, scales = fit_planes(jnp.array([[-1.0], [1.0]]), 2)
+    >>> (codes[:, 0] + 0.5) * scales[1]  # two planes
+    Array([-1.,  1.], dtype=float32)
+    """
+    check_bits(2, stored)
+    check_finite(w)
+    if w.ndim != 2:
+        raise ValueError(f"weights of shape {list(w.shape)}: expected [inputs, outputs]")
+    return _fit(w, stored)
