@@ -32,7 +32,8 @@ MIXED = modes(
 )
 
 
-SMALL = MLP(num_classes=4, modes=DUAL, hidden=(8, 8))
+# All of its kernels have one shape, so that what runs op by op compiles once.
+SMALL = MLP(num_classes=16, modes=DUAL, hidden=(16, 16))
 SHAPE = (4, 4, 1)
 
 
@@ -46,7 +47,7 @@ class One(nn.Module):
     @nn.compact
     def __call__(self, x, *, precision, train=False):
         x = x.astype(jnp.float32)
-        x = self.layer(3, modes=self.modes, name="only")(x, precision=precision)
+        x = self.layer(16, modes=self.modes, name="only")(x, precision=precision)
         if self.norm is not None:
             x = self.norm(modes=self.modes, name="norm")(x, precision=precision, train=train)
         return x
@@ -78,9 +79,11 @@ def activations(*shape):
     return jnp.asarray(np.abs(np.random.default_rng(1).normal(size=(2, *shape))), jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("model", "precision"))
 def logits(model, variables, images, precision):
     return model.apply(variables, images, precision=precision)
+
+
+compiled_logits = jax.jit(logits, static_argnames=("model", "precision"))
 
 
 def every_width(stored):
@@ -90,7 +93,7 @@ def every_width(stored):
 
 
 each_stored_width = pytest.mark.parametrize("stored", range(1, 9))
-each_layer = pytest.mark.parametrize(("layer", "shape"), [(Dense, (1, 1, 36)), (Conv, (5, 5, 4))])
+each_layer = pytest.mark.parametrize(("layer", "shape"), [(Dense, (1, 1, 16)), (Conv, (5, 5, 4))])
 
 
 @each_stored_width
@@ -117,30 +120,32 @@ def test_and_is_within_its_bound_where_they_are_not(layer, shape):
         step = params["input_step"][mode]
         a = step * encode_activations(x, step, own.activations).astype(jnp.float32)
         codes = nested.encode(params["kernel"], params["step"], own.weights, 8)
+        terms = codes.size // 16
         w = nested.decode(codes, params["step"], own.weights, 8)
-        magnitude = integer_model.layer(3, modes=model.modes).product(a, jnp.abs(w))
-        bias = jnp.abs(params.get("bias", jnp.zeros(3))).reshape((1,) * (a.ndim - 1) + (3,))
+        magnitude = integer_model.layer(16, modes=model.modes).product(a, jnp.abs(w))
+        bias = jnp.abs(params.get("bias", jnp.zeros(16))).reshape((1,) * (a.ndim - 1) + (16,))
         expected = model.apply(variables, x, precision=mode)
         error = jnp.abs(integer_model.apply(integers, x, precision=mode) - expected)
-        assert jnp.all(error <= (36 + 6) * UNIT * magnitude * 1.001 + 2 * UNIT * bias)
+        assert jnp.all(error <= (terms + 6) * UNIT * magnitude * 1.001 + 2 * UNIT * bias)
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"),
+    ("model", "compiled"),
     [
-        (MLP(num_classes=4, modes=MIXED, hidden=(8, 8, 8)), SHAPE),
-        (MLP(num_classes=4, modes=DUAL, hidden=(8, 8), norm=None), SHAPE),
-        (build("resnet8", num_classes=4, modes=DUAL, stage_sizes=(1,), widths=(4,)), SHAPE),
+        (MLP(num_classes=16, modes=MIXED, hidden=(16, 16, 16)), False),
+        (MLP(num_classes=16, modes=DUAL, hidden=(16, 16), norm=None), False),
+        (build("resnet8", num_classes=16, modes=DUAL, stage_sizes=(1,), widths=(4,)), True),
     ],
     ids=["mixed", "mlp", "resnet"],
 )
-def test_so_does_a_network(model, shape):
-    variables, x = trained(model, shape), pixels(*shape)
-    integer_model, integers = to_integer(model, variables, shape)
+def test_so_does_a_network(model, compiled):
+    variables, x = trained(model, SHAPE), pixels(*SHAPE)
+    integer_model, integers = to_integer(model, variables, SHAPE)
+    run = compiled_logits if compiled else logits
     for mode in model.modes.default:
-        expected = logits(model, variables, x, mode)
+        expected = run(model, variables, x, mode)
         assert float(jnp.ptp(expected)) > 0
-        np.testing.assert_array_equal(logits(integer_model, integers, x, mode), expected)
+        np.testing.assert_array_equal(run(integer_model, integers, x, mode), expected)
 
 
 def test_a_network_of_other_steps_stays_close():
@@ -159,28 +164,28 @@ def test_sums_beyond_float32_are_exact(layer, shape):
     model = One(modes(low="w2a2", high="w8a8"), layer, SwitchableBatchNorm)
     leaves = flatten_dict(trained(model, shape))
     kernel = leaves["params", "only", "kernel"]
-    leaves["params", "only", "step"] = jnp.full(3, 1 / 64, jnp.float32)
+    leaves["params", "only", "step"] = jnp.full(16, 1 / 64, jnp.float32)
     leaves["params", "only", "kernel"] = kernel = jnp.abs(kernel) + 0.5
     leaves["params", "only", "input_step", "high"] = jnp.float32(1)
     if layer is Dense:
-        leaves["params", "only", "bias"] = jnp.zeros(3)
+        leaves["params", "only", "bias"] = jnp.zeros(16)
     for name, value in {"scale": 1.0, "bias": 0.0}.items():
-        leaves["params", "norm", "high", name] = jnp.full(3, value, jnp.float32)
-    leaves["batch_stats", "norm", "high", "mean"] = jnp.zeros(3)
+        leaves["params", "norm", "high", name] = jnp.full(16, value, jnp.float32)
+    leaves["batch_stats", "norm", "high", "mean"] = jnp.zeros(16)
     integer_model, integers = to_integer(model, unflatten_dict(leaves), shape)
     plan = integer_model.layer.keywords["plans"]["only"]
     assert plan.groups["low"] == 1 < plan.groups["high"]
     x = np.random.default_rng(2).integers(200, 256, (2, *shape))
-    odd = 2 * np.asarray(nested.encode(kernel, jnp.full(3, 1 / 64), 8, 8), np.int64) + 1
-    sums = x.reshape(2, -1) @ odd.reshape(-1, 3)  # of the middle pixel, which sees all others
+    odd = 2 * np.asarray(nested.encode(kernel, jnp.full(16, 1 / 64), 8, 8), np.int64) + 1
+    sums = x.reshape(2, -1) @ odd.reshape(-1, 16)  # of the middle pixel, which sees all others
     assert sums.min() > 2**24
-    found = integer_model.apply(integers, jnp.asarray(x, jnp.float32), precision="high")
+    found = compiled_logits(integer_model, integers, jnp.asarray(x, jnp.float32), "high")
     middle = np.asarray(found)[:, shape[0] // 2, shape[1] // 2]
     np.testing.assert_array_equal(middle, sums.astype(np.float32) / 128)
 
 
 def test_the_weights_are_int8_and_there_once():
-    model = MLP(num_classes=4, modes=DUAL, hidden=(64, 64, 64))
+    model = MLP(num_classes=16, modes=DUAL, hidden=(64, 64, 64))
     variables = trained(model, (8, 8, 1))
     _, integers = to_integer(model, variables, (8, 8, 1))
     leaves = flatten_dict(integers["params"])
@@ -200,7 +205,7 @@ WIDER = modes(
 
 
 def test_high_goes_on_from_what_low_kept():
-    model = MLP(num_classes=4, modes=WIDER, hidden=(8, 8))
+    model = MLP(num_classes=16, modes=WIDER, hidden=(16, 16))
     integer_model, integers = to_integer(model, trained(model, SHAPE), SHAPE)
     x = pixels(*SHAPE)
     dyadic = x.astype(jnp.float32) / 64 - 2  # so that every product and sum is exact
@@ -219,7 +224,7 @@ def test_high_goes_on_from_what_low_kept():
 
 def test_sums_of_floats_are_reused_within_a_bound():
     """(K + 1) u (2^d |x| |w_low| + |x| |residual| + |x| |w_high|): two sums against one."""
-    model = MLP(num_classes=4, modes=WIDER, hidden=(8, 8))
+    model = MLP(num_classes=16, modes=WIDER, hidden=(16, 16))
     integer_model, integers = to_integer(model, trained(model, SHAPE), SHAPE)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4, 4, 1)), jnp.float32)
     _, kept = integer_model.apply(integers, x, precision="low", mutable=["kept"])
@@ -240,7 +245,7 @@ def products(model, variables, images, precision):
 
 
 def test_a_layer_of_the_same_width_costs_nothing():
-    model = MLP(num_classes=4, modes=DUAL, hidden=(8, 8))
+    model = MLP(num_classes=16, modes=DUAL, hidden=(16, 16))
     integer_model, integers = to_integer(model, trained(model, SHAPE, False), SHAPE)
     x = pixels(*SHAPE)
     _, kept = integer_model.apply(integers, x, precision="low", mutable=["kept"])
@@ -253,7 +258,7 @@ def test_a_layer_of_the_same_width_costs_nothing():
 
 
 def test_nothing_is_taken_from_a_wider_mode():
-    model = MLP(num_classes=4, modes=WIDER, hidden=(8, 8))
+    model = MLP(num_classes=16, modes=WIDER, hidden=(16, 16))
     integer_model, integers = to_integer(model, trained(model, SHAPE), SHAPE)
     x = pixels(*SHAPE)
     _, kept = integer_model.apply(integers, x, precision="high", mutable=["kept"])
@@ -291,7 +296,7 @@ class OtherDense(Dense):
     ],
 )
 def test_what_has_no_integer_forward_is_refused(arguments, message):
-    model = MLP(**{"num_classes": 4, "modes": DUAL, "hidden": (8, 8), **arguments})
+    model = MLP(**{"num_classes": 16, "modes": DUAL, "hidden": (16, 16), **arguments})
     variables = trained(model, SHAPE)
     with pytest.raises(ValueError, match=message):
         to_integer(model, variables, SHAPE)
@@ -302,6 +307,6 @@ def test_so_are_values_that_are_missing_or_not_finite():
     few = {path: leaf for path, leaf in leaves.items() if path[0] == "params"}
     with pytest.raises(ValueError, match="variables with 'batch_stats"):
         to_integer(SMALL, unflatten_dict(few), SHAPE)
-    leaves["params", "dense2", "kernel"] = jnp.full((8, 8), jnp.inf)
+    leaves["params", "dense2", "kernel"] = jnp.full((16, 16), jnp.inf)
     with pytest.raises(ValueError, match="infinities"):
         to_integer(SMALL, unflatten_dict(leaves), SHAPE)
