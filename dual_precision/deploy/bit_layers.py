@@ -110,7 +110,8 @@ class BitDense(nn.Module):
     form: str | None = None
 
     def __call__(self, x: jax.Array, *, precision: str) -> jax.Array:
-        own = {name: self.get_variable("params", name) for name in ("words", "scales", "bias")}
+        names = ("words", "scales", "bias")
+        own: dict[str, Any] = {name: self.get_variable("params", name) for name in names}
         if own["words"] is None or (self.use_bias and own["bias"] is None):
             raise ValueError(
                 f"layer {'/'.join(self.path)!r} has no planes: expected variables that"
@@ -154,7 +155,8 @@ class FixedNorm(nn.Module):
         self.modes.check_name(precision)
         if train:
             raise ValueError("bit layers are for inference: train the network they came from")
-        gain, offset = (self.get_variable("params", name) for name in ("gain", "offset"))
+        gain: Any = self.get_variable("params", "gain")
+        offset: Any = self.get_variable("params", "offset")
         return scale_and_shift(x, gain, offset)
 
 
