@@ -70,7 +70,7 @@ def plane_product(
 ) -> jax.Array:
     """x @ w with w = (c_n + 1/2) * scale_n, and x in fixed point.
 
-        y = scale_n * step * sum_d 256^d (2 plane_dot(digit_d) - (2^n - 1) sum_k digit_d,k) / 2
+        y = scale_n * step / 2 * sum_d 256^d plane_dot(digit_d)
 
     The integers are exact; one rounding in float32 for each digit and each factor follows.
 
@@ -89,11 +89,10 @@ def plane_product(
     count, rows, inputs = digits.shape
     # Digits are rows of one product: the weights are read once for all of them.
     sums = plane_dot(digits.reshape(count * rows, inputs), words, planes, form)
-    totals = jnp.sum(digits.astype(jnp.int32), axis=2)[:, :, None]
-    doubled = 2 * sums.reshape(count, rows, -1) - (2**planes - 1) * totals
-    y = jnp.zeros(doubled.shape[1:], jnp.float32)
-    for d in reversed(range(count)):
-        y = y * 2**DIGIT + doubled[d].astype(jnp.float32)
+    parts = sums.reshape(count, rows, -1).astype(jnp.float32)
+    y = parts[count - 1]
+    for d in reversed(range(count - 1)):
+        y = y * 2**DIGIT + parts[d]
     return y * (0.5 * step) * scales[planes - 1][None]
 
 

@@ -1,12 +1,12 @@
 """Products with weights kept as bit planes: AND and population count, any number of planes.
 
-With u = c_n + 2^(n-1), the unsigned code of n planes (bit b of weight 2^(n-1-b), b = 0 first), and
-a signed integer x,
+A weight of n planes is the odd integer 2 c_n + 1 (times half a step); with u = c_n + 2^(n-1), whose
+bit b has the weight 2^(n-1-b), b = 0 first, and signed integers x,
 
-    plane_dot = sum_k x_k u_k = sum_b 2^(n-1-b) sum_j w_j popcount(plane_b AND bit_j(x))
+    plane_dot = sum_k x_k (2 c_k + 1) = 2 sum_k x_k u_k - (2^n - 1) sum_k x_k
+    sum_k x_k u_k = sum_b 2^(n-1-b) sum_j w_j popcount(plane_b AND bit_j(x))
 
-where w_j = 2^j, and -2^7 for the sign bit. The product with the weight's own value, the middle of
-its cell (c_n + 1/2) * scale, follows: (c_n + 1/2) = u - (2^n - 1) / 2.
+where w_j = 2^j, and -2^7 for the sign bit.
 
 Words rather than the bytes of `bitplanes` because this is how a product reads them: 32 inputs of
 one output in a word, neighbouring outputs in neighbouring words. Planes are most significant
@@ -26,7 +26,7 @@ from dual_precision.primitives.nested import check_bits
 
 WORD = 32  # inputs in a word
 DIGIT = 8  # bits of x
-MOST_INPUTS = 2**15  # 2 * 2^15 * 255 * 127 still fits int32
+MOST_INPUTS = 2**16  # 2^16 * 255 * 128 still fits int32
 
 
 def pack_words(codes: jax.Array, bits: int) -> jax.Array:
@@ -90,10 +90,10 @@ def bit_words(x: jax.Array) -> jax.Array:
 
 
 def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = None) -> jax.Array:
-    """sum_k x_k u_k with the first `planes` planes of the weights: exact integers.
+    """sum_k x_k (2 c_k + 1) with the first `planes` planes of the weights: exact integers.
 
     Args:
-      x: int8 [B, K], -127 to 127.
+      x: int8 [B, K].
       words: uint32 [bits, ceil(K / 32), N], see `pack_words`; only `planes` of them are read.
       planes: 1 to bits.
       form: "xla", everywhere; "native", a compiled CPU kernel (`native.available()`); "pallas", a
@@ -106,9 +106,9 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = No
     Raises:
       ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow.
 
-    >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # u = 0 and 3
+    >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -3 and 3
     >>> plane_dot(jnp.array([[5, 7]], jnp.int8), words, 2).item()
-    21
+    6
     """
     rows, inputs = x.shape
     _check_words(words, inputs, planes)
@@ -157,14 +157,19 @@ def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
         return tuple(total + of_word(bits[:, r], word) for r, total in enumerate(sums))
 
     start = tuple(jnp.zeros(words.shape[2], jnp.int32) for _ in range(rows))
-    return jnp.stack(lax.fori_loop(0, words.shape[1], add, start))
+    return centred(jnp.stack(lax.fori_loop(0, words.shape[1], add, start)), x, planes)
 
 
 def plane_dot_pallas(
     x: jax.Array, words: jax.Array, planes: int, interpret: bool = False
 ) -> jax.Array:
     """The GPU kernel: see bitserial_gpu.py. `interpret` runs it anywhere, slowly."""
-    return plane_dot_gpu(bit_words(x), words[:planes], interpret)
+    return centred(plane_dot_gpu(bit_words(x), words[:planes], interpret), x, planes)
+
+
+def centred(sums: jax.Array, x: jax.Array, planes: int) -> jax.Array:
+    """sum x (2 c + 1) from sum x u; where twice the sum leaves int32, what wraps comes back."""
+    return 2 * sums - (2**planes - 1) * jnp.sum(x.astype(jnp.int32), axis=1, keepdims=True)
 
 
 def _check_words(words: jax.Array, inputs: int, planes: int) -> None:
