@@ -1,5 +1,6 @@
 """Planes for weights that were not trained for them: one grid for every number of planes."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ from dual_precision.primitives.nested import check_bits, check_finite, encode, t
 _TRIED = 24  # clipping points from the largest weight down, each 0.93 of the one before
 # The numbers of planes that choose among them. One is the sign, whatever the step; more than five
 # leave less than 0.4 % of a normal variable's power at any of the clips that these choose.
-_CHOOSE = slice(1, 5)
+_CHOOSE = (2, 3, 4, 5)
 
 
 @partial(jax.jit, static_argnames="stored")
@@ -19,10 +20,10 @@ def _fit(w: jax.Array, stored: int) -> tuple[jax.Array, jax.Array]:
     peak = jnp.maximum(jnp.max(jnp.abs(w), axis=0), 1e-30)
     power = jnp.maximum(jnp.sum(w * w, axis=0), 1e-30)
 
-    def scales(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Least-squares scale of every width [stored, N], and the share of power it leaves."""
+    def scales(codes: jax.Array, widths: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+        """Least-squares scale of every width [widths, N], and the share of power it leaves."""
         found, left = [], []
-        for bits in range(1, stored + 1):
+        for bits in widths:
             middle = truncate(codes, bits, stored).astype(jnp.float32) + 0.5
             along, square = jnp.sum(w * middle, axis=0), jnp.sum(middle * middle, axis=0)
             found.append(along / square)
@@ -32,14 +33,15 @@ def _fit(w: jax.Array, stored: int) -> tuple[jax.Array, jax.Array]:
     def attempt(best: tuple[jax.Array, jax.Array], clip: jax.Array):
         codes = encode(w, clip * peak / 2 ** (stored - 1), stored, stored)
         # The mean of logarithms asks the same relative gain of every width.
-        score = jnp.mean(jnp.log(jnp.maximum(scales(codes)[1][_CHOOSE], 1e-12)), axis=0)
+        score = jnp.mean(jnp.log(jnp.maximum(scales(codes, choose)[1], 1e-12)), axis=0)
         better = score < best[0]
         return (jnp.where(better, score, best[0]), jnp.where(better, clip, best[1])), None
 
+    choose = [bits for bits in _CHOOSE if bits <= stored]
     start = (jnp.full_like(peak, jnp.inf), jnp.ones_like(peak))
     (_, clip), _ = lax.scan(attempt, start, 0.93 ** jnp.arange(_TRIED, dtype=jnp.float32))
     codes = encode(w, clip * peak / 2 ** (stored - 1), stored, stored)
-    return codes, scales(codes)[0]
+    return codes, scales(codes, range(1, stored + 1))[0]
 
 
 def fit_planes(w: jax.Array, stored: int = 8) -> tuple[jax.Array, jax.Array]:
@@ -59,7 +61,7 @@ def fit_planes(w: jax.Array, stored: int = 8) -> tuple[jax.Array, jax.Array]:
       int32 codes [K, N] of `stored` bits; float32 scales [stored, N], of 1 plane first.
 
     >>> codes, scales = fit_planes(jnp.array([[-1.0], [1.0]]), 2)
-    >>> (codes[:, 0] + 0.5) * scales[1]  # two planes
+    >>> (codes[:, 0].astype(jnp.float32) + 0.5) * scales[1]  # two planes
     Array([-1.,  1.], dtype=float32)
     """
     check_bits(2, stored)
