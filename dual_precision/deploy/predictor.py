@@ -1,0 +1,207 @@
+"""A packed file as a service: every mode compiled ahead, switched by a word of the request.
+
+    predictor = Predictor("net.safetensors")
+    logits = predictor.predict(images, precision="low")  # or "high", or "auto"
+
+The weights are on the device once; the programs of all modes and batch sizes take them as an
+argument. What happens on the host is NumPy, so that no request, whatever its size, compiles
+anything. Nothing changes after construction: any number of threads may call `predict`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dual_precision.deploy.cascade import Answer, Cascade, answer
+from dual_precision.deploy.packed import PackedInfo, Source, inspect_packed, load_packed
+
+AUTO = "auto"
+CASCADE = "cascade"  # its name in a packed file's metadata
+
+
+class Predictor:
+    """Logits of uint8 images, in any mode of a packed file, or by the cascade of two.
+
+    Attributes:
+      info: what the file says about itself.
+      precisions: names of the modes that are loaded.
+      batch_sizes: for which there are programs, ascending.
+      cascade: that "auto" runs; None is none.
+      bytes: of all arrays that are held on the device.
+
+    Raises:
+      ValueError: a batch size below 1; a mode that the file has not; a cascade of other modes.
+      PackedError, OSError: as `load_packed`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_sizes: Sequence[int] = (1, 8, 64),
+        precisions: Sequence[str] | None = None,
+        cascade: Cascade | None = None,
+    ) -> None:
+        """Reads the file and compiles a program for every mode and batch size.
+
+        Args:
+          source: a path, or a binary file that can seek.
+          batch_sizes: a request runs in batches of these sizes, filled up where it must.
+          precisions: the modes to load; None is all. What they do not need is not held.
+          cascade: for "auto"; None is the one in the file's metadata, if both modes are loaded.
+        """
+        self.info = inspect_packed(source)
+        self.precisions = _chosen(self.info, precisions)
+        self.batch_sizes = _sizes(batch_sizes)
+        self.cascade = _usable(cascade, self.info, self.precisions)
+        model, variables = _network(source, self.info, self.precisions)
+        self._variables = jax.device_put(variables)
+        self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
+        self._programs = {
+            (name, size): self._compile(model, name, size)
+            for name in self.precisions
+            for size in self.batch_sizes
+        }
+        shape = jax.eval_shape(
+            lambda v, x: model.apply(v, x, precision=self.precisions[0]),
+            self._variables,
+            self._images(1),
+        )
+        self.classes: int = shape.shape[-1]
+
+    def predict(self, images: np.ndarray, precision: str) -> np.ndarray:
+        """Logits, float32 [N, classes].
+
+        The bits of a row's logits may depend on the batch size whose program it runs in.
+
+        Args:
+          images: uint8 [N, H, W, C], any N.
+          precision: a mode, or "auto".
+
+        Raises:
+          ValueError: images of another shape or dtype; a mode that is not loaded; "auto" without
+            a cascade.
+        """
+        if precision == AUTO:
+            return self.answer(images).logits
+        if precision not in self.precisions:
+            raise ValueError(
+                f"precision {precision!r}: expected one of {[*self.precisions, AUTO]}"
+                f" (the file holds {list(self.info.bytes_read)})"
+            )
+        return self._run(precision, self._checked(images))
+
+    def answer(self, images: np.ndarray) -> Answer:
+        """What "auto" gives, and which rows took which way; arguments and errors as `predict`."""
+        images, cascade = self._checked(images), self.cascade
+        if cascade is None:
+            raise ValueError(
+                "precision 'auto': expected a cascade, and both of its modes loaded; give"
+                " Predictor(..., cascade=...), or calibrate the file:"
+                " python -m experiments.deploy cascade FILE --write"
+            )
+        return answer(
+            cascade,
+            images,
+            lambda x: self._run(cascade.first, x),
+            lambda _, x: self._run(cascade.then, x),
+        )
+
+    def _compile(self, model: nn.Module, name: str, size: int) -> Any:
+        def program(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+            return model.apply(variables, images, precision=name)
+
+        return jax.jit(program).lower(self._variables, self._images(size)).compile()
+
+    def _images(self, size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *self.info.image_shape), jnp.uint8)
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        shape, dtype = np.shape(images), getattr(images, "dtype", None)
+        if dtype != np.uint8 or len(shape) != 4 or shape[1:] != self.info.image_shape:
+            raise ValueError(
+                f"images of {dtype} {list(shape)}: expected uint8 pixels"
+                f" [N, {', '.join(map(str, self.info.image_shape))}]"
+            )
+        return np.asarray(images)
+
+    def _run(self, name: str, images: np.ndarray) -> np.ndarray:
+        parts, start = [np.zeros((0, self.classes), np.float32)], 0
+        for size in batches(len(images), self.batch_sizes):
+            rows = images[start : start + size]
+            program = self._programs[name, size]
+            parts.append(np.asarray(program(self._variables, filled(rows, size)))[: len(rows)])
+            start += size
+        return np.concatenate(parts)
+
+
+def batches(count: int, sizes: Sequence[int]) -> list[int]:
+    """Sizes of the batches that `count` rows run in; the last one is filled up.
+
+    The largest size as often as it fits; what is left goes into the next size above it where that
+    is filled by more than half, else into smaller ones.
+
+    >>> batches(150, (1, 8, 64))
+    [64, 64, 8, 8, 8]
+    >>> batches(40, (1, 8, 64))
+    [64]
+    """
+    chosen = []
+    while count > 0:
+        below = [size for size in sizes if size <= count]
+        above = [size for size in sizes if size > count]
+        fill = not below or (above and count > above[0] / 2)
+        chosen.append(above[0] if fill else below[-1])
+        count -= chosen[-1]
+    return chosen
+
+
+def filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """The rows, and zeros up to `size` of them, in one block of memory."""
+    if len(rows) == size:
+        return np.ascontiguousarray(rows)
+    batch = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    batch[: len(rows)] = rows
+    return batch
+
+
+def _chosen(info: PackedInfo, precisions: Sequence[str] | None) -> tuple[str, ...]:
+    names = list(info.bytes_read)
+    wanted = names if precisions is None else list(precisions)
+    if not wanted or set(wanted) - set(names):
+        raise ValueError(f"precisions {wanted}: expected some of {names}")
+    return tuple(name for name in names if name in wanted)
+
+
+def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"batch_sizes {list(sizes)}: expected at least one, each 1 or more")
+    return tuple(sorted(set(sizes)))
+
+
+def _usable(cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]) -> Cascade | None:
+    stored = info.metadata.get(CASCADE)
+    if cascade is None:
+        own = Cascade.from_json(stored) if stored else None
+        return own if own and {own.first, own.then} <= set(precisions) else None
+    if not {cascade.first, cascade.then} <= set(precisions):
+        raise ValueError(
+            f"a cascade of {cascade.first!r} and {cascade.then!r}: expected modes that are loaded,"
+            f" {list(precisions)}"
+        )
+    return cascade
+
+
+def _network(
+    source: Source, info: PackedInfo, precisions: Sequence[str]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and of its variables what these modes use."""
+    model, variables = load_packed(source, precisions[-1])
+    others = set(info.bytes_read) - set(precisions)
+    leaves = flatten_dict(variables)
+    kept = {path: leaf for path, leaf in leaves.items() if not others & {*path}}
+    return model, unflatten_dict(kept)
