@@ -14,6 +14,7 @@ from dual_precision.layers import QuantizedLayer
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Precision, stored_bits
 
 Path = tuple[str, ...]
+PIXEL_BITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +77,38 @@ class Cost:
     macs: int
 
 
+def pixel_layer(layers: Mapping[Path, Layer]) -> Path | None:
+    """The first layer, where no mode quantizes its input: so that all see the same pixels."""
+    for path, layer in layers.items():
+        return None if any(p.activations for p in layer.table.values()) else path
+    return None
+
+
 def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
     """The cost of a mode. Inputs of the first layer that no mode quantizes are 8-bit pixels."""
     size, operations, macs = 0.0, 0, 0
-    for index, layer in enumerate(layers.values()):
+    for path, layer in layers.items():
         own = layer.table[mode]
         bits = own.weights or FLOAT_BITS
         size += math.prod(layer.kernel) * bits / 8 + (4 * layer.kernel[-1] if own.weights else 0)
-        pixels = index == 0 and all(p.activations is None for p in layer.table.values())
-        inputs = own.activations or (8 if pixels and mode != FLOAT_NAME else FLOAT_BITS)
+        pixels = path == pixel_layer(layers)
+        inputs = own.activations or (PIXEL_BITS if pixels and mode != FLOAT_NAME else FLOAT_BITS)
         operations += layer.macs * bits * inputs
         macs += layer.macs
     return Cost(math.ceil(size), operations, macs)
+
+
+def reused_bit_operations(layers: Mapping[Path, Layer], low: str, high: str) -> int:
+    """The part of `mode_cost(layers, high).bit_operations` that a run of `low` has done already.
+
+    The pixel layer's sum over the planes that `low` reads is the first part of the same sum in
+    `high`: MACs * low's weight bits * 8, all of the layer where the widths are equal, 0 where
+    `low` is the wider one there. Other layers see other inputs in other modes.
+    """
+    path = pixel_layer(layers)
+    if path is None:
+        return 0
+    first, last = (layers[path].table[mode].weights for mode in (low, high))
+    if first is None or last is None or first > last:
+        return 0
+    return layers[path].macs * first * PIXEL_BITS

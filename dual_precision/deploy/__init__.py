@@ -1,7 +1,8 @@
-"""The packed file: integer planes of a trained network, its narrowest mode first; its predictor."""
+"""The packed file of a trained network, its integer forward, and a predictor that switches modes."""
 
 from dual_precision.deploy.cascade import Cascade
 from dual_precision.deploy.container import PackedError
+from dual_precision.deploy.conversion import to_integer
 from dual_precision.deploy.packed import PackedInfo, inspect_packed, load_packed, save_packed
 from dual_precision.deploy.predictor import Predictor
 
@@ -13,4 +14,5 @@ __all__ = [
     "inspect_packed",
     "load_packed",
     "save_packed",
+    "to_integer",
 ]

@@ -137,7 +137,7 @@ def split(variables: Mapping[str, Any], own: Outline, order: Sequence[str]) -> S
     parts = {part for path in (*own.layers, *own.norms) for part in path} | {"kernel", "step"}
     if clash := sorted(parts & set(order)):
         raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")
-    _check_shapes(leaves, own.shapes)
+    check_shapes(leaves, own.shapes)
     kept = own.leaves_of(order)  # float's own values are of no use without float weights
     leaves = {path: leaf for path, leaf in leaves.items() if path in kept}
     planes = _take_kernels(leaves, own, order)
@@ -170,11 +170,11 @@ def join(tensors: Mapping[str, np.ndarray], own: Outline, order: Sequence[str], 
         layer, step = own.layers[path], leaves["params", *path, "step"]
         kernel = _to_kernel(np.concatenate(parts), step, layer.kernel, layer.stored or 0)
         leaves["params", *path, "kernel"] = kernel
-    _check_shapes(leaves, own.leaves_of(modes))
+    check_shapes(leaves, own.leaves_of(modes))
     return unflatten_dict(leaves)
 
 
-def _check_shapes(leaves: Leaves, expected: Mapping[Path, tuple[int, ...]]) -> None:
+def check_shapes(leaves: Leaves, expected: Mapping[Path, tuple[int, ...]]) -> None:
     """Raises ValueError unless the leaves are those of the model."""
     found = {path: leaf.shape for path, leaf in leaves.items()}
     for path in sorted(found.keys() | expected.keys()):
@@ -268,7 +268,8 @@ def _neutral(epsilon: float) -> np.float32:
 
 
 @partial(jax.jit, static_argnames="epsilon")
-def _gain(scale: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
+def folded_gain(scale: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
+    """The factor of a normalisation, scale / sqrt(var + epsilon)."""
     return scale * jax.lax.rsqrt(var + epsilon)  # as SwitchableBatchNorm does: the same bits
 
 
@@ -278,7 +279,7 @@ def _take_norms(leaves: Leaves, own: Outline, mode: str) -> dict[str, np.ndarray
         _neutral(epsilon)
         scale, bias = (leaves.pop(("params", *path, mode, name)) for name in ("scale", "bias"))
         mean, var = (leaves.pop(("batch_stats", *path, mode, name)) for name in ("mean", "var"))
-        gain = _gain(scale, var, epsilon)
+        gain = folded_gain(scale, var, epsilon)
         taken[f"norm/{'/'.join(path)}/{mode}"] = np.stack([gain, bias, mean])
     return taken
 
