@@ -39,15 +39,9 @@ def test_margin_by_hand():
 @pytest.mark.parametrize("blend", [0.0, 1.0])
 def test_every_point_is_what_the_cascade_does(mirror, blend):
     own = evidence(mirror, blend)
-    # An image is its row's number, and one more when it is mirrored.
-    images = np.stack([2 * np.arange(ROWS), 2 * np.arange(ROWS) + 1], 1)[:, None, :, None]
-    looks = np.stack([own.first, own.first if own.mirror is None else own.mirror], 1)
-    looks = looks.reshape(2 * ROWS, 3)
     for point in curve(own, 7):
         cascade = Cascade("low", "high", point.threshold, mirror, blend)
-        got = answer(
-            cascade, images, lambda x: looks[x[:, 0, 0, 0]], lambda rows, _: own.then[rows]
-        )
+        got = answer(cascade, own.first, lambda rows: own.mirror[rows], lambda rows: own.then[rows])
         right = got.logits.argmax(1) == own.labels
         assert point.accuracy == pytest.approx(100 * right.mean())
         assert point.escalated == pytest.approx(got.escalated.mean())

@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ DESCRIPTION = {
     "hidden": [16, 16],
 }
 SHAPE = (8, 8, 1)
+CIFAR = Path(__file__).parents[1] / "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 CASCADE = Cascade("low", "high", threshold=0.15, mirror=True, blend=1.0)
 
 
@@ -75,14 +77,19 @@ def test_threads_get_the_bits_that_one_gets_and_compile_nothing(predictor, image
     assert not caplog.records, [record.getMessage() for record in caplog.records]
 
 
-def test_two_modes_take_the_memory_of_one(predictor, path):
-    one = Predictor(path, batch_sizes=(1,), precisions=("high",))
-    assert predictor.bytes <= 1.1 * one.bytes
+def test_two_modes_take_the_memory_of_one():
+    """The network in the repository: 468 kB of codes in either, and what each mode has of its own.
+
+    Weights within a program would be copies; the largest constants are a channel's worth.
+    """
+    two = Predictor(CIFAR, batch_sizes=(1,))
+    one = Predictor(CIFAR, batch_sizes=(1,), precisions=("high",))
     assert one.precisions == ("high",)
-    for program in predictor._programs.values():  # weights within programs would be copies
+    assert two.bytes <= 1.1 * one.bytes
+    for program in two._programs.values():
         shapes = re.findall(r"\[([\d,]*)\]\S* constant\(", program.as_text())
         assert shapes
-        assert all(np.prod([int(n) for n in s.split(",") if n]) <= 64 for s in shapes)
+        assert all(np.prod([int(n) for n in s.split(",") if n]) <= 128 for s in shapes)
 
 
 def test_low_alone_reads_its_prefix(path, predictor, images, tmp_path):

@@ -1,4 +1,4 @@
-"""The packed file of a trained network, its integer forward, and a predictor that switches modes."""
+"""The packed file of a trained network, its integer forward, and the predictor."""
 
 from dual_precision.deploy.cascade import Cascade
 from dual_precision.deploy.container import PackedError

@@ -130,30 +130,30 @@ def mirrored(images: np.ndarray) -> np.ndarray:
 
 def answer(
     cascade: Cascade,
-    images: np.ndarray,
-    first: Callable[[np.ndarray], np.ndarray],
-    then: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    logits: np.ndarray,
+    again: Callable[[np.ndarray], np.ndarray],
+    then: Callable[[np.ndarray], np.ndarray],
 ) -> Answer:
-    """Runs the cascade.
+    """Runs the cascade from the first answers on.
 
     Args:
-      images: [N, H, W, C].
-      first: images -> logits of the mode `first`.
-      then: (indices of rows, their images) -> logits of the mode `then`.
+      logits: [N, classes] of the mode `first`.
+      again: indices of rows -> first's logits of their mirrored images.
+      then: indices of rows -> logits of the mode `then`.
     """
-    logits = np.array(first(images))
+    logits = np.array(logits)
     sure = margin(logits)
-    looked = np.zeros(len(images), bool)
+    looked = np.zeros(len(logits), bool)
     if cascade.mirror:
         looked = sure < SECOND_LOOK * cascade.threshold
         rows = np.flatnonzero(looked)
         if rows.size:
-            logits[rows] = (logits[rows] + first(mirrored(images[rows]))) / 2
+            logits[rows] = (logits[rows] + again(rows)) / 2
             sure[rows] = margin(logits[rows])
     escalated = sure < cascade.threshold
     rows = np.flatnonzero(escalated)
     if rows.size:
-        logits[rows] = then(rows, images[rows]) + np.float32(cascade.blend) * logits[rows]
+        logits[rows] = then(rows) + np.float32(cascade.blend) * logits[rows]
     return Answer(logits, looked, escalated)
 
 
@@ -216,7 +216,7 @@ def _point(
     first, mean, escalated_right, then = right
     mirror = evidence.mirror is not None
     looked = margins < SECOND_LOOK * threshold if mirror else np.zeros(len(margins), bool)
-    escalated = (looked if mirror else True) & (last < threshold)
+    escalated = (last < threshold) & looked if mirror else last < threshold
     own = np.where(escalated, escalated_right, np.where(looked, mean, first))
     gain = 100.0 * (own.astype(float) - then)
     spared = evidence.cost_then - evidence.reused
@@ -248,8 +248,8 @@ def choose(
     """
     if (accuracy is None) == (cost is None):
         raise ValueError(f"accuracy={accuracy} and cost={cost}: expected one of them")
-    if cost is not None:
-        within = [point for point in points if point.relative <= cost]
+    if accuracy is None:
+        within = [point for point in points if cost is None or point.relative <= cost]
         if not within:
             raise ValueError(
                 f"a cost of {cost:g} of the second mode's: expected at least"

@@ -3,25 +3,37 @@
     predictor = Predictor("net.safetensors")
     logits = predictor.predict(images, precision="low")  # or "high", or "auto"
 
-The weights are on the device once; the programs of all modes and batch sizes take them as an
-argument. What happens on the host is NumPy, so that no request, whatever its size, compiles
-anything. Nothing changes after construction: any number of threads may call `predict`.
+The weights are on the device once, as int8 codes; the programs of all modes and batch sizes take
+them as an argument. What happens on the host is NumPy, so that no request, whatever its size,
+compiles anything. Nothing changes after construction: any number of threads may call `predict`.
+
+Where a layer sees the same input in both modes of a cascade, the second goes on from the sums of
+the first, y_high = y_low + residual: see `kept` in integer.py.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.cascade import Answer, Cascade, answer
+from dual_precision.deploy.cascade import Answer, Cascade, answer, mirrored
+from dual_precision.deploy.conversion import to_integer
+from dual_precision.deploy.integer import KEPT
 from dual_precision.deploy.packed import PackedInfo, Source, inspect_packed, load_packed
 
 AUTO = "auto"
 CASCADE = "cascade"  # its name in a packed file's metadata
+# What a program is for: a mode alone, the first of a cascade, which keeps its sums, or the second.
+ALONE, FIRST, THEN = "alone", "first", "then"
+BLOCK = 16  # batches of the largest size that a cascade runs through at a time
+WAYS = tuple(field.name for field in dataclasses.fields(Answer))
+
+Tree = dict[str, Any]
+Apply = Callable[[Tree, jax.Array, str, bool], tuple[jax.Array, Tree]]
 
 
 class Predictor:
@@ -58,20 +70,18 @@ class Predictor:
         self.precisions = _chosen(self.info, precisions)
         self.batch_sizes = _sizes(batch_sizes)
         self.cascade = _usable(cascade, self.info, self.precisions)
-        model, variables = _network(source, self.info, self.precisions)
+        apply, variables = _network(source, self.info, self.precisions)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
-        self._programs = {
-            (name, size): self._compile(model, name, size)
-            for name in self.precisions
-            for size in self.batch_sizes
-        }
-        shape = jax.eval_shape(
-            lambda v, x: model.apply(v, x, precision=self.precisions[0]),
-            self._variables,
-            self._images(1),
-        )
-        self.classes: int = shape.shape[-1]
+        self._programs: dict[tuple[str, str, int], Any] = {}
+        for size in self.batch_sizes:
+            for name in self.precisions:
+                self._compile(apply, name, ALONE, size, {})
+            if self.cascade:
+                _, kept = self._compile(apply, self.cascade.first, FIRST, size, {})
+                self._compile(apply, self.cascade.then, THEN, size, kept)
+        program = self._programs[self.precisions[0], ALONE, self.batch_sizes[0]]
+        self.classes: int = program.out_info[0].shape[-1]
 
     def predict(self, images: np.ndarray, precision: str) -> np.ndarray:
         """Logits, float32 [N, classes].
@@ -93,7 +103,7 @@ class Predictor:
                 f"precision {precision!r}: expected one of {[*self.precisions, AUTO]}"
                 f" (the file holds {list(self.info.bytes_read)})"
             )
-        return self._run(precision, self._checked(images))
+        return self._run(precision, ALONE, self._checked(images))[0]
 
     def answer(self, images: np.ndarray) -> Answer:
         """What "auto" gives, and which rows took which way; arguments and errors as `predict`."""
@@ -104,18 +114,34 @@ class Predictor:
                 " Predictor(..., cascade=...), or calibrate the file:"
                 " python -m experiments.deploy cascade FILE --write"
             )
-        return answer(
-            cascade,
-            images,
-            lambda x: self._run(cascade.first, x),
-            lambda _, x: self._run(cascade.then, x),
-        )
+        # What is kept of a block is on the host until its rows that need it are known.
+        block = BLOCK * self.batch_sizes[-1]
+        starts = range(0, len(images), block) or [0]
+        parts = [self._cascade(cascade, images[start : start + block]) for start in starts]
+        return Answer(*(np.concatenate([getattr(p, n) for p in parts]) for n in WAYS))
 
-    def _compile(self, model: nn.Module, name: str, size: int) -> Any:
-        def program(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-            return model.apply(variables, images, precision=name)
+    def _cascade(self, cascade: Cascade, images: np.ndarray) -> Answer:
+        logits, kept = self._run(cascade.first, FIRST, images)
 
-        return jax.jit(program).lower(self._variables, self._images(size)).compile()
+        def then(rows: np.ndarray) -> np.ndarray:
+            own = jax.tree.map(lambda sums: sums[rows], kept)
+            return self._run(cascade.then, THEN, images[rows], own)[0]
+
+        def again(rows: np.ndarray) -> np.ndarray:
+            return self._run(cascade.first, ALONE, mirrored(images[rows]))[0]
+
+        return answer(cascade, logits, again, then)
+
+    def _compile(self, apply: Apply, name: str, use: str, size: int, kept: Tree) -> Any:
+        """Adds a program; its outputs' shapes."""
+        keep = use == FIRST
+
+        def program(variables: Tree, kept: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
+            return apply({**variables, **kept}, images, name, keep)
+
+        lowered = jax.jit(program).lower(self._variables, kept, self._images(size))
+        self._programs[name, use, size] = lowered.compile()
+        return lowered.out_info
 
     def _images(self, size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *self.info.image_shape), jnp.uint8)
@@ -129,14 +155,23 @@ class Predictor:
             )
         return np.asarray(images)
 
-    def _run(self, name: str, images: np.ndarray) -> np.ndarray:
-        parts, start = [np.zeros((0, self.classes), np.float32)], 0
+    def _run(
+        self, name: str, use: str, images: np.ndarray, kept: Tree | None = None
+    ) -> tuple[np.ndarray, Tree]:
+        """(logits, what the mode keeps) of any number of images, batch after batch."""
+        parts, start = [], 0
         for size in batches(len(images), self.batch_sizes):
-            rows = images[start : start + size]
-            program = self._programs[name, size]
-            parts.append(np.asarray(program(self._variables, filled(rows, size)))[: len(rows)])
+            rows = slice(start, start + size)
+            count = len(images[rows])
+            given = jax.tree.map(lambda sums, rows=rows, size=size: filled(sums[rows], size), kept)
+            out = self._programs[name, use, size](
+                self._variables, given or {}, filled(images[rows], size)
+            )
+            parts.append(jax.tree.map(lambda array, count=count: np.asarray(array)[:count], out))
             start += size
-        return np.concatenate(parts)
+        if not parts:
+            return np.zeros((0, self.classes), np.float32), {}
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def batches(count: int, sizes: Sequence[int]) -> list[int]:
@@ -198,10 +233,20 @@ def _usable(cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]
 
 def _network(
     source: Source, info: PackedInfo, precisions: Sequence[str]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, and of its variables what these modes use."""
+) -> tuple[Apply, dict[str, Any]]:
+    """The forward, and the variables that these modes use.
+
+    A file with layers of float weights runs the training forward, which keeps nothing.
+    """
     model, variables = load_packed(source, precisions[-1])
     others = set(info.bytes_read) - set(precisions)
     leaves = flatten_dict(variables)
-    kept = {path: leaf for path, leaf in leaves.items() if not others & {*path}}
-    return model, unflatten_dict(kept)
+    own = unflatten_dict({path: leaf for path, leaf in leaves.items() if not others & {*path}})
+    if all(layer.stored for layer in info.layers.values()):
+        model, own = to_integer(model, own, info.image_shape)
+
+    def apply(variables: Tree, images: jax.Array, name: str, keep: bool) -> tuple[jax.Array, Tree]:
+        logits, kept = model.apply(variables, images, precision=name, mutable=[KEPT] * keep)
+        return logits, dict(kept)
+
+    return apply, own
