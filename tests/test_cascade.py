@@ -98,6 +98,6 @@ def test_senseless_thresholds_are_refused(value):
 def test_logits_that_do_not_fit_are_refused():
     own = evidence(mirror=False, blend=0.0)
     with pytest.raises(ValueError, match="expected the same"):
-        Evidence(own.first, own.then[:-1], own.labels, 1, 2)
+        Evidence(own.first, own.then[:-1], own.labels, own.costs)
     with pytest.raises(ValueError, match="expected the same"):
-        Evidence(own.first, own.then, own.labels[:-1], 1, 2)
+        Evidence(own.first, own.then, own.labels[:-1], own.costs)

@@ -3,7 +3,13 @@
 from dual_precision.deploy.cascade import Cascade
 from dual_precision.deploy.container import PackedError
 from dual_precision.deploy.conversion import to_integer
-from dual_precision.deploy.packed import PackedInfo, inspect_packed, load_packed, save_packed
+from dual_precision.deploy.packed import (
+    PackedInfo,
+    amend_metadata,
+    inspect_packed,
+    load_packed,
+    save_packed,
+)
 from dual_precision.deploy.predictor import Predictor
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "PackedError",
     "PackedInfo",
     "Predictor",
+    "amend_metadata",
     "inspect_packed",
     "load_packed",
     "save_packed",

@@ -157,15 +157,28 @@ def answer(
     return Answer(logits, looked, escalated)
 
 
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What an image costs, in any unit.
+
+    Attributes:
+      first, then: in each mode alone.
+      reused: what `then` is spared of its cost where `first` ran on the same image before.
+    """
+
+    first: float
+    then: float
+    reused: float = 0.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
-    """Logits of both modes on labelled data, and what an image costs in each.
+    """Logits of both modes on labelled data.
 
     Attributes:
       first, then: float [N, classes].
       labels: int [N].
-      cost_first, cost_then: of one image.
-      reused: what `then` is spared, of its cost, where `first` ran on the same image before.
+      costs: of one image.
       mirror: first's logits of the mirrored images, float [N, classes]; None is no second look.
       blend: see Cascade.
     """
@@ -173,9 +186,7 @@ class Evidence:
     first: np.ndarray
     then: np.ndarray
     labels: np.ndarray
-    cost_first: float
-    cost_then: float
-    reused: float = 0.0
+    costs: Costs
     mirror: np.ndarray | None = None
     blend: float = 0.0
 
@@ -213,23 +224,41 @@ def _point(
     last: np.ndarray,
     right: list[np.ndarray],
 ) -> Point:
-    first, mean, escalated_right, then = right
-    mirror = evidence.mirror is not None
-    looked = margins < SECOND_LOOK * threshold if mirror else np.zeros(len(margins), bool)
-    escalated = (last < threshold) & looked if mirror else last < threshold
-    own = np.where(escalated, escalated_right, np.where(looked, mean, first))
-    gain = 100.0 * (own.astype(float) - then)
-    spared = evidence.cost_then - evidence.reused
-    cost = evidence.cost_first * (1 + looked.mean()) + spared * escalated.mean()
+    first, mean, blended, then = right
+    if evidence.mirror is None:
+        looked, escalated = np.zeros(len(margins), bool), last < threshold
+    else:
+        looked = margins < SECOND_LOOK * threshold
+        escalated = looked & (last < threshold)
+    own = np.where(escalated, blended, np.where(looked, mean, first))
+    return measure(threshold, own, then, looked, escalated, evidence.costs)
+
+
+def measure(
+    threshold: float,
+    right: np.ndarray,
+    then_right: np.ndarray,
+    looked: np.ndarray,
+    escalated: np.ndarray,
+    costs: Costs,
+) -> Point:
+    """The figures of a cascade on labelled rows.
+
+    Args:
+      right, then_right: bool [N], rows that the cascade, and `then` alone, answer rightly.
+      looked, escalated: bool [N], see Answer.
+    """
+    gain = 100.0 * (right.astype(float) - then_right)
+    cost = costs.first * (1 + looked.mean()) + (costs.then - costs.reused) * escalated.mean()
     return Point(
         threshold=threshold,
-        accuracy=100 * float(own.mean()),
+        accuracy=100 * float(right.mean()),
         difference=float(gain.mean()),
         error=float(gain.std() / math.sqrt(len(gain))),
         mirrored=float(looked.mean()),
         escalated=float(escalated.mean()),
         cost=float(cost),
-        relative=float(cost / evidence.cost_then),
+        relative=float(cost / costs.then),
     )
 
 

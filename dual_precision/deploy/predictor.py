@@ -105,14 +105,25 @@ class Predictor:
             )
         return self._run(precision, ALONE, self._checked(images))[0]
 
-    def answer(self, images: np.ndarray) -> Answer:
-        """What "auto" gives, and which rows took which way; arguments and errors as `predict`."""
-        images, cascade = self._checked(images), self.cascade
-        if cascade is None:
+    def answer(self, images: np.ndarray, cascade: Cascade | None = None) -> Answer:
+        """What "auto" gives, and which rows took which way; arguments and errors as `predict`.
+
+        Args:
+          images: as `predict`.
+          cascade: another than self.cascade for these images, of the same two modes.
+        """
+        images, own = self._checked(images), self.cascade
+        if own is None:
             raise ValueError(
                 "precision 'auto': expected a cascade, and both of its modes loaded; give"
                 " Predictor(..., cascade=...), or calibrate the file:"
                 " python -m experiments.deploy cascade FILE --write"
+            )
+        cascade = cascade or own
+        if (cascade.first, cascade.then) != (own.first, own.then):
+            raise ValueError(
+                f"a cascade of {cascade.first!r} and {cascade.then!r}: expected one of"
+                f" {own.first!r} and {own.then!r}, which are compiled for it"
             )
         # What is kept of a block is on the host until its rows that need it are known.
         block = BLOCK * self.batch_sizes[-1]
