@@ -3,7 +3,7 @@
 import pytest
 
 from dual_precision import Modes, modes
-from dual_precision.describe import Cost, describe_layers, mode_cost
+from dual_precision.describe import Cost, describe_layers, mode_cost, reused_bit_operations
 from dual_precision.models import build
 
 DUAL = modes(low="w2a3", high="w8a8")
@@ -74,3 +74,19 @@ def test_stored_width_is_the_widest_mode():
     )
     assert layers[("dense2",)].stored == 5
     assert layers[("dense1",)].stored == 8
+
+
+def test_what_a_second_mode_need_not_redo():
+    """The pixel layer has 64x16 weights; the rest sees other inputs in other modes."""
+    own = modes({"dense1": {"low": "w3a32", "middle": "w8a32", "high": "w8a32"}}, **THREE)
+    layers = describe_layers(build("mlp", num_classes=4, modes=own, hidden=(16, 16)), (8, 8, 1))
+    assert reused_bit_operations(layers, "low", "high") == 1024 * 3 * 8
+    assert reused_bit_operations(layers, "middle", "high") == 1024 * 8 * 8
+    assert reused_bit_operations(layers, "high", "low") == 0
+    assert reused_bit_operations(layers, "float", "high") == 0
+    first = describe_layers(build("mlp", num_classes=4, modes=own, hidden=()), (8, 8, 1))
+    assert reused_bit_operations(first, "low", "high") == 0  # it quantizes the pixels, in each mode
+    assert reused_bit_operations({}, "low", "high") == 0
+
+
+THREE = {"low": "w2a2", "middle": "w4a4", "high": "w8a8"}

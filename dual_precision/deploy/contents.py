@@ -105,7 +105,7 @@ def mode_order(layers: Mapping[Path, Layer]) -> list[str]:
         if mixed:
             raise ValueError(
                 f"layer {'/'.join(path)!r} has float weights in {mixed} and codes in other modes:"
-                " a packed file holds codes alone; give the layer 1 to 8 bits in every mode"
+                " what is deployed is codes alone; give the layer 1 to 8 bits in every mode"
             )
 
     def weight_bits(name: str) -> int:

@@ -114,11 +114,11 @@ def _codes(path: Path, layer: Layer, leaves: Leaves) -> np.ndarray:
         )
     kernel = leaves["params", *path, "kernel"]
     nested.check_finite(kernel)
-    return np.asarray(_encode(kernel, leaves["params", *path, "step"], layer.stored))
+    return np.asarray(_encode(kernel, leaves["params", *path, "step"], np.int32(layer.stored)))
 
 
-@partial(jax.jit, static_argnames="stored")
-def _encode(kernel: jax.Array, step: jax.Array, stored: int) -> jax.Array:
+@jax.jit  # with a traced width: one small compilation per shape
+def _encode(kernel: jax.Array, step: jax.Array, stored: jax.Array) -> jax.Array:
     return nested.encode(kernel, step, stored, stored).astype(jnp.int8)
 
 
