@@ -7,10 +7,12 @@
   rest; calibrated on validation data, half a minute
 """
 
+import dataclasses
 import json
 import math
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from absl import flags
 from dual_precision.data.catalog import lookup
 from dual_precision.deploy import PackedInfo, amend_metadata, inspect_packed, save_packed
 from dual_precision.deploy.predictor import CASCADE
-from dual_precision.describe import mode_cost
+from dual_precision.describe import Layer, layer_cost, mode_cost
+from dual_precision.energy import layer_energy, mode_energy
 from dual_precision.loading import load
 from experiments import cascade, cli
 from experiments.cascade_figure import plot_cascade
@@ -40,8 +43,23 @@ _COLUMNS = (
     ("bytes", "bytes read", "{:,}"),
     ("weight_bits", "weight bits", "{:,}"),
     ("bit_operations", "BitOps/image", "{:.3g}"),
+    ("arithmetic", "arithmetic nJ", "{:,.0f}"),
+    ("weights", "weights nJ", "{:,.0f}"),
+    ("activations", "activations nJ", "{:,.0f}"),
+    ("energy", "energy nJ/image", "{:,.0f}"),
     ("validation", "validation %", "{:.2f}"),
     ("test", "test %", "{:.2f}"),
+)
+_LAYER_COLUMNS = (
+    ("widths", "", "{}"),
+    ("bytes", "bytes", "{:,}"),
+    ("bit_operations", "BitOps", "{:.3g}"),
+    ("energy", "nJ", "{:,.0f}"),
+)
+_ENERGY = (
+    "Energy is a model, not a measurement: figures of Horowitz (ISSCC 2014, 45 nm), one image"
+    " alone, every\nweight read once from DRAM; in a batch the images share that. See"
+    " dual_precision/energy.py."
 )
 
 
@@ -67,23 +85,46 @@ def pack(workdir: Path, out: Path) -> None:
 
 
 def report(info: PackedInfo) -> str:
-    """Two Markdown tables: what each mode costs, and the widths of each layer."""
+    """Two Markdown tables, what each mode and what each layer costs, and the energy model."""
     modes = [_mode_row(info, mode) for mode in info.bytes_read]
-    layers = [
-        {
-            "layer": "/".join(path),
-            "kernel": "x".join(map(str, layer.kernel)),
-            **{mode: str(layer.table[mode]) for mode in info.bytes_read},
-        }
-        for path, layer in info.layers.items()
+    layers = [_layer_row(info.layers, path, [*info.bytes_read]) for path in info.layers]
+    columns = [
+        ("layer", "layer", "{}"),
+        ("kernel", "kernel", "{}"),
+        ("macs", "MACs", "{:,}"),
+        *(
+            (f"{key} {mode}", f"{title} {mode}".strip(), form)
+            for key, title, form in _LAYER_COLUMNS
+            for mode in info.bytes_read
+        ),
     ]
-    columns = [(key, key, "{}") for key in layers[0]]
-    return f"{table(modes, _COLUMNS)}\n\n{table(layers, columns)}"
+    return f"{table(modes, _COLUMNS)}\n\n{table(layers, columns)}\n\n{_ENERGY}"
+
+
+def _layer_row(
+    layers: Mapping[tuple[str, ...], Layer], path: tuple[str, ...], modes: Sequence[str]
+) -> dict[str, Any]:
+    layer = layers[path]
+    row: dict[str, Any] = {
+        "layer": "/".join(path),
+        "kernel": "x".join(map(str, layer.kernel)),
+        "macs": layer.macs,
+    }
+    for mode in modes:
+        cost = layer_cost(layers, path, mode)
+        row |= {
+            f"widths {mode}": str(layer.table[mode]),
+            f"bytes {mode}": cost.weight_bytes,
+            f"bit_operations {mode}": cost.bit_operations,
+            f"energy {mode}": layer_energy(layers, path, mode).total,
+        }
+    return row
 
 
 def _mode_row(info: PackedInfo, mode: str) -> dict[str, Any]:
     results: Rows = info.metadata.get("results", [])
     measured = next((row for row in results if row["mode"] == mode), {})
+    energy = mode_energy(info.layers, mode)
     return {
         "mode": mode,
         "bytes": info.bytes_read[mode],
@@ -92,6 +133,8 @@ def _mode_row(info: PackedInfo, mode: str) -> dict[str, Any]:
             for layer in info.layers.values()
         ),
         "bit_operations": mode_cost(info.layers, mode).bit_operations,
+        **dataclasses.asdict(energy),
+        "energy": energy.total,
         **{split: measured[split] for split in ("validation", "test") if split in measured},
     }
 
