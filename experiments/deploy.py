@@ -19,8 +19,8 @@ from typing import Any
 from absl import flags
 
 from dual_precision.data.catalog import lookup
-from dual_precision.deploy import PackedInfo, amend_metadata, inspect_packed, save_packed
-from dual_precision.deploy.predictor import CASCADE
+from dual_precision.deploy import Cascade, PackedInfo, amend_metadata, inspect_packed, save_packed
+from dual_precision.deploy.predictor import AUTO, CASCADE
 from dual_precision.describe import Layer, layer_cost, mode_cost
 from dual_precision.energy import layer_energy, mode_energy
 from dual_precision.loading import load
@@ -87,6 +87,11 @@ def pack(workdir: Path, out: Path) -> None:
 def report(info: PackedInfo) -> str:
     """Two Markdown tables, what each mode and what each layer costs, and the energy model."""
     modes = [_mode_row(info, mode) for mode in info.bytes_read]
+    if CASCADE in info.metadata:
+        expected = Cascade.from_json(info.metadata[CASCADE]).expected
+        if expected is not None:
+            cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
+            modes.append({"mode": AUTO, **cost})
     layers = [_layer_row(info.layers, path, [*info.bytes_read]) for path in info.layers]
     columns = [
         ("layer", "layer", "{}"),

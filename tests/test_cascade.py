@@ -7,6 +7,7 @@ import pytest
 
 from dual_precision.deploy.cascade import (
     Cascade,
+    Costs,
     Evidence,
     answer,
     calibrate,
@@ -25,7 +26,9 @@ def evidence(mirror, blend):
     truth = 2 * np.eye(3)[labels]
     first, second, then = (truth + s * rng.normal(size=(ROWS, 3)) for s in (1.5, 1.5, 0.8))
     looks = [look.astype(np.float32) for look in (first, then, second)]
-    return Evidence(looks[0], looks[1], labels, 2.0, 16.0, 1.0, looks[2] if mirror else None, blend)
+    return Evidence(
+        looks[0], looks[1], labels, Costs(2.0, 16.0, 1.0), looks[2] if mirror else None, blend
+    )
 
 
 def test_margin_by_hand():

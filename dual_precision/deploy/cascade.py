@@ -2,13 +2,13 @@
 
     margin(z) = z's largest logit - its second largest
 
-    m1 = margin(first(x))                   kept as it is, where m1 >= threshold
-    then(x) + blend * first(x)              the answer elsewhere
+    first(x)                                            where margin(first(x)) >= threshold
+    (then(x) + blend * first(x)) / (1 + blend)          elsewhere
 
 and with `mirror`, for data whose mirrored image has the same label, a second look in between:
 
-    mean = (first(x) + first(mirrored x)) / 2       wherever m1 < 2 * threshold
-    then(x) + blend * mean                          where margin(mean) < threshold too
+    mean = (first(x) + first(mirrored x)) / 2           where margin(first(x)) < 2 * threshold
+    (then(x) + blend * mean) / (1 + blend)              and where margin(mean) < threshold too
 
 Everything is decided by logits that are computed anyway. The threshold is calibrated on validation
 data, whose labels choose it for a wanted accuracy and do not enter for a wanted cost.
@@ -153,7 +153,8 @@ def answer(
     escalated = sure < cascade.threshold
     rows = np.flatnonzero(escalated)
     if rows.size:
-        logits[rows] = then(rows) + np.float32(cascade.blend) * logits[rows]
+        blend = np.float32(cascade.blend)
+        logits[rows] = (then(rows) + blend * logits[rows]) / (1 + blend)
     return Answer(logits, looked, escalated)
 
 

@@ -125,7 +125,7 @@ class Predictor:
                 f"a cascade of {cascade.first!r} and {cascade.then!r}: expected one of"
                 f" {own.first!r} and {own.then!r}, which are compiled for it"
             )
-        # What is kept of a block is on the host until its rows that need it are known.
+        # What is kept of a block stays on the host until it is known which rows need it.
         block = BLOCK * self.batch_sizes[-1]
         starts = range(0, len(images), block) or [0]
         parts = [self._cascade(cascade, images[start : start + block]) for start in starts]
@@ -217,6 +217,10 @@ def filled(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _chosen(info: PackedInfo, precisions: Sequence[str] | None) -> tuple[str, ...]:
     names = list(info.bytes_read)
+    if AUTO in names:
+        raise ValueError(
+            f"a mode called {AUTO!r}: expected another name, as {AUTO!r} is the cascade"
+        )
     wanted = names if precisions is None else list(precisions)
     if not wanted or set(wanted) - set(names):
         raise ValueError(f"precisions {wanted}: expected some of {names}")
