@@ -38,17 +38,19 @@ SHAPE = (4, 4, 1)
 
 
 class One(nn.Module):
-    """One layer, and a normalisation where there is one."""
+    """One layer, a normalisation where there is one, and something between where `apart`."""
 
     modes: Modes
     layer: Any = Dense
     norm: Any = None
+    apart: bool = False
 
     @nn.compact
     def __call__(self, x, *, precision, train=False):
         x = x.astype(jnp.float32)
         x = self.layer(16, modes=self.modes, name="only")(x, precision=precision)
         if self.norm is not None:
+            x = nn.relu(x) if self.apart else x
             x = self.norm(modes=self.modes, name="norm")(x, precision=precision, train=train)
         return x
 
@@ -156,6 +158,18 @@ def test_a_network_of_other_steps_stays_close():
         found = logits(integer_model, integers, x, mode)
         np.testing.assert_array_equal(jnp.argmax(found, 1), jnp.argmax(expected, 1))
         np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.ptp(expected)))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_normalisation_takes_the_bias_too_and_one_apart_nothing(apart):
+    model = One(DUAL, Dense, SwitchableBatchNorm, apart)
+    variables, x = trained(model, (1, 1, 16), exact=False), activations(1, 1, 16)
+    integer_model, integers = to_integer(model, variables, (1, 1, 16))
+    assert ("scale" in integers["params"]["only"]) == apart
+    for mode in ("low", "high"):
+        found = integer_model.apply(integers, x, precision=mode)
+        expected = model.apply(variables, x, precision=mode)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(Dense, (1, 1, 1500)), (Conv, (3, 3, 180))])

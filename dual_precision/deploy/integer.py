@@ -16,7 +16,8 @@ compute them: XLA's integer convolutions are many times slower on CPUs, and a fl
 integers is exact, in any order, while no partial sum exceeds 2^24. Activations are not negative,
 so none exceeds top * max(sum of the positive weights, -sum of the negative ones), which is known
 of the weights at hand; a layer beyond that is summed in groups of input channels, and the groups
-as int32. Codes have 8 bits, so units that shorten their operands to bfloat16 or TF32 are exact too.
+as int32. Codes have 8 bits, so units that shorten their operands to bfloat16 or TF32 are exact too;
+a library that convolves by Winograd's or Fourier's transform, as some on GPUs do, is not.
 
 What no mode quantizes stays float: the pixels, which are normalised per channel and padded with
 zeros after that, so that they are no integers times one step; and inputs in a mode such as w2a32.
