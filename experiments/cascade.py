@@ -19,16 +19,8 @@ import numpy as np
 from dual_precision import data
 from dual_precision.data.catalog import lookup
 from dual_precision.deploy import PackedInfo, Predictor, inspect_packed
-from dual_precision.deploy.cascade import (
-    Cascade,
-    Costs,
-    Evidence,
-    Point,
-    calibrate,
-    curve,
-    measure,
-    mirrored,
-)
+from dual_precision.deploy.calibration import Costs, Evidence, calibrate, curve, measure
+from dual_precision.deploy.cascade import Cascade, Point, mirrored
 from dual_precision.describe import mode_cost, reused_bit_operations
 from experiments.report import Rows, table
 
@@ -60,7 +52,7 @@ class Settings:
 
     Attributes:
       dataset: its validation images calibrate.
-      accuracy, cost: see `dual_precision.deploy.cascade.choose`; one of them is given.
+      accuracy, cost: see `dual_precision.deploy.calibration.choose`; one of them is given.
       mirror: a second look of low at the mirrored image.
       blend: weight of low's logits in the answers of high.
     """

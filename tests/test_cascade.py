@@ -5,16 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dual_precision.deploy.cascade import (
-    Cascade,
-    Costs,
-    Evidence,
-    answer,
-    calibrate,
-    choose,
-    curve,
-    margin,
-)
+from dual_precision.deploy.calibration import Costs, Evidence, calibrate, choose, curve
+from dual_precision.deploy.cascade import Cascade, answer, margin
 
 ROWS = 400
 
