@@ -21,6 +21,7 @@ from dual_precision.data.catalog import lookup
 from dual_precision.deploy import PackedInfo, Predictor, inspect_packed
 from dual_precision.deploy.calibration import Costs, Evidence, calibrate, curve, measure
 from dual_precision.deploy.cascade import Cascade, Point, mirrored
+from dual_precision.deploy.predictor import runs_on_codes
 from dual_precision.describe import mode_cost, reused_bit_operations
 from experiments.report import Rows, table
 
@@ -124,7 +125,7 @@ def costs_of(info: PackedInfo) -> Costs:
     return Costs(
         mode_cost(info.layers, low).bit_operations,
         mode_cost(info.layers, high).bit_operations,
-        reused_bit_operations(info.layers, low, high),
+        reused_bit_operations(info.layers, low, high) if runs_on_codes(info) else 0,
     )
 
 

@@ -1,6 +1,7 @@
 """The predictor: the bits of `model.apply`, no second copy of the weights, no late compilation."""
 
 import concurrent.futures
+import dataclasses
 import itertools
 import logging
 import re
@@ -11,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from dual_precision import modes
 from dual_precision.deploy import Cascade, Predictor, load_packed, save_packed
-from dual_precision.deploy.predictor import batches
+from dual_precision.deploy.predictor import batches, runs_on_codes
+from dual_precision.models import MLP
+from dual_precision.training.state import initial_variables
 
 DESCRIPTION = {
     "name": "mlp",
@@ -90,6 +94,26 @@ def test_two_modes_take_the_memory_of_one():
         shapes = re.findall(r"\[([\d,]*)\]\S* constant\(", program.as_text())
         assert shapes
         assert all(np.prod([int(n) for n in s.split(",") if n]) <= 128 for s in shapes)
+
+
+def test_three_modes_and_a_layer_of_float_weights(images, tmp_path):
+    """Not a network of codes alone: the training forward runs, with modes of any name."""
+    names = ("narrow", "middle", "wide")
+    layers = {"dense2": dict.fromkeys(names, "w32a32")}
+    widths = dict(zip(names, ("w2a2", "w4a4", "w8a8"), strict=True))
+    model = MLP(num_classes=4, modes=modes(layers, **widths), hidden=(16, 16))
+    variables = initial_variables(model, SHAPE, seed=0)
+    description = {**DESCRIPTION, "modes": widths, "layers": layers}
+    save_packed(tmp_path / "net", model, variables, description, SHAPE)
+    cascade = Cascade("narrow", "wide", threshold=100.0)  # so that every row goes on
+    three = Predictor(tmp_path / "net", batch_sizes=(10,), cascade=cascade)
+    assert not runs_on_codes(three.info)
+    assert three.precisions == names
+    wide = three.predict(images, "wide")
+    np.testing.assert_allclose(three.predict(images, "auto"), wide, rtol=1e-5, atol=1e-5)
+    other = dataclasses.replace(cascade, then="middle")
+    with pytest.raises(ValueError, match="expected one of 'narrow' and 'wide'"):
+        three.answer(images, other)
 
 
 def test_low_alone_reads_its_prefix(path, predictor, images, tmp_path):

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-SECOND_LOOK = 2.0  # a mean of two looks is twice as sure: half of the margin is enough for it
+# A mean of two looks deserves more trust: half of the margin is enough for it. Of 1, 1.5, 2, 3 and
+# 4, 2 and 3 were the best on CIFAR-10's validation images at 30 to 40 % of high's BitOps.
+SECOND_LOOK = 2.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -246,6 +246,11 @@ def _usable(cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]
     return cascade
 
 
+def runs_on_codes(info: PackedInfo) -> bool:
+    """Whether the predictor of this file is the integer network, which reuses sums."""
+    return all(layer.stored for layer in info.layers.values())
+
+
 def _network(
     source: Source, info: PackedInfo, precisions: Sequence[str]
 ) -> tuple[Apply, dict[str, Any]]:
@@ -257,7 +262,7 @@ def _network(
     others = set(info.bytes_read) - set(precisions)
     leaves = flatten_dict(variables)
     own = unflatten_dict({path: leaf for path, leaf in leaves.items() if not others & {*path}})
-    if all(layer.stored for layer in info.layers.values()):
+    if runs_on_codes(info):
         model, own = to_integer(model, own, info.image_shape)
 
     def apply(variables: Tree, images: jax.Array, name: str, keep: bool) -> tuple[jax.Array, Tree]:
