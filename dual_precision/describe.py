@@ -25,11 +25,13 @@ class Layer:
       table: mode name -> Precision of this layer, float included.
       kernel: its shape, outputs last.
       macs: multiply-accumulates per image.
+      inputs: numbers in its input, per image.
     """
 
     table: FrozenDict[str, Precision]
     kernel: tuple[int, ...]
     macs: int
+    inputs: int
 
     @property
     def stored(self) -> int | None:
@@ -51,7 +53,8 @@ def describe_layers(model: nn.Module, image_shape: tuple[int, ...]) -> dict[Path
         if isinstance(module, QuantizedLayer) and context.method_name == "__call__":
             shape = module.kernel_shape(args[0].shape[-1])
             macs = math.prod(result.shape[1:-1]) * math.prod(shape)
-            found[module.path] = Layer(module.modes.at(module.path), shape, macs)
+            inputs = math.prod(args[0].shape[1:])
+            found[module.path] = Layer(module.modes.at(module.path), shape, macs, inputs)
         return result
 
     def init(images: jax.Array) -> Any:
@@ -64,7 +67,7 @@ def describe_layers(model: nn.Module, image_shape: tuple[int, ...]) -> dict[Path
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one mode costs.
+    """What one mode costs, of a network or of a layer.
 
     Attributes:
       weight_bytes: kernels at the mode's width, packed, and 4 bytes for every step of theirs.
@@ -84,18 +87,32 @@ def pixel_layer(layers: Mapping[Path, Layer]) -> Path | None:
     return None
 
 
+def input_bits(layers: Mapping[Path, Layer], path: Path, mode: str) -> int:
+    """Width of a layer's input. Inputs of the first layer that no mode quantizes: 8-bit pixels."""
+    pixels = path == pixel_layer(layers) and mode != FLOAT_NAME
+    return layers[path].table[mode].activations or (PIXEL_BITS if pixels else FLOAT_BITS)
+
+
+def layer_cost(layers: Mapping[Path, Layer], path: Path, mode: str) -> Cost:
+    """The cost of one layer in a mode."""
+    layer = layers[path]
+    bits = layer.table[mode].weights or FLOAT_BITS
+    operations = layer.macs * bits * input_bits(layers, path, mode)
+    return Cost(math.ceil(_stored_size(layer, mode) / 8), operations, layer.macs)
+
+
+def _stored_size(layer: Layer, mode: str) -> int:
+    """Bits of the kernel, and of its steps where it has codes."""
+    bits = layer.table[mode].weights
+    return math.prod(layer.kernel) * (bits or FLOAT_BITS) + (32 * layer.kernel[-1] if bits else 0)
+
+
 def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
-    """The cost of a mode. Inputs of the first layer that no mode quantizes are 8-bit pixels."""
-    size, operations, macs = 0.0, 0, 0
-    for path, layer in layers.items():
-        own = layer.table[mode]
-        bits = own.weights or FLOAT_BITS
-        size += math.prod(layer.kernel) * bits / 8 + (4 * layer.kernel[-1] if own.weights else 0)
-        pixels = path == pixel_layer(layers)
-        inputs = own.activations or (PIXEL_BITS if pixels and mode != FLOAT_NAME else FLOAT_BITS)
-        operations += layer.macs * bits * inputs
-        macs += layer.macs
-    return Cost(math.ceil(size), operations, macs)
+    """The cost of a mode: the sum over its layers, parts of bytes counted up once."""
+    own = [layer_cost(layers, path, mode) for path in layers]
+    size = sum(_stored_size(layer, mode) for layer in layers.values())
+    operations, macs = sum(cost.bit_operations for cost in own), sum(cost.macs for cost in own)
+    return Cost(math.ceil(size / 8), operations, macs)
 
 
 def reused_bit_operations(layers: Mapping[Path, Layer], low: str, high: str) -> int:

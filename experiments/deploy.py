@@ -3,35 +3,63 @@
 - `python -m experiments.deploy pack --workdir=runs/... --out=net.safetensors`: the last checkpoint
   of a run, with its config and its measured accuracies; seconds
 - `python -m experiments.deploy report net.safetensors`: what each mode reads and costs
+- `python -m experiments.deploy cascade net.safetensors`: low answers what it is sure of, high the
+  rest; calibrated on validation data, half a minute
 """
 
+import dataclasses
 import json
 import math
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from dual_precision.data.catalog import lookup
-from dual_precision.deploy import PackedInfo, inspect_packed, save_packed
-from dual_precision.describe import mode_cost
+from dual_precision.deploy import Cascade, PackedInfo, amend_metadata, inspect_packed, save_packed
+from dual_precision.deploy.predictor import AUTO, CASCADE
+from dual_precision.describe import Layer, layer_cost, mode_cost
+from dual_precision.energy import layer_energy, mode_energy
 from dual_precision.loading import load
-from experiments import cli
+from experiments import cascade, cli
+from experiments.cascade_figure import plot_cascade
 from experiments.cifar import RESULTS
 from experiments.report import Rows, table
-from experiments.workdir import CONFIG
+from experiments.workdir import CONFIG, write_whole
 
-USAGE = "pack --workdir=FOLDER --out=FILE, or report FILE"
+USAGE = "pack --workdir=FOLDER --out=FILE, report FILE, or cascade FILE"
+_CASCADE_FLAGS = ("dataset", "accuracy", "cost", "mirror", "blend")
+_FLAGS = {
+    "pack": ("workdir", "out"),
+    "report": (),
+    "cascade": ("workdir", *_CASCADE_FLAGS, "test", "write", "data_dir", "archive"),
+}
 
 _COLUMNS = (
     ("mode", "mode", "{}"),
     ("bytes", "bytes read", "{:,}"),
     ("weight_bits", "weight bits", "{:,}"),
     ("bit_operations", "BitOps/image", "{:.3g}"),
+    ("arithmetic", "arithmetic nJ", "{:,.0f}"),
+    ("weights", "weights nJ", "{:,.0f}"),
+    ("activations", "activations nJ", "{:,.0f}"),
+    ("energy", "energy nJ/image", "{:,.0f}"),
     ("validation", "validation %", "{:.2f}"),
     ("test", "test %", "{:.2f}"),
+)
+_LAYER_COLUMNS = (
+    ("widths", "", "{}"),
+    ("bytes", "bytes", "{:,}"),
+    ("bit_operations", "BitOps", "{:.3g}"),
+    ("energy", "nJ", "{:,.0f}"),
+)
+_ENERGY = (
+    "Energy is a model, not a measurement: figures of Horowitz (ISSCC 2014, 45 nm), one image"
+    " alone, every\nweight read once from DRAM; in a batch the images share that. See"
+    " dual_precision/energy.py."
 )
 
 
@@ -57,23 +85,51 @@ def pack(workdir: Path, out: Path) -> None:
 
 
 def report(info: PackedInfo) -> str:
-    """Two Markdown tables: what each mode costs, and the widths of each layer."""
+    """Two Markdown tables, what each mode and what each layer costs, and the energy model."""
     modes = [_mode_row(info, mode) for mode in info.bytes_read]
-    layers = [
-        {
-            "layer": "/".join(path),
-            "kernel": "x".join(map(str, layer.kernel)),
-            **{mode: str(layer.table[mode]) for mode in info.bytes_read},
-        }
-        for path, layer in info.layers.items()
+    if CASCADE in info.metadata:
+        expected = Cascade.from_json(info.metadata[CASCADE]).expected
+        if expected is not None:
+            cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
+            modes.append({"mode": AUTO, **cost})
+    layers = [_layer_row(info.layers, path, [*info.bytes_read]) for path in info.layers]
+    columns = [
+        ("layer", "layer", "{}"),
+        ("kernel", "kernel", "{}"),
+        ("macs", "MACs", "{:,}"),
+        *(
+            (f"{key} {mode}", f"{title} {mode}".strip(), form)
+            for key, title, form in _LAYER_COLUMNS
+            for mode in info.bytes_read
+        ),
     ]
-    columns = [(key, key, "{}") for key in layers[0]]
-    return f"{table(modes, _COLUMNS)}\n\n{table(layers, columns)}"
+    return f"{table(modes, _COLUMNS)}\n\n{table(layers, columns)}\n\n{_ENERGY}"
+
+
+def _layer_row(
+    layers: Mapping[tuple[str, ...], Layer], path: tuple[str, ...], modes: Sequence[str]
+) -> dict[str, Any]:
+    layer = layers[path]
+    row: dict[str, Any] = {
+        "layer": "/".join(path),
+        "kernel": "x".join(map(str, layer.kernel)),
+        "macs": layer.macs,
+    }
+    for mode in modes:
+        cost = layer_cost(layers, path, mode)
+        row |= {
+            f"widths {mode}": str(layer.table[mode]),
+            f"bytes {mode}": cost.weight_bytes,
+            f"bit_operations {mode}": cost.bit_operations,
+            f"energy {mode}": layer_energy(layers, path, mode).total,
+        }
+    return row
 
 
 def _mode_row(info: PackedInfo, mode: str) -> dict[str, Any]:
     results: Rows = info.metadata.get("results", [])
     measured = next((row for row in results if row["mode"] == mode), {})
+    energy = mode_energy(info.layers, mode)
     return {
         "mode": mode,
         "bytes": info.bytes_read[mode],
@@ -82,11 +138,41 @@ def _mode_row(info: PackedInfo, mode: str) -> dict[str, Any]:
             for layer in info.layers.values()
         ),
         "bit_operations": mode_cost(info.layers, mode).bit_operations,
+        **dataclasses.asdict(energy),
+        "energy": energy.total,
         **{split: measured[split] for split in ("validation", "test") if split in measured},
     }
 
 
+def calibrate(path: Path) -> None:
+    """Calibrates the file's cascade; leaves tables, a plot and JSON in a folder."""
+    values = {name: getattr(cli.FLAGS, name) for name in _CASCADE_FLAGS}
+    settings = cascade.read_settings(inspect_packed(path), **values)
+    folder = Path(cli.FLAGS.workdir or Path("runs") / f"cascade-{path.stem}")
+    options = {"data_dir": cli.FLAGS.data_dir, "archive": cli.FLAGS.archive}
+    clock = cli.Stopwatch()
+    found = cascade.run(path, settings, options, cli.FLAGS.test)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", "experiments.deploy", *sys.argv[1:]])
+    lines = json.dumps({"command": command, **found}, indent=1)
+    plot_cascade(found, cascade.CHOSEN, folder / "cascade.png")
+    write_whole(folder / "cascade.json", f"{lines}\n")
+    print(f"\n{cascade.text(found)}\n\n{folder}/cascade.png, cascade.json; {clock} in all")
+    if cli.FLAGS.write:
+        amend_metadata(path, {CASCADE: found["cascade"], "cascade_command": command})
+        print(f"{path}: calibration written; Predictor({str(path)!r}) has it")
+
+
+def _refuse_idle(command: str) -> None:
+    """Raises ValueError where a flag is given that the command does not read."""
+    others = {name for names in _FLAGS.values() for name in names} - {*_FLAGS[command]}
+    if idle := [f for f in sorted(others) if f in cli.FLAGS and cli.FLAGS[f].present]:
+        raise ValueError(f"{idle} has no effect on {command!r}: leave it out")
+
+
 def main(*words: str) -> None:
+    if words[:1] and words[0] in _FLAGS:
+        _refuse_idle(words[0])
     match words:
         case ["pack"] if cli.FLAGS.workdir and cli.FLAGS.out:
             out = Path(cli.FLAGS.out)
@@ -96,12 +182,27 @@ def main(*words: str) -> None:
             info = inspect_packed(name)
             size = "x".join(map(str, info.image_shape))
             print(f"{name}: {info.network['name']}, images {size}\n\n{report(info)}")
+        case ["cascade", name]:
+            calibrate(Path(name))
         case _:
             raise ValueError(f"command {' '.join(words)!r}: expected {USAGE}")
 
 
-if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "pack: folder of a run")
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "pack: folder of a run; cascade: of what it leaves")
     flags.DEFINE_string("out", None, "pack: the file to write")
+    flags.DEFINE_string("dataset", None, "cascade: by default what the network was trained on")
+    flags.DEFINE_float("accuracy", None, "cascade: wanted difference to high, points; -0.1")
+    flags.DEFINE_float("cost", None, "cascade: wanted share of high's BitOps, instead of accuracy")
+    flags.DEFINE_bool("mirror", None, "cascade: low looks at the mirrored image before high does")
+    flags.DEFINE_float("blend", None, "cascade: weight of low's logits in high's answers")
+    flags.DEFINE_bool("test", True, "cascade: read the test set, once, at the end")
+    flags.DEFINE_bool("write", False, "cascade: write the calibration into the file")
+    flags.DEFINE_string("data_dir", None, "cascade: folder of prepared TFDS data sets")
+    flags.DEFINE_string("archive", None, "cascade: archive of the data set")
     flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
+
+
+if __name__ == "__main__":
+    define_flags()
     cli.run(main, trains=False, words=True)

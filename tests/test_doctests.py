@@ -11,6 +11,8 @@ import dual_precision.primitives
 MODULES = [
     "dual_precision.precision",
     "dual_precision.training.schedules",
+    "dual_precision.deploy.cascade",
+    "dual_precision.deploy.predictor",
     *(
         module.name
         for module in pkgutil.iter_modules(

@@ -17,6 +17,7 @@ ROOMS = {
     "primitives": set(),
     "layers": {"precision", "primitives"},
     "describe": {"precision", "layers"},
+    "energy": {"precision", "describe"},
     "models": {"precision", "primitives", "layers"},
     "training": {"precision", "primitives", "layers", "describe"},
     "data": set(),

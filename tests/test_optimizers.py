@@ -35,7 +35,7 @@ STEPS = hnp.arrays(np.float32, 3, elements=st.floats(2.0**-20, 2.0**10, width=32
 def trimmer(low, stored):
     """`keep_in_cells` for one layer of these widths, as a program."""
     table = {"float": FLOAT, "low": Precision(low, 2), "high": Precision(stored, 8)}
-    layers = {("dense",): Layer(FrozenDict(table), SHAPE, 0)}
+    layers = {("dense",): Layer(FrozenDict(table), SHAPE, 0, 0)}
     return jax.jit(keep_in_cells("low", layers).update)
 
 

@@ -407,7 +407,10 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     weights = 64 * 8 * 8 + 8 * 8 * 2 + 8 * 4 * 8
     assert lines[2][:3] == ["low", f"{info.bytes_read['low']:,}", f"{weights:,}"]
     assert [line[-1] for line in lines[2:4]] == ["97.12", ""]
-    assert ["dense2", "8x8", "w2a2", "w8a8"] in lines
+    (dense2,) = [line for line in lines if line[:1] == ["dense2"]]
+    # 64 weights of 2 or 8 bits and 8 steps; BitOps 64 * 4 and 64 * 64; see test_energy.py.
+    assert dense2[1:9] == ["8x8", "64", "w2a2", "w8a8", "48", "96", "256", "4.1e+03"]
+    assert "Energy is a model, not a measurement" in deploy.report(info)
     deploy.main("report", str(tmp_path / "net.safetensors"))
     assert capsys.readouterr().out.endswith(f"{deploy.report(info)}\n")
     with pytest.raises(ValueError, match="command 'unpack': expected pack --workdir"):

@@ -1,12 +1,23 @@
-"""The packed file, integer planes of a trained network, and the integer forward."""
+"""The packed file of a trained network, its integer forward, and the predictor."""
 
+from dual_precision.deploy.cascade import Cascade
 from dual_precision.deploy.container import PackedError
 from dual_precision.deploy.conversion import to_integer
-from dual_precision.deploy.packed import PackedInfo, inspect_packed, load_packed, save_packed
+from dual_precision.deploy.packed import (
+    PackedInfo,
+    amend_metadata,
+    inspect_packed,
+    load_packed,
+    save_packed,
+)
+from dual_precision.deploy.predictor import Predictor
 
 __all__ = [
+    "Cascade",
     "PackedError",
     "PackedInfo",
+    "Predictor",
+    "amend_metadata",
     "inspect_packed",
     "load_packed",
     "save_packed",

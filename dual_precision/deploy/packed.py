@@ -135,6 +135,27 @@ def inspect_packed(source: Source) -> PackedInfo:
             )
 
 
+def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
+    """Sets entries of a packed file's metadata; its sections keep every byte.
+
+    Args:
+      changes: name -> anything of JSON types.
+
+    Raises:
+      PackedError: truncated, altered or foreign; then the file is as it was.
+      ValueError: not JSON. OSError: it cannot be read or written.
+    """
+    with container.opened(path) as file:
+        header = container.read_header(file)
+        tensors = container.read_sections(file, header, list(header.sections)[-1])
+    sections: dict[str, dict[str, Any]] = {name: {} for name in header.sections}
+    for name, tensor in header.tensors.items():
+        owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
+        sections[owner][name] = tensors[name]
+    metadata = {**header.about["metadata"], **changes}
+    container.write(path, container.to_bytes(sections, {**header.about, "metadata": metadata}))
+
+
 def _rebuild(header: Header) -> tuple[nn.Module, Outline]:
     """The model, if this program still gives it the layers and widths that were packed."""
     about = header.about

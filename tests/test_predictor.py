@@ -1,0 +1,168 @@
+"""The predictor: the bits of `model.apply`, no second copy of the weights, no late compilation."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dual_precision import modes
+from dual_precision.deploy import Cascade, Predictor, load_packed, save_packed
+from dual_precision.deploy.predictor import batches, runs_on_codes
+from dual_precision.models import MLP
+from dual_precision.training.state import initial_variables
+
+DESCRIPTION = {
+    "name": "mlp",
+    "num_classes": 4,
+    "modes": {"low": "w2a2", "high": "w8a8"},
+    "hidden": [16, 16],
+}
+SHAPE = (8, 8, 1)
+CIFAR = Path(__file__).parents[1] / "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
+CASCADE = Cascade("low", "high", threshold=0.15, mirror=True, blend=1.0)
+
+
+@pytest.fixture(scope="module")
+def path(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "net.safetensors"
+    save_packed(path, network.model, network.variables, DESCRIPTION, SHAPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(path):
+    return Predictor(path, batch_sizes=(1, 4), cascade=CASCADE)
+
+
+@pytest.fixture(scope="module")
+def images(network):
+    return np.asarray(network.images)[:10]
+
+
+@pytest.mark.parametrize("precision", ["low", "high"])
+@pytest.mark.parametrize("count", [0, 1, 3, 10])
+def test_logits_are_those_of_the_model(predictor, path, images, precision, count):
+    model, variables = load_packed(path)
+    wanted = jax.jit(partial(model.apply, precision=precision))(variables, images)
+    got = predictor.predict(images[:count], precision)
+    assert got.dtype == np.float32
+    assert got.shape == (count, 4)
+    np.testing.assert_allclose(got, wanted[:count], rtol=1e-5, atol=1e-5)
+
+
+def test_auto_follows_its_rule(predictor, images):
+    answer = predictor.answer(images)
+    low, high = (predictor.predict(images, name) for name in ("low", "high"))
+    mean = (low + predictor.predict(images[:, :, ::-1], "low")) / 2
+    looks = np.where(answer.mirrored[:, None], mean, low)
+    wanted = np.where(answer.escalated[:, None], (high + mean) / 2, looks)
+    np.testing.assert_allclose(answer.logits, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(predictor.predict(images, "auto"), answer.logits)
+    ways = [set(way.tolist()) for way in (answer.mirrored, answer.escalated)]
+    assert ways == [{False, True}] * 2, "images that show every way"
+    assert not (answer.escalated & ~answer.mirrored).any()
+
+
+def test_threads_get_the_bits_that_one_gets_and_compile_nothing(predictor, images, caplog):
+    requests = list(itertools.product((1, 3, 4, 9), ("low", "high", "auto"))) * 4
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        alone = [predictor.predict(images[:n], mode) for n, mode in requests]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = pool.map(lambda r: predictor.predict(images[: r[0]], r[1]), requests)
+            for got, wanted in zip(together, alone, strict=True):
+                np.testing.assert_array_equal(got, wanted)
+    assert not caplog.records, [record.getMessage() for record in caplog.records]
+
+
+def test_two_modes_take_the_memory_of_one():
+    """The network in the repository: 468 kB of codes in either, and what each mode has of its own.
+
+    Weights within a program would be copies; the largest constants are a channel's worth.
+    """
+    two = Predictor(CIFAR, batch_sizes=(1,))
+    one = Predictor(CIFAR, batch_sizes=(1,), precisions=("high",))
+    assert one.precisions == ("high",)
+    assert two.bytes <= 1.1 * one.bytes
+    for program in two._programs.values():
+        shapes = re.findall(r"\[([\d,]*)\]\S* constant\(", program.as_text())
+        assert shapes
+        assert all(np.prod([int(n) for n in s.split(",") if n]) <= 128 for s in shapes)
+
+
+def test_three_modes_and_a_layer_of_float_weights(images, tmp_path):
+    """Not a network of codes alone: the training forward runs, with modes of any name."""
+    names = ("narrow", "middle", "wide")
+    layers = {"dense2": dict.fromkeys(names, "w32a32")}
+    widths = dict(zip(names, ("w2a2", "w4a4", "w8a8"), strict=True))
+    model = MLP(num_classes=4, modes=modes(layers, **widths), hidden=(16, 16))
+    variables = initial_variables(model, SHAPE, seed=0)
+    description = {**DESCRIPTION, "modes": widths, "layers": layers}
+    save_packed(tmp_path / "net", model, variables, description, SHAPE)
+    cascade = Cascade("narrow", "wide", threshold=100.0)  # so that every row goes on
+    three = Predictor(tmp_path / "net", batch_sizes=(10,), cascade=cascade)
+    assert not runs_on_codes(three.info)
+    assert three.precisions == names
+    wide = three.predict(images, "wide")
+    np.testing.assert_allclose(three.predict(images, "auto"), wide, rtol=1e-5, atol=1e-5)
+    other = dataclasses.replace(cascade, then="middle")
+    with pytest.raises(ValueError, match="expected one of 'narrow' and 'wide'"):
+        three.answer(images, other)
+
+
+def test_low_alone_reads_its_prefix(path, predictor, images, tmp_path):
+    first = tmp_path / "first"
+    first.write_bytes(path.read_bytes()[: predictor.info.bytes_read["low"]])
+    low = Predictor(first, batch_sizes=(4,), precisions=["low"])
+    np.testing.assert_array_equal(
+        low.predict(images[:4], "low"), predictor.predict(images[:4], "low")
+    )
+    with pytest.raises(ValueError, match=r"precision 'high': expected one of \['low', 'auto'\]"):
+        low.predict(images, "high")
+    with pytest.raises(ValueError, match="precision 'auto': expected a cascade"):
+        low.predict(images, "auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_sizes": ()}, "at least one"),
+        ({"batch_sizes": (0, 8)}, "each 1 or more"),
+        ({"precisions": ["float"]}, r"expected some of \['low', 'high'\]"),
+        ({"precisions": ["low"], "cascade": CASCADE}, r"modes that are loaded, \['low'\]"),
+    ],
+)
+def test_settings_refused(path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(path, **arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 8, 8), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros((1, 8, 8, 1), np.float32),
+        [[0]],
+    ],
+    ids=["no batch", "channels", "floats", "no array"],
+)
+@pytest.mark.parametrize("precision", ["low", "auto"])
+def test_images_refused(predictor, wrong, precision):
+    with pytest.raises(ValueError, match=r"expected uint8 pixels \[N, 8, 8, 1\]"):
+        predictor.predict(wrong, precision)
+
+
+def test_batches_waste_less_than_half():
+    sizes = (2, 8, 64)
+    for count in range(200):
+        chosen = batches(count, sizes)
+        assert sum(chosen) >= count
+        assert sum(chosen[:-1]) < count or not chosen
+        assert sum(chosen) <= max(2 * count, 2 * (count > 0))
