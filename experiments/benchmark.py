@@ -1,6 +1,7 @@
 """Measures the train step against plain flax, Qwix and AQT on the same network, in one run.
 
     python -m experiments.benchmark train --repeats=7 --batch_size=128 --model=resnet20
+    python -m experiments.benchmark inference        see inference.py; three minutes
 
 Prints a Markdown table, the bars that the project set itself, and what each peer can express.
 The peers need the extra [benchmark]. Every round runs every program once, in turning order, so
@@ -25,6 +26,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
+from dual_precision.data import DataError
+from dual_precision.deploy import inspect_packed
 from dual_precision.describe import describe_layers
 from dual_precision.models import MODELS
 from dual_precision.models.resnet import ResNet
@@ -34,7 +37,7 @@ from dual_precision.training.optimizers import phase_optimizer
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_chunk
-from experiments import peers
+from experiments import cascade, inference, peers, switching
 from experiments.config import Config
 from experiments.recipes import RECIPES
 
@@ -43,6 +46,8 @@ FLAGS = flags.FLAGS
 IMAGE, CLASSES = (32, 32, 3), 10
 RATE = 0.01  # for every program: a step costs the same at any rate, and none diverges at this one
 SWITCHES = 100
+STEPS, REQUESTS = 2, 30  # in a row of one program, by default
+NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 
 PLAIN, QWIX, AQT = peers.PEERS
 OPTIONS = ", our compiler options"
@@ -247,6 +252,7 @@ def judge(times: Mapping[str, Sequence[float]]) -> list[str]:
 def train() -> None:
     """The sub-command `train`."""
     model, batch_size = build_model(FLAGS.model), FLAGS.batch_size
+    steps = FLAGS.steps or STEPS
     tuned = keep_freed_memory()
     about = {
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
@@ -255,14 +261,14 @@ def train() -> None:
         "model": FLAGS.model,
         "batch_size": batch_size,
         "repeats": FLAGS.repeats,
-        "steps": FLAGS.steps,
+        "steps": steps,
         "memory_kept_between_steps": tuned,  # for all programs alike
     }
     print(", ".join(f"{key} {value}" for key, value in about.items()) + "\n", flush=True)
     images, labels = random_batch(batch_size)
     programs, notes = peer_programs(model, images, labels)
     programs |= our_programs(model, images, labels)
-    times = time_rounds(programs, FLAGS.repeats, FLAGS.steps)
+    times = time_rounds(programs, FLAGS.repeats, steps)
     new = count_new_traces(model, images[:8])
     lines = judge(times)
     lines.append(f"new traces over {SWITCHES} switches: {new} (bar 0) {'short' if new else 'PASS'}")
@@ -274,7 +280,49 @@ def train() -> None:
         Path(FLAGS.out).write_text(json.dumps(results, indent=2) + "\n")
 
 
-COMMANDS = {"train": train}
+def cascade_lines(path: Path) -> list[str]:
+    """The cascade of a packed file on its data set, calibrated anew; a line for the bar."""
+    settings = cascade.read_settings(
+        inspect_packed(path), dataset=None, accuracy=None, cost=None, mirror=None, blend=None
+    )
+    try:
+        found = cascade.run(path, settings, {}, test=True)
+    except DataError as error:
+        return [f"cascade: not measured, {error}"]
+    low, auto, high = found["test"]
+    passed = auto["difference"] >= -0.1 and auto["relative"] <= 50
+    return [
+        f"cascade on the test set: {auto['accuracy']:.2f} %, low {low['accuracy']:.2f}, high"
+        f" {high['accuracy']:.2f}, at {auto['relative']:.1f} % of high's BitOps (bar: high - 0.1"
+        f" at 50 %, goal 30 %) {inference.verdict_of(passed, passed and auto['relative'] <= 30)}"
+    ]
+
+
+def infer() -> None:
+    """The sub-command `inference`."""
+    set_here = [name for name in ("batch_size", "model", "peers") if FLAGS[name].present]
+    if set_here:
+        raise ValueError(f"{set_here} have no effect on inference: leave them out")
+    about = {
+        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "compiled CPU kernel": inference.native.available(),
+        "repeats": FLAGS.repeats,
+        "requests a round": FLAGS.steps or REQUESTS,
+    }
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    times, lines = inference.measure(FLAGS.repeats, FLAGS.steps or REQUESTS)
+    path = Path(FLAGS.network)
+    lines += switching.measure(path, FLAGS.requests)
+    lines += cascade_lines(path)
+    print("", *(f"- {line}" for line in lines), sep="\n")
+    if FLAGS.out:
+        results = {"about": about, "milliseconds": times, "bars": lines}
+        Path(FLAGS.out).write_text(json.dumps(results, indent=2) + "\n")
+
+
+COMMANDS = {"train": train, "inference": infer}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -290,9 +338,11 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
-    flags.DEFINE_integer("steps", 2, "steps in a row of a program in a round", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=8)
-    flags.DEFINE_string("model", "resnet20", "one of the residual networks")
-    flags.DEFINE_bool("peers", True, "measure Qwix and AQT too, not only plain flax")
+    flags.DEFINE_integer("steps", 0, "steps, or requests, in a row of a program in a round")
+    flags.DEFINE_integer("batch_size", 128, "train: images per step", lower_bound=8)
+    flags.DEFINE_string("model", "resnet20", "train: one of the residual networks")
+    flags.DEFINE_bool("peers", True, "train: measure Qwix and AQT too, not only plain flax")
+    flags.DEFINE_string("network", NETWORK, "inference: the packed file that is switched")
+    flags.DEFINE_integer("requests", 10_000, "inference: of the load on it", lower_bound=4)
     flags.DEFINE_string("out", None, "a JSON file for all times")
     app.run(main)

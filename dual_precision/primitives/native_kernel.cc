@@ -33,37 +33,36 @@ constexpr int kLanes = 16;             // outputs in a register
 constexpr int64_t kShare = 64 * 1024;  // words of planes that are worth another thread
 
 struct Operands {
-  const int8_t* x;         // [rows, 32 * words]
-  const int8_t* x_by_bit;  // the same, each 32 inputs reordered from [4, 8] to [8, 4]
   const uint32_t* planes;
-  int32_t* y;
   int64_t words, outputs;
 
   INLINE_VNNI __mmask16 mask(int64_t v) const {
     const int64_t left = outputs - v * kLanes;
     return left >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
   }
-  INLINE_VNNI __m512i load(int64_t row, int64_t v) const {
-    return _mm512_maskz_loadu_epi32(mask(v), y + row * outputs + v * kLanes);
-  }
-  INLINE_VNNI void store(int64_t row, int64_t v, __m512i sum) const {
-    _mm512_mask_storeu_epi32(y + row * outputs + v * kLanes, mask(v), sum);
-  }
-  // The inputs whose weights are bit s of the four bytes of word w, in every lane.
-  INLINE_VNNI __m512i four(int64_t row, int64_t w, int s) const {
-    int32_t inputs;
-    std::memcpy(&inputs, x_by_bit + (row * words + w) * 32 + 4 * s, sizeof inputs);
-    return _mm512_set1_epi32(inputs);
-  }
   INLINE_VNNI __m512i plane(int b, int64_t w, int64_t v) const {
     return _mm512_maskz_loadu_epi32(mask(v), planes + (b * words + w) * outputs + v * kLanes);
   }
 };
 
+// A kernel adds up a tile: some rows, the outputs of registers begin to end. Its inputs are x as
+// [words, rows, 32], its sums [end - begin, rows, parts, kLanes]: rows side by side, because rows
+// that lie 4096 bytes apart would share one set of the first cache.
+using Kernel = void (*)(const Operands&, const int8_t* x, __m512i* sums, int64_t begin,
+                        int64_t end);
+
+// The four inputs at x, in every lane.
+INLINE_VNNI __m512i four(const int8_t* x) {
+  int32_t inputs;
+  std::memcpy(&inputs, x, sizeof inputs);
+  return _mm512_set1_epi32(inputs);
+}
+
 // One plane, where it stands: bit s of every byte of a word is 2^s, which the sum of it is divided
-// by after kBlock words.
+// by after kBlock words. Takes the inputs by bit, see `pack`.
 template <int rows>
-WITH_VNNI void masked(const Operands& o, int64_t row, int64_t begin, int64_t end) {
+WITH_VNNI void masked(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
+                      int64_t end) {
   constexpr int64_t kBlock = 8;
   for (int64_t first = 0; first < o.words; first += kBlock) {
     const int64_t last = first + kBlock < o.words ? first + kBlock : o.words;
@@ -77,27 +76,28 @@ WITH_VNNI void masked(const Operands& o, int64_t row, int64_t begin, int64_t end
         for (int s = 0; s < 8; ++s) {
           const __m512i code = _mm512_and_si512(plane, _mm512_set1_epi32(0x01010101 << s));
           for (int r = 0; r < rows; ++r)
-            sum[r][s] = _mm512_dpbusd_epi32(sum[r][s], code, o.four(row + r, w, s));
+            sum[r][s] = _mm512_dpbusd_epi32(sum[r][s], code, four(x + (w * rows + r) * 32 + 4 * s));
         }
       }
       for (int r = 0; r < rows; ++r) {
-        __m512i total = first ? o.load(row + r, v) : _mm512_setzero_si512();
+        __m512i& total = sums[(v - begin) * rows + r];
         for (int s = 0; s < 8; ++s)
           total = _mm512_add_epi32(total, _mm512_srai_epi32(sum[r][s], s));
-        o.store(row + r, v, total);
       }
     }
   }
 }
 
 // Codes by shift and mask: bit s of each of a word's four bytes, all planes of it, is a byte.
+// Takes the inputs by bit, see `pack`.
 template <int n, int rows>
-WITH_VNNI void shifted(const Operands& o, int64_t row, int64_t begin, int64_t end) {
+WITH_VNNI void shifted(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
+                       int64_t end) {
   for (int64_t w = 0; w < o.words; ++w) {
     for (int64_t v = begin; v < end; ++v) {
       __m512i plane[n], sum[rows];
       for (int b = 0; b < n; ++b) plane[b] = o.plane(b, w, v);
-      for (int r = 0; r < rows; ++r) sum[r] = w ? o.load(row + r, v) : _mm512_setzero_si512();
+      for (int r = 0; r < rows; ++r) sum[r] = sums[(v - begin) * rows + r];
 #pragma GCC unroll 8
       for (int s = 0; s < 8; ++s) {
         __m512i code = _mm512_setzero_si512();
@@ -110,9 +110,9 @@ WITH_VNNI void shifted(const Operands& o, int64_t row, int64_t begin, int64_t en
           code = _mm512_ternarylogic_epi32(code, at, bit, 0xF8);  // code | (at & bit)
         }
         for (int r = 0; r < rows; ++r)
-          sum[r] = _mm512_dpbusd_epi32(sum[r], code, o.four(row + r, w, s));
+          sum[r] = _mm512_dpbusd_epi32(sum[r], code, four(x + (w * rows + r) * 32 + 4 * s));
       }
-      for (int r = 0; r < rows; ++r) o.store(row + r, v, sum[r]);
+      for (int r = 0; r < rows; ++r) sums[(v - begin) * rows + r] = sum[r];
     }
   }
 }
@@ -124,7 +124,7 @@ template <int n>
 INLINE_VNNI void transpose(const __m512i* plane, __m512i* code) {
   const __m512i none = _mm512_setzero_si512();
   const __m512i columns = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201ULL));
-  __m512i pair[4][2], four[2][4];
+  __m512i pair[4][2], quad[2][4];
   for (int i = 0; i < 4; ++i) {
     const __m512i first = 2 * i < n ? plane[2 * i] : none;
     const __m512i second = 2 * i + 1 < n ? plane[2 * i + 1] : none;
@@ -134,32 +134,31 @@ INLINE_VNNI void transpose(const __m512i* plane, __m512i* code) {
   for (int i = 0; i < 2; ++i) {
     for (int h = 0; h < 2; ++h) {
       const __m512i first = pair[2 * i][h], second = pair[2 * i + 1][h];
-      four[i][2 * h] = 4 * i < n ? _mm512_unpacklo_epi16(first, second) : none;
-      four[i][2 * h + 1] = 4 * i < n ? _mm512_unpackhi_epi16(first, second) : none;
+      quad[i][2 * h] = 4 * i < n ? _mm512_unpacklo_epi16(first, second) : none;
+      quad[i][2 * h + 1] = 4 * i < n ? _mm512_unpackhi_epi16(first, second) : none;
     }
   }
   for (int i = 0; i < 4; ++i) {
-    const __m512i low = _mm512_unpacklo_epi32(four[0][i], four[1][i]);
-    const __m512i high = _mm512_unpackhi_epi32(four[0][i], four[1][i]);
+    const __m512i low = _mm512_unpacklo_epi32(quad[0][i], quad[1][i]);
+    const __m512i high = _mm512_unpackhi_epi32(quad[0][i], quad[1][i]);
     code[2 * i] = _mm512_gf2p8affine_epi64_epi8(columns, low, 0);
     code[2 * i + 1] = _mm512_gf2p8affine_epi64_epi8(columns, high, 0);
   }
 }
 
+// Takes the inputs in order. Leaves four parts, and sums that are 2^(8-n) times too large.
 template <int n, int rows>
-WITH_VNNI void transposed(const Operands& o, int64_t row, int64_t begin, int64_t end) {
-  const int64_t size = (end - begin) * 4 * rows * sizeof(__m512i);
-  __m512i* sums = static_cast<__m512i*>(std::aligned_alloc(sizeof(__m512i), size));
-  std::memset(sums, 0, size);
+WITH_VNNI void transposed(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
+                          int64_t end) {
   for (int64_t w = 0; w < o.words; ++w) {
     for (int64_t v = begin; v < end; ++v) {
       __m512i plane[n], code[8];
       for (int b = 0; b < n; ++b) plane[b] = o.plane(b, w, v);
       transpose<n>(plane, code);
       for (int r = 0; r < rows; ++r) {
-        const __m128i* x = reinterpret_cast<const __m128i*>(o.x + ((row + r) * o.words + w) * 32);
-        const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128(x));
-        const __m512i second = _mm512_broadcast_i32x4(_mm_loadu_si128(x + 1));
+        const __m128i* inputs = reinterpret_cast<const __m128i*>(x + (w * rows + r) * 32);
+        const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128(inputs));
+        const __m512i second = _mm512_broadcast_i32x4(_mm_loadu_si128(inputs + 1));
         __m512i* sum = sums + ((v - begin) * rows + r) * 4;
         for (int i = 0; i < 4; ++i) {
           const __m512i half = _mm512_dpbusd_epi32(sum[i], code[2 * i], first);
@@ -168,55 +167,102 @@ WITH_VNNI void transposed(const Operands& o, int64_t row, int64_t begin, int64_t
       }
     }
   }
-  const int32_t* part = reinterpret_cast<const int32_t*>(sums);
-  for (int64_t v = begin; v < end; ++v) {
-    for (int r = 0; r < rows; ++r, part += 4 * kLanes) {
-      for (int l = 0; l < kLanes && v * kLanes + l < o.outputs; ++l) {
-        const int32_t* p = part + (l % 4) * kLanes + (l / 4) * 4;
-        o.y[(row + r) * o.outputs + v * kLanes + l] = (p[0] + p[1] + p[2] + p[3]) >> (8 - n);
-      }
-    }
-  }
-  std::free(sums);
 }
 
-using Kernel = void (*)(const Operands&, int64_t row, int64_t begin, int64_t end);
+// What a kernel wants and leaves.
+struct Way {
+  Kernel kernel;
+  bool by_bit;  // inputs
+  int parts;    // of a sum
+};
 
 // More rows than two leave `masked` and `transposed` no registers.
 template <int n>
-Kernel choose(int rows) {
+Way choose(int rows) {
   switch (rows) {
-    case 1: return n == 1 ? masked<1> : transposed<n, 1>;
-    case 2: return n == 1 ? masked<2> : transposed<n, 2>;
-    case 4: return shifted<n, 4>;
-    default: return shifted<n, 8>;
+    case 1: return n == 1 ? Way{masked<1>, true, 1} : Way{transposed<n, 1>, false, 4};
+    case 2: return n == 1 ? Way{masked<2>, true, 1} : Way{transposed<n, 2>, false, 4};
+    case 4: return {shifted<n, 4>, true, 1};
+    default: return {shifted<n, 8>, true, 1};
   }
 }
 
-Kernel choose(int n, int rows) {
-  static constexpr Kernel (*kChoose[])(int) = {choose<1>, choose<2>, choose<3>, choose<4>,
-                                               choose<5>, choose<6>, choose<7>, choose<8>};
+Way choose(int n, int rows) {
+  static constexpr Way (*kChoose[])(int) = {choose<1>, choose<2>, choose<3>, choose<4>,
+                                            choose<5>, choose<6>, choose<7>, choose<8>};
   return kChoose[n - 1](rows);
 }
 
-void multiply(const Operands& o, int n, int64_t rows, int64_t begin, int64_t end) {
+int tile_rows(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+// 32 inputs by bit: those of a word's [4 bytes, 8 bits] as [8, 4], so that the four of one bit are
+// neighbours.
+void by_bit(const int8_t* from, int8_t* to) {
+  const auto byte = [from](int i) {
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i));
+  };
+  const __m128i low = _mm_unpacklo_epi8(byte(0), byte(1)), high = _mm_unpacklo_epi8(byte(2), byte(3));
+  __m128i* four = reinterpret_cast<__m128i*>(to);
+  _mm_storeu_si128(four, _mm_unpacklo_epi16(low, high));
+  _mm_storeu_si128(four + 1, _mm_unpackhi_epi16(low, high));
+}
+
+// Tile after tile, x as [words, rows of the tile, 32], and sum x of every row.
+void pack(const int8_t* x, int n, int64_t rows, int64_t words, int8_t* packed, uint32_t* totals) {
   for (int64_t row = 0; row < rows;) {
-    int step = 8;
-    while (step > rows - row) step /= 2;
-    choose(n, step)(o, row, begin, end);
-    row += step;
+    const int tile = tile_rows(rows - row);
+    const Way way = choose(n, tile);
+    int8_t* to = packed + row * words * 32;
+    for (int r = 0; r < tile; ++r) {
+      const int8_t* own = x + (row + r) * words * 32;
+      int32_t total = 0;
+      for (int64_t k = 0; k < words * 32; ++k) total += own[k];
+      totals[row + r] = static_cast<uint32_t>(total);
+      for (int64_t w = 0; w < words; ++w) {
+        int8_t* place = to + (w * tile + r) * 32;
+        if (way.by_bit)
+          by_bit(own + w * 32, place);
+        else
+          std::memcpy(place, own + w * 32, 32);
+      }
+    }
+    row += tile;
   }
 }
 
-// sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end.
-void centre(const Operands& o, int n, int64_t rows, int64_t begin, int64_t end) {
-  for (int64_t row = 0; row < rows; ++row) {
-    uint32_t total = 0;
-    for (int64_t k = 0; k < 32 * o.words; ++k) total += o.x[row * 32 * o.words + k];
-    total *= (1u << n) - 1;
-    int32_t* y = o.y + row * o.outputs;
-    for (int64_t i = begin * kLanes; i < end * kLanes && i < o.outputs; ++i)
-      y[i] = static_cast<int32_t>(2u * static_cast<uint32_t>(y[i]) - total);
+// y = sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end.
+void finish(const int32_t* sums, int parts, int n, uint32_t total, int64_t stride, int64_t begin,
+            int64_t end, int64_t outputs, int32_t* y) {
+  total *= (1u << n) - 1;
+  for (int64_t v = begin; v < end; ++v, sums += stride) {
+    for (int l = 0; l < kLanes && v * kLanes + l < outputs; ++l) {
+      int32_t sum = sums[l];
+      if (parts == 4) {
+        const int32_t* p = sums + (l % 4) * kLanes + (l / 4) * 4;
+        sum = (p[0] + p[1] + p[2] + p[3]) >> (8 - n);
+      }
+      y[v * kLanes + l] = static_cast<int32_t>(2u * static_cast<uint32_t>(sum) - total);
+    }
+  }
+}
+
+void multiply(const Operands& o, int n, int64_t rows, const int8_t* packed, const uint32_t* totals,
+              int64_t begin, int64_t end, int32_t* y) {
+  for (int64_t row = 0; row < rows;) {
+    const int tile = tile_rows(rows - row);
+    const Way way = choose(n, tile);
+    const int64_t stride = tile * way.parts;  // registers of sums for one of outputs
+    const size_t size = (end - begin) * stride * sizeof(__m512i);
+    __m512i* sums = static_cast<__m512i*>(std::aligned_alloc(sizeof(__m512i), size));
+    std::memset(sums, 0, size);
+    way.kernel(o, packed + row * o.words * 32, sums, begin, end);
+    for (int r = 0; r < tile; ++r) {
+      const int32_t* own = reinterpret_cast<const int32_t*>(sums + r * way.parts);
+      finish(own, way.parts, n, totals[row + r], stride * kLanes, begin, end, o.outputs,
+             y + (row + r) * o.outputs);
+    }
+    std::free(sums);
+    row += tile;
   }
 }
 
@@ -247,22 +293,19 @@ ffi::Error plane_dot_impl(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> x,
   if (xs.size() != 2 || ps.size() != 3 || n < 1 || n > ps[0] || n > 8 || xs[1] != 32 * ps[1])
     return ffi::Error::InvalidArgument("plane_dot: shapes that do not fit");
   const int64_t rows = xs[0], words = ps[1], outputs = ps[2];
-  const int8_t* source = x.typed_data();
-  std::unique_ptr<int8_t[]> by_bit(new int8_t[rows * words * 32]);
-  for (int64_t i = 0; i < rows * words; ++i)
-    for (int s = 0; s < 8; ++s)
-      for (int byte = 0; byte < 4; ++byte)
-        by_bit[i * 32 + 4 * s + byte] = source[i * 32 + 8 * byte + s];
-  const Operands o{source, by_bit.get(), planes.typed_data(), y->typed_data(), words, outputs};
+  const Operands o{planes.typed_data(), words, outputs};
+  std::unique_ptr<int8_t[]> packed(new int8_t[rows * words * 32]);
+  std::unique_ptr<uint32_t[]> totals(new uint32_t[rows]);
+  pack(x.typed_data(), static_cast<int>(n), rows, words, packed.get(), totals.get());
   const int64_t vectors = (outputs + kLanes - 1) / kLanes;
   int64_t parts = words * outputs * n * rows / kShare;
   if (parts > 2 * pool.num_threads()) parts = 2 * pool.num_threads();  // evens out busy cores
   if (parts > vectors) parts = vectors;
   if (parts < 1) parts = 1;
+  int32_t* to = y->typed_data();
   in_parts(pool, parts, [&](int64_t part) {
     const int64_t begin = vectors * part / parts, end = vectors * (part + 1) / parts;
-    multiply(o, static_cast<int>(n), rows, begin, end);
-    centre(o, static_cast<int>(n), rows, begin, end);
+    multiply(o, static_cast<int>(n), rows, packed.get(), totals.get(), begin, end, to);
   });
   return ffi::Error::Success();
 }
