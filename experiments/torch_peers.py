@@ -1,0 +1,107 @@
+"""PyTorch's float32 and dynamic int8 of the networks in inference.py; nothing if not installed."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Request = Callable[[], Any]
+
+
+def available() -> bool:
+    """Whether PyTorch can be imported."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def mlp(
+    layers: Sequence[Mapping[str, Any]], x: np.ndarray, plain: str, quantized: str
+) -> dict[str, Request]:
+    """Name -> a request of x [B, in] to Linear, ReLU, ..., Linear with these weights.
+
+    Args:
+      layers: {"kernel": [in, out], "bias": [out]} each.
+      plain, quantized: names of the float32 and the dynamic int8 program.
+    """
+    if not available():
+        return {}
+    import torch
+
+    parts: list[Any] = []
+    for own in layers:
+        parts += [_linear(np.asarray(own["kernel"]), np.asarray(own["bias"])), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*parts[:-1]).eval()
+    given = torch.from_numpy(np.array(x))
+    return {
+        plain: _request(network, given),
+        quantized: _request(_dynamic(network, torch.nn.Linear), given),
+    }
+
+
+def lstm(
+    params: Mapping[str, Any],
+    x: np.ndarray,
+    h: np.ndarray,
+    c: np.ndarray,
+    plain: str,
+    quantized: str,
+) -> dict[str, Request]:
+    """Name -> a step of flax's LSTM cell of these parameters; its result is (c, h)."""
+    if not available():
+        return {}
+    import torch
+
+    inputs, hidden = x.shape[1], h.shape[1]
+    cell = torch.nn.LSTMCell(inputs, hidden).eval()
+    sides = {"ih": "i", "hh": "h"}
+    for side, letter in sides.items():
+        kernels = [np.asarray(params[letter + gate]["kernel"]).T for gate in "ifgo"]
+        getattr(cell, f"weight_{side}").data = torch.from_numpy(np.concatenate(kernels))
+    bias = np.concatenate([np.asarray(params[f"h{gate}"]["bias"]) for gate in "ifgo"])
+    cell.bias_hh.data, cell.bias_ih.data = torch.from_numpy(bias), torch.zeros(4 * hidden)
+
+    class Step(torch.nn.Module):  # what is quantized is a network's children
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: Any, h: Any, c: Any) -> Any:
+            h, c = self.cell(x, (h, c))
+            return c, h
+
+    arrays = [torch.from_numpy(np.array(array)) for array in (x, h, c)]
+    return {
+        plain: _request(Step().eval(), *arrays),
+        quantized: _request(_dynamic(Step().eval(), torch.nn.LSTMCell), *arrays),
+    }
+
+
+def _linear(kernel: np.ndarray, bias: np.ndarray) -> Any:
+    import torch
+
+    layer = torch.nn.Linear(*kernel.shape)
+    layer.weight.data = torch.from_numpy(np.ascontiguousarray(kernel.T))
+    layer.bias.data = torch.from_numpy(np.array(bias))
+    return layer
+
+
+def _dynamic(network: Any, kind: Any) -> Any:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on its successor, which is another package
+        return torch.ao.quantization.quantize_dynamic(network, {kind}, dtype=torch.qint8)
+
+
+def _request(network: Any, *given: Any) -> Request:
+    import torch
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return network(*given)
+
+    return run
