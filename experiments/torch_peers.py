@@ -44,18 +44,16 @@ def mlp(
 
 def lstm(
     params: Mapping[str, Any],
-    x: np.ndarray,
-    h: np.ndarray,
-    c: np.ndarray,
+    given: tuple[np.ndarray, np.ndarray, np.ndarray],
     plain: str,
     quantized: str,
 ) -> dict[str, Request]:
-    """Name -> a step of flax's LSTM cell of these parameters; its result is (c, h)."""
+    """Name -> a step of flax's LSTM cell of these parameters, given (x, h, c); it gives (c, h)."""
     if not available():
         return {}
     import torch
 
-    inputs, hidden = x.shape[1], h.shape[1]
+    inputs, hidden = given[0].shape[1], given[1].shape[1]
     cell = torch.nn.LSTMCell(inputs, hidden).eval()
     sides = {"ih": "i", "hh": "h"}
     for side, letter in sides.items():
@@ -73,7 +71,7 @@ def lstm(
             h, c = self.cell(x, (h, c))
             return c, h
 
-    arrays = [torch.from_numpy(np.array(array)) for array in (x, h, c)]
+    arrays = [torch.from_numpy(np.array(array)) for array in given]
     return {
         plain: _request(Step().eval(), *arrays),
         quantized: _request(_dynamic(Step().eval(), torch.nn.LSTMCell), *arrays),

@@ -22,8 +22,8 @@ from dual_precision.describe import describe_layers
 from dual_precision.layers import SwitchableBatchNorm
 from dual_precision.models.mlp import MLP
 from dual_precision.precision import FLOAT_NAME
-from dual_precision.primitives.bitserial import DIGIT, pack_words, plane_dot
-from dual_precision.primitives.fixed_point import WIDTHS, fixed_point
+from dual_precision.primitives.bitserial import pack_words, plane_product
+from dual_precision.primitives.fixed_point import WIDTHS
 from dual_precision.primitives.normalization import scale_and_shift
 from dual_precision.primitives.plane_fit import fit_planes
 from dual_precision.primitives.quantizers import quantize_weights
@@ -65,42 +65,11 @@ class AnyPlanes:
         return self
 
 
-def plane_product(
-    x: jax.Array, words: jax.Array, scales: jax.Array, precision: str, form: str | None = None
-) -> jax.Array:
-    """x @ w with w = (c_n + 1/2) * scale_n, and x in fixed point.
-
-        y = scale_n * step / 2 * sum_d 256^d plane_dot(digit_d)
-
-    The integers are exact; one rounding in float32 for each digit and each factor follows.
-
-    Args:
-      x: [B, K], float32.
-      words: uint32 [bits, ceil(K / 32), N], from `pack_words`.
-      scales: [bits, N], of 1 plane first.
-      precision: "w4a8": planes to read, bits of x.
-      form: see `plane_dot`.
-
-    Returns:
-      float32 [B, N].
-    """
-    planes, activations = parse_planes(precision)
-    digits, step = fixed_point(x, activations)
-    count, rows, inputs = digits.shape
-    # Digits are rows of one product: the weights are read once for all of them.
-    sums = plane_dot(digits.reshape(count * rows, inputs), words, planes, form)
-    parts = sums.reshape(count, rows, -1).astype(jnp.float32)
-    y = parts[count - 1]
-    for d in reversed(range(count - 1)):
-        y = y * 2**DIGIT + parts[d]
-    return y * (0.5 * step) * scales[planes - 1][None]
-
-
 class BitDense(nn.Module):
     """`layers.Dense` on planes; x [B, in] -> [B, features]. Its variables: `pack_dense`.
 
     Attributes:
-      form: of `plane_dot`; None is the fastest there is.
+      form: of `plane_product`; None is the fastest there is.
     """
 
     features: int
@@ -116,7 +85,8 @@ class BitDense(nn.Module):
                 f"layer {'/'.join(self.path)!r} has no planes: expected variables that"
                 " to_bit_layers, pack_dense or pack_lstm made; there is no init"
             )
-        y = plane_product(x, own["words"], own["scales"], precision, self.form)
+        planes, activations = parse_planes(precision)
+        y = plane_product(x, own["words"], own["scales"], planes, activations, self.form)
         return y + own["bias"][None] if self.use_bias else y
 
 

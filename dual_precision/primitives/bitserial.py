@@ -14,6 +14,7 @@ first, so that fewer planes are a prefix. The idea is PrecisionBatching's (Lam e
 2003.00822); there planes are two's complement and rounding is to nearest, so that they do not nest.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,6 +23,7 @@ from jax import lax
 
 from dual_precision.primitives import native
 from dual_precision.primitives.bitserial_gpu import MOST_ROWS, plane_dot_gpu
+from dual_precision.primitives.fixed_point import fixed_point
 from dual_precision.primitives.nested import check_bits
 
 WORD = 32  # inputs in a word
@@ -67,7 +69,7 @@ def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
     [[-1], [0]]
     """
     bits = words.shape[0]
-    _check_words(words, inputs, bits)
+    check_words(words, inputs, bits)
     place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, WORD, 1)
     digits = ((words[:, :, None] >> place) & 1).astype(jnp.int32)
     weights = (1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)).reshape(-1, 1, 1, 1)
@@ -89,56 +91,102 @@ def bit_words(x: jax.Array) -> jax.Array:
     return jnp.sum(((unsigned >> shift) & 1) << place, axis=-1, dtype=jnp.uint32)
 
 
-def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = None) -> jax.Array:
-    """sum_k x_k (2 c_k + 1) with the first `planes` planes of the weights: exact integers.
+def plane_product(
+    x: jax.Array,
+    words: jax.Array,
+    scales: jax.Array,
+    planes: int,
+    activations: int,
+    form: str | None = None,
+) -> jax.Array:
+    """x @ w with w = (c_n + 1/2) * scale_n of the first n planes, and x in fixed point.
+
+        y = scale_n * step / 2 * sum_d 256^d plane_dot(digit_d)
+
+    The sums are exact integers; float32 roundings follow, one for each digit and each factor.
 
     Args:
-      x: int8 [B, K].
+      x: [B, K], float32, finite.
       words: uint32 [bits, ceil(K / 32), N], see `pack_words`; only `planes` of them are read.
-      planes: 1 to bits.
-      form: "xla", everywhere; "native", a compiled CPU kernel (`native.available()`); "pallas", a
-        GPU kernel for up to 8 rows. None takes the fastest that the platform has. The result is
-        the same.
+      scales: [bits, N], float32, of one plane first.
+      planes: n, 1 to bits.
+      activations: 8, 16 or 32 bits, see `fixed_point`.
+      form: "xla", everywhere; "native", a compiled CPU kernel, where `native.available()`;
+        "pallas", a GPU kernel, up to 8 rows of digits. None takes the fastest of the platform.
+        They differ by the roundings at most.
 
     Returns:
-      int32 [B, N].
+      float32 [B, N].
 
     Raises:
       ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow.
+
+    >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -1.5 and 1.5, times a scale of 2
+    >>> plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32).item()
+    6.0
+    """
+    check_words(words, x.shape[1], planes)
+    if scales.shape != (words.shape[0], words.shape[2]):
+        raise ValueError(
+            f"scales {list(scales.shape)}: expected {[words.shape[0], words.shape[2]]}"
+        )
+    settings = {"planes": planes, "activations": activations}
+    ways = {
+        "xla": partial(_product, dot=plane_dot, **settings),
+        "native": partial(native.plane_product, **settings),
+        "pallas": partial(_product, dot=plane_dot_pallas, **settings),
+    }
+    if form is not None:
+        if form not in ways:
+            raise ValueError(f"form {form!r}: expected one of {list(ways)}")
+        return ways[form](x, words, scales)
+    few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS
+    return lax.platform_dependent(
+        x,
+        words,
+        scales,
+        cpu=ways["native" if native.available() else "xla"],
+        cuda=ways["pallas" if few else "xla"],
+        default=ways["xla"],
+    )
+
+
+def _product(x, words, scales, *, planes: int, activations: int, dot: Callable) -> jax.Array:
+    digits, step = fixed_point(x, activations)
+    count, rows, inputs = digits.shape
+    # Digits are rows of one product: the weights are read once for all of them.
+    sums = dot(digits.reshape(count * rows, inputs), words, planes)
+    parts = sums.reshape(count, rows, -1).astype(jnp.float32)
+    y = parts[count - 1]
+    for d in reversed(range(count - 1)):
+        y = y * 2**DIGIT + parts[d]
+    return y * (0.5 * step) * scales[planes - 1][None]
+
+
+def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
+    """sum_k x_k (2 c_k + 1) with the first `planes` planes of the weights: exact integers.
+
+    The reference: a loop over the words of one output, vectorised over the outputs. One big AND
+    with a sum over words takes 4 to 40 times as long on a CPU: it writes the ANDs to memory, where
+    the loop keeps a row of sums in the cache.
+
+    Args:
+      x: int8 [B, K].
+      words: uint32 [bits, ceil(K / 32), N], see `pack_words`.
+      planes: 1 to bits.
+
+    Returns:
+      int32 [B, N].
 
     >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -3 and 3
     >>> plane_dot(jnp.array([[5, 7]], jnp.int8), words, 2).item()
     6
     """
-    rows, inputs = x.shape
-    _check_words(words, inputs, planes)
-    if x.dtype != jnp.int8:
-        raise ValueError(f"inputs of dtype {x.dtype}: expected int8, as fixed_point() gives")
-    x = jnp.pad(x, ((0, 0), (0, words.shape[1] * WORD - inputs)))
-    forms = {"xla": plane_dot_xla, "native": native.plane_dot, "pallas": plane_dot_pallas}
-    if form is not None:
-        if form not in forms:
-            raise ValueError(f"form {form!r}: expected one of {list(forms)}")
-        return forms[form](x, words, planes)
-    return lax.platform_dependent(
-        x,
-        words,
-        cpu=partial(native.plane_dot if native.available() else plane_dot_xla, planes=planes),
-        cuda=partial(plane_dot_pallas if rows <= MOST_ROWS else plane_dot_xla, planes=planes),
-        default=partial(plane_dot_xla, planes=planes),
-    )
-
-
-def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
-    """The reference: a loop over the words of one output, vectorised over the outputs.
-
-    One big AND with a sum over words takes 4 to 40 times as long on a CPU: it writes the ANDs to
-    memory, where the loop keeps a row of sums in the cache.
-    """
+    x = _filled(x, words, planes)
     rows, inputs = x.shape
     if rows > MOST_ROWS:  # more would be a program of that many times the length
         parts = jnp.pad(x, ((0, -rows % MOST_ROWS), (0, 0))).reshape(-1, MOST_ROWS, inputs)
-        sums = lax.map(lambda part: plane_dot_xla(part, words, planes), parts)
+        sums = lax.map(lambda part: plane_dot(part, words, planes), parts)
         return sums.reshape(-1, words.shape[2])[:rows]
     bits = bit_words(x)
     weights = [2**j for j in range(DIGIT - 1)] + [-(2 ** (DIGIT - 1))]
@@ -163,8 +211,17 @@ def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
 def plane_dot_pallas(
     x: jax.Array, words: jax.Array, planes: int, interpret: bool = False
 ) -> jax.Array:
-    """The GPU kernel: see bitserial_gpu.py. `interpret` runs it anywhere, slowly."""
+    """As `plane_dot`, by the GPU kernel: up to 8 rows. `interpret` runs it anywhere, slowly."""
+    x = _filled(x, words, planes)
     return centred(plane_dot_gpu(bit_words(x), words[:planes], interpret), x, planes)
+
+
+def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
+    """x with zeros up to whole words."""
+    check_words(words, x.shape[1], planes)
+    if x.dtype != jnp.int8:
+        raise ValueError(f"inputs of dtype {x.dtype}: expected int8, as fixed_point() gives")
+    return jnp.pad(x, ((0, 0), (0, words.shape[1] * WORD - x.shape[1])))
 
 
 def centred(sums: jax.Array, x: jax.Array, planes: int) -> jax.Array:
@@ -172,7 +229,8 @@ def centred(sums: jax.Array, x: jax.Array, planes: int) -> jax.Array:
     return 2 * sums - (2**planes - 1) * jnp.sum(x.astype(jnp.int32), axis=1, keepdims=True)
 
 
-def _check_words(words: jax.Array, inputs: int, planes: int) -> None:
+def check_words(words: jax.Array, inputs: int, planes: int) -> None:
+    """Raises ValueError unless these are words of so many inputs, and hold so many planes."""
     expected = -(-inputs // WORD)
     if words.dtype != jnp.uint32 or words.ndim != 3 or words.shape[1] != expected:
         raise ValueError(

@@ -21,15 +21,18 @@ import numpy as np
 
 SOURCE = Path(__file__).with_name("native_kernel.cc")
 SWITCH = "DUAL_PRECISION_NATIVE"
-_TARGET = "dual_precision_plane_dot"
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
+_TARGET = "dual_precision_plane_product"
+_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-w")
 _LOG = logging.getLogger("dual_precision")
 
 
-def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
-    """As `bitserial.plane_dot`, x [B, 32 * words]; on a CPU, where `available()`."""
-    result = jax.ShapeDtypeStruct((x.shape[0], words.shape[2]), jnp.int32)
-    return jax.ffi.ffi_call(_TARGET, result)(x, words, planes=np.int64(planes))
+def plane_product(
+    x: jax.Array, words: jax.Array, scales: jax.Array, planes: int, activations: int
+) -> jax.Array:
+    """As `bitserial.plane_product`; on a CPU, where `available()`."""
+    result = jax.ShapeDtypeStruct((x.shape[0], words.shape[2]), jnp.float32)
+    call = jax.ffi.ffi_call(_TARGET, result)
+    return call(x, words, scales, planes=np.int64(planes), digits=np.int64(activations // 8))
 
 
 @functools.cache
@@ -41,7 +44,7 @@ def available() -> bool:
         library = ctypes.CDLL(str(_built()))
         if not library.dual_precision_supported():
             raise OSError("this CPU has no AVX512-VNNI and GFNI")
-        handler = jax.ffi.pycapsule(library.dual_precision_plane_dot)
+        handler = jax.ffi.pycapsule(library.dual_precision_plane_product)
         jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
     except (OSError, subprocess.SubprocessError) as error:
         _LOG.info("bit planes run without the compiled CPU kernel: %s", _reason(error))
@@ -66,7 +69,7 @@ def _built() -> Path:
     version = _run(compiler, "--version")
     made_of = (SOURCE.read_bytes(), version.encode(), jax.lib.__version__.encode(), *_FLAGS)
     name = hashlib.sha256(b"\0".join(str(part).encode() for part in made_of)).hexdigest()[:20]
-    library = _folder() / f"plane_dot-{name}.so"
+    library = _folder() / f"planes-{name}.so"
     if not library.exists():
         _LOG.info("building the CPU kernel for bit planes, once: %s", library)
         library.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,12 @@
-// plane_dot for x86 CPUs with AVX512-VNNI, called by XLA. See bitserial.plane_dot for the sum.
+// plane_product for x86 CPUs with AVX512-VNNI, called by XLA: see bitserial.plane_product.
 //
-//   x      int8   [rows, 32 * words]
+//   x      float  [batch, inputs]
 //   planes uint32 [bits, words, outputs], most significant first; the first n are read
-//   y      int32  [rows, outputs]
+//   scales float  [bits, outputs]
+//   y      float  [batch, outputs]
+//
+// One call, from floats to floats, because XLA takes longer to start the ten small programs of the
+// same arithmetic than a plane of a 4096 x 4096 matrix takes. Inside, x is rows of int8 digits.
 //
 // The n bits of a weight are expanded to a byte, and bytes multiplied four to a lane (vpdpbusd).
 // Instructions per 64 weights and row: 2.4 in `masked`, for one plane; 4 to 5 in `transposed`; 1
@@ -14,6 +18,7 @@
 #include <immintrin.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -30,7 +35,7 @@ namespace ffi = xla::ffi;
 namespace {
 
 constexpr int kLanes = 16;             // outputs in a register
-constexpr int64_t kShare = 64 * 1024;  // words of planes that are worth another thread
+constexpr int64_t kShare = 32 * 1024;  // words of planes that are worth another thread
 
 struct Operands {
   const uint32_t* planes;
@@ -230,12 +235,12 @@ void pack(const int8_t* x, int n, int64_t rows, int64_t words, int8_t* packed, u
   }
 }
 
-// y = sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end.
-void finish(const int32_t* sums, int parts, int n, uint32_t total, int64_t stride, int64_t begin,
-            int64_t end, int64_t outputs, int32_t* y) {
+// sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end.
+void finish(const int32_t* sums, int parts, int n, uint32_t total, int64_t stride, int64_t count,
+            int32_t* y) {
   total *= (1u << n) - 1;
-  for (int64_t v = begin; v < end; ++v, sums += stride) {
-    for (int l = 0; l < kLanes && v * kLanes + l < outputs; ++l) {
+  for (int64_t v = 0; v < count; ++v, sums += stride) {
+    for (int l = 0; l < kLanes; ++l) {
       int32_t sum = sums[l];
       if (parts == 4) {
         const int32_t* p = sums + (l % 4) * kLanes + (l / 4) * 4;
@@ -246,6 +251,7 @@ void finish(const int32_t* sums, int parts, int n, uint32_t total, int64_t strid
   }
 }
 
+// y [rows, (end - begin) * kLanes] for the outputs of registers begin to end.
 void multiply(const Operands& o, int n, int64_t rows, const int8_t* packed, const uint32_t* totals,
               int64_t begin, int64_t end, int32_t* y) {
   for (int64_t row = 0; row < rows;) {
@@ -258,11 +264,50 @@ void multiply(const Operands& o, int n, int64_t rows, const int8_t* packed, cons
     way.kernel(o, packed + row * o.words * 32, sums, begin, end);
     for (int r = 0; r < tile; ++r) {
       const int32_t* own = reinterpret_cast<const int32_t*>(sums + r * way.parts);
-      finish(own, way.parts, n, totals[row + r], stride * kLanes, begin, end, o.outputs,
-             y + (row + r) * o.outputs);
+      finish(own, way.parts, n, totals[row + r], stride * kLanes, end - begin,
+             y + (row + r) * (end - begin) * kLanes);
     }
     std::free(sums);
     row += tile;
+  }
+}
+
+// fixed_point of one row: digit d of input k to digits[d * stride + k]; returns the step.
+WITH_VNNI float fixed_point(const float* x, int64_t inputs, int count, int8_t* digits,
+                            int64_t stride) {
+  const auto valid = [inputs](int64_t k) {
+    return inputs - k >= kLanes ? __mmask16(0xFFFF) : __mmask16((1u << (inputs - k)) - 1);
+  };
+  __m512 largest = _mm512_setzero_ps();
+  for (int64_t k = 0; k < inputs; k += kLanes)
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(valid(k), x + k)));
+  const float peak = _mm512_reduce_max_ps(largest);
+  const float top = 127.0f * std::ldexp(1.0f, 8 * (count - 1));
+  const float step = (peak > 0 ? peak : 1.0f) / top;
+  for (int64_t k = 0; k < inputs; k += kLanes) {
+    const __m512 ratio =
+        _mm512_div_ps(_mm512_maskz_loadu_ps(valid(k), x + k), _mm512_set1_ps(step));
+    const __m512 clipped =
+        _mm512_min_ps(_mm512_max_ps(ratio, _mm512_set1_ps(-top)), _mm512_set1_ps(top));
+    __m512i code = _mm512_cvtps_epi32(clipped);  // to nearest, ties to even
+    for (int d = 0; d < count; ++d) {
+      // The low byte, as a signed number, is the digit; what it lacks goes to the next one.
+      _mm512_mask_cvtepi32_storeu_epi8(digits + d * stride + k, valid(k), code);
+      const __m512i digit = _mm512_srai_epi32(_mm512_slli_epi32(code, 24), 24);
+      code = _mm512_srai_epi32(_mm512_sub_epi32(code, digit), 8);
+    }
+  }
+  return step;
+}
+
+// y = scale * step / 2 * sum_d 256^d sum_d, of one row; sums are [digits, batch, width].
+void scaled(const int32_t* sums, int count, int64_t distance, float step, const float* scales,
+            int64_t width, float* y) {
+  for (int64_t i = 0; i < width; ++i) {
+    float value = static_cast<float>(sums[(count - 1) * distance + i]);
+    for (int d = count - 2; d >= 0; --d)
+      value = value * 256.0f + static_cast<float>(sums[d * distance + i]);
+    y[i] = value * (0.5f * step) * scales[i];
   }
 }
 
@@ -286,39 +331,55 @@ void in_parts(ffi::ThreadPool& pool, int64_t parts, const std::function<void(int
   while (progress->done.load() < parts) _mm_pause();
 }
 
-ffi::Error plane_dot_impl(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> x,
-                          ffi::Buffer<ffi::U32> planes, ffi::ResultBuffer<ffi::S32> y,
-                          int64_t n) {
-  const auto xs = x.dimensions(), ps = planes.dimensions();
-  if (xs.size() != 2 || ps.size() != 3 || n < 1 || n > ps[0] || n > 8 || xs[1] != 32 * ps[1])
-    return ffi::Error::InvalidArgument("plane_dot: shapes that do not fit");
-  const int64_t rows = xs[0], words = ps[1], outputs = ps[2];
+ffi::Error plane_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                         ffi::Buffer<ffi::U32> planes, ffi::Buffer<ffi::F32> scales,
+                         ffi::ResultBuffer<ffi::F32> y, int64_t n_planes, int64_t digits) {
+  const auto xs = x.dimensions(), ps = planes.dimensions(), ss = scales.dimensions();
+  const int n = static_cast<int>(n_planes), count = static_cast<int>(digits);
+  if (xs.size() != 2 || ps.size() != 3 || ss.size() != 2 || n < 1 || n > ps[0] || n > 8 ||
+      n > ss[0] || ss[1] != ps[2] || count < 1 || count > 4 || (xs[1] + 31) / 32 != ps[1])
+    return ffi::Error::InvalidArgument("plane_product: shapes that do not fit");
+  const int64_t batch = xs[0], inputs = xs[1], words = ps[1], outputs = ps[2];
+  const int64_t rows = batch * count, width = words * 32;
   const Operands o{planes.typed_data(), words, outputs};
-  std::unique_ptr<int8_t[]> packed(new int8_t[rows * words * 32]);
+  std::unique_ptr<int8_t[]> plain(new int8_t[rows * width]()), packed(new int8_t[rows * width]);
   std::unique_ptr<uint32_t[]> totals(new uint32_t[rows]);
-  pack(x.typed_data(), static_cast<int>(n), rows, words, packed.get(), totals.get());
+  std::unique_ptr<float[]> steps(new float[batch]);
+  for (int64_t b = 0; b < batch; ++b)
+    steps[b] = fixed_point(x.typed_data() + b * inputs, inputs, count, plain.get() + b * width,
+                           batch * width);
+  pack(plain.get(), n, rows, words, packed.get(), totals.get());
   const int64_t vectors = (outputs + kLanes - 1) / kLanes;
   int64_t parts = words * outputs * n * rows / kShare;
   if (parts > 2 * pool.num_threads()) parts = 2 * pool.num_threads();  // evens out busy cores
   if (parts > vectors) parts = vectors;
   if (parts < 1) parts = 1;
-  int32_t* to = y->typed_data();
+  const float* scale = scales.typed_data() + (n - 1) * outputs;
+  float* to = y->typed_data();
   in_parts(pool, parts, [&](int64_t part) {
     const int64_t begin = vectors * part / parts, end = vectors * (part + 1) / parts;
-    multiply(o, static_cast<int>(n), rows, packed.get(), totals.get(), begin, end, to);
+    const int64_t first = begin * kLanes, last = end * kLanes < outputs ? end * kLanes : outputs;
+    const int64_t own = (end - begin) * kLanes;
+    std::unique_ptr<int32_t[]> sums(new int32_t[rows * own]);
+    multiply(o, n, rows, packed.get(), totals.get(), begin, end, sums.get());
+    for (int64_t b = 0; b < batch; ++b)
+      scaled(sums.get() + b * own, count, batch * own, steps[b], scale + first, last - first,
+             to + b * outputs + first);
   });
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_plane_dot, plane_dot_impl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_plane_product, plane_product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
-                                  .Ret<ffi::Buffer<ffi::S32>>()
-                                  .Attr<int64_t>("planes"));
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("planes")
+                                  .Attr<int64_t>("digits"));
 
 extern "C" int dual_precision_supported() {
   return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
