@@ -230,11 +230,11 @@ def run(path: Path, settings: Settings, options: Mapping[str, Any], test: bool) 
         found["curve_without_mirror"] = [dataclasses.asdict(point) for point in curve(plain)]
     if test:
         print(f"the {len(dataset.test):,} test images, once", flush=True)
-        found["test"] = _on_test(predictor, chosen, dataset.test, evidence.costs)
+        found["test"] = on_test(predictor, chosen, dataset.test, evidence.costs)
     return found
 
 
-def _on_test(predictor: Predictor, chosen: Cascade, test: data.Images, costs: Costs) -> Rows:
+def on_test(predictor: Predictor, chosen: Cascade, test: data.Images, costs: Costs) -> Rows:
     """Low, the cascade as it answers requests, and high, on the test set."""
     names = (chosen.first, chosen.then)
     logits = {name: predictor.predict(test.images, name) for name in names}
