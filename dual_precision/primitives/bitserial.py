@@ -104,7 +104,8 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = No
       int32 [B, N].
 
     Raises:
-      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow.
+      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow; a form that
+        cannot run here.
 
     >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # u = 0 and 3
     >>> plane_dot(jnp.array([[5, 7]], jnp.int8), words, 2).item()
@@ -176,5 +177,5 @@ def _check_words(words: jax.Array, inputs: int, planes: int) -> None:
         )
     if not 1 <= planes <= words.shape[0]:
         raise ValueError(f"{planes} planes: expected 1 to {words.shape[0]}, those that are stored")
-    if inputs > MOST_INPUTS:
-        raise ValueError(f"{inputs} inputs: expected at most {MOST_INPUTS}; split the layer")
+    if not 1 <= inputs <= MOST_INPUTS:
+        raise ValueError(f"{inputs} inputs: expected 1 to {MOST_INPUTS}; split the layer")
