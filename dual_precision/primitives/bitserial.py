@@ -71,7 +71,7 @@ def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
     place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, WORD, 1)
     digits = ((words[:, :, None] >> place) & 1).astype(jnp.int32)
     weights = (1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)).reshape(-1, 1, 1, 1)
-    unsigned = jnp.sum(digits * weights, axis=0).reshape(-1, words.shape[2])
+    unsigned = jnp.sum(digits * weights, axis=0).reshape(words.shape[1] * WORD, words.shape[2])
     return unsigned[:inputs] - 2 ** (bits - 1)
 
 

@@ -57,9 +57,11 @@ def available() -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """In one line; with the compiler's first words, where it was the compiler."""
-    output = getattr(error, "stderr", None) or ""
-    return " ".join(f"{error} {output}".split())[:400]
+    """In one line; of a compiler its first words, which say more than the whole command."""
+    text = str(error)
+    if isinstance(error, subprocess.CalledProcessError):
+        text = f"{error.cmd[0]} ended with status {error.returncode}: {error.stderr}"
+    return " ".join(text.split())[:300]
 
 
 def _built() -> Path:

@@ -60,7 +60,7 @@ def fit_planes(w: jax.Array, stored: int = 8) -> tuple[jax.Array, jax.Array]:
       int32 codes [K, N] of `stored` bits; float32 scales [stored, N], of 1 plane first.
 
     >>> codes, scales = fit_planes(jnp.array([[-1.0], [1.0]]), 2)
-    >>> (codes[:, 0] + 0.5) * scales[1]  # two planes
+    >>> (codes[:, 0].astype(float) + 0.5) * scales[1]  # two planes
     Array([-1.,  1.], dtype=float32)
     """
     check_bits(2, stored)
