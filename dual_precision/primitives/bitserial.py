@@ -130,6 +130,7 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = No
     )
 
 
+@partial(jax.jit, static_argnames="planes")
 def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
     """The reference: a loop over the words of one output, vectorised over the outputs.
 
@@ -142,16 +143,14 @@ def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
         sums = lax.map(lambda part: plane_dot_xla(part, words, planes), parts)
         return sums.reshape(-1, words.shape[2])[:rows]
     bits = bit_words(x)
-    weights = [2**j for j in range(DIGIT - 1)] + [-(2 ** (DIGIT - 1))]
 
     def of_word(row: jax.Array, word: jax.Array) -> jax.Array:
         total = jnp.zeros(words.shape[2], jnp.int32)
         for b in range(planes):
             plane = lax.dynamic_index_in_dim(words[b], word, keepdims=False)
-            counts = jnp.zeros_like(total)
-            for bit, weight in zip(row, weights, strict=True):
-                counts += weight * lax.population_count(plane & bit[word]).astype(jnp.int32)
-            total += counts << (planes - 1 - b)
+            total += _counts(plane, lax.dynamic_index_in_dim(row, word, 1, False)) << (
+                planes - 1 - b
+            )
         return total
 
     def add(word: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -159,6 +158,16 @@ def plane_dot_xla(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
 
     start = tuple(jnp.zeros(words.shape[2], jnp.int32) for _ in range(rows))
     return jnp.stack(lax.fori_loop(0, words.shape[1], add, start))
+
+
+@jax.jit  # traced once, where each row and plane would trace it again; XLA takes it in
+def _counts(plane: jax.Array, bits: jax.Array) -> jax.Array:
+    """One word of every output [N] with one of x, given as its bits [8]: int32 [N]."""
+    counts = jnp.zeros(plane.shape, jnp.int32)
+    for j in range(DIGIT):
+        weight = 2**j if j < DIGIT - 1 else -(2**j)
+        counts += weight * lax.population_count(plane & bits[j]).astype(jnp.int32)
+    return counts
 
 
 def plane_dot_pallas(
