@@ -126,7 +126,7 @@ def lstm_programs() -> dict[str, Request]:
             name = planes_name(planes)
             step = jax.jit(partial(own.apply, precision=name))
             requests[name + suffix] = partial(step, packed, (c, h), x)
-    given = tuple(np.asarray(array) for array in (x, h, c))
+    given = (np.asarray(x), np.asarray(h), np.asarray(c))
     return requests | torch_peers.lstm(params, given, TORCH, INT8)
 
 

@@ -24,8 +24,9 @@ from dual_precision.models.mlp import MLP
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.bitserial import pack_words, plane_product
 from dual_precision.primitives.fixed_point import WIDTHS
+from dual_precision.primitives.nested import encode
 from dual_precision.primitives.normalization import scale_and_shift
-from dual_precision.primitives.plane_fit import fit_planes
+from dual_precision.primitives.plane_fit import fit_planes, plane_scales
 from dual_precision.primitives.quantizers import quantize_weights
 
 STORED = 8
@@ -50,10 +51,7 @@ def parse_planes(precision: str) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class AnyPlanes:
-    """In the place of a model's `Modes`: every "w1a8" to "w8a32" is a mode, of all layers alike.
-
-    Attributes:
-    """
+    """In the place of a model's `Modes`: every "w1a8" to "w8a32" is a mode, of all layers alike."""
 
     def check_name(self, name: str) -> None:
         """Raises ValueError where `name` is not such a mode."""
@@ -129,9 +127,18 @@ class FixedNorm(nn.Module):
         return scale_and_shift(x, gain, offset)
 
 
-def pack_dense(kernel: jax.Array, bias: jax.Array | None = None) -> dict[str, jax.Array]:
-    """The variables of a BitDense from float weights [K, N]; see `fit_planes`."""
-    codes, scales = fit_planes(kernel, STORED)
+def pack_dense(
+    kernel: jax.Array, bias: jax.Array | None = None, codes: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """The variables of a BitDense from float weights [K, N]; see `fit_planes`.
+
+    Args:
+      codes: of 8 bits, where the weights have them already.
+    """
+    if codes is None:
+        codes, scales = fit_planes(kernel, STORED)
+    else:
+        scales = plane_scales(kernel, codes, STORED)
     packed = {"words": pack_words(codes, STORED), "scales": scales}
     return packed if bias is None else {**packed, "bias": bias}
 
@@ -161,9 +168,9 @@ def to_bit_layers(
       model: an MLP.
       variables: as `dual_precision.load` gives, or `load_packed` with a `mode` of the file.
       image_shape: [H, W, C].
-      mode: whose weights and normalisation to take. For "float" planes are fitted to the float
-        weights, and for a mode that was trained with 8-bit weights to its codes' values: what they
-        stand for at 8 planes is the same, and at fewer nearer to it than their prefix.
+      mode: whose weights and normalisation to take. Planes are fitted to what it computes with;
+        only where those are 8-bit codes, the planes are the codes': at 8 planes the weights are
+        the mode's own, and at fewer nearer to them than the codes' prefix, by its scale.
 
     Raises:
       ValueError: another network than an MLP; no such mode.
@@ -177,11 +184,13 @@ def to_bit_layers(
     packed = {}
     for (name,), layer in describe_layers(model, image_shape).items():
         own = variables["params"][name]
-        kernel, bits = own["kernel"], layer.table[mode].weights
+        kernel, bits, codes = own["kernel"], layer.table[mode].weights, None
         if bits is not None and layer.stored is not None:
+            if bits == layer.stored == STORED:
+                codes = encode(kernel, own["step"], bits, layer.stored)
             kernel = quantize_weights(kernel, own["step"], bits, layer.stored)
-        packed[name] = pack_dense(kernel, own.get("bias"))
-    for name, statistics in variables["batch_stats"].items():
+        packed[name] = pack_dense(kernel, own.get("bias"), codes)
+    for name, statistics in variables.get("batch_stats", {}).items():  # none without a norm
         affine, running = variables["params"][name][mode], statistics[mode]
         gain = affine["scale"] * jax.lax.rsqrt(running["var"] + SwitchableBatchNorm.epsilon)
         packed[name] = {"gain": gain, "offset": affine["bias"] - running["mean"] * gain}

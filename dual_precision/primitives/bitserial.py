@@ -23,7 +23,7 @@ from jax import lax
 
 from dual_precision.primitives import native
 from dual_precision.primitives.bitserial_gpu import MOST_ROWS, plane_dot_gpu
-from dual_precision.primitives.fixed_point import fixed_point
+from dual_precision.primitives.fixed_point import check_width, fixed_point
 from dual_precision.primitives.nested import check_bits
 
 WORD = 32  # inputs in a word
@@ -73,7 +73,7 @@ def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
     place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, WORD, 1)
     digits = ((words[:, :, None] >> place) & 1).astype(jnp.int32)
     weights = (1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)).reshape(-1, 1, 1, 1)
-    unsigned = jnp.sum(digits * weights, axis=0).reshape(-1, words.shape[2])
+    unsigned = jnp.sum(digits * weights, axis=0).reshape(words.shape[1] * WORD, words.shape[2])
     return unsigned[:inputs] - 2 ** (bits - 1)
 
 
@@ -119,23 +119,27 @@ def plane_product(
       float32 [B, N].
 
     Raises:
-      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow.
+      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow; a form that
+        cannot run here.
 
     >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -1.5 and 1.5, times a scale of 2
     >>> plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32).item()
     6.0
     """
+    check_width(activations)
     check_words(words, x.shape[1], planes)
+    if x.dtype != jnp.float32:
+        raise ValueError(f"inputs of dtype {x.dtype}: expected float32")
     if scales.shape != (words.shape[0], words.shape[2]):
         raise ValueError(
             f"scales {list(scales.shape)}: expected {[words.shape[0], words.shape[2]]}"
         )
-    settings = {"planes": planes, "activations": activations}
-    ways = {
-        "xla": partial(_product, dot=plane_dot, **settings),
-        "native": partial(native.plane_product, **settings),
-        "pallas": partial(_product, dot=plane_dot_pallas, **settings),
+    ways: dict[str, Callable[..., jax.Array]] = {
+        "xla": partial(_product, dot=plane_dot),
+        "native": native.plane_product,
+        "pallas": partial(_product, dot=plane_dot_pallas),
     }
+    ways = {name: partial(w, planes=planes, activations=activations) for name, w in ways.items()}
     if form is not None:
         if form not in ways:
             raise ValueError(f"form {form!r}: expected one of {list(ways)}")
@@ -163,6 +167,7 @@ def _product(x, words, scales, *, planes: int, activations: int, dot: Callable) 
     return y * (0.5 * step) * scales[planes - 1][None]
 
 
+@partial(jax.jit, static_argnames="planes")
 def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
     """sum_k x_k (2 c_k + 1) with the first `planes` planes of the weights: exact integers.
 
@@ -189,16 +194,14 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
         sums = lax.map(lambda part: plane_dot(part, words, planes), parts)
         return sums.reshape(-1, words.shape[2])[:rows]
     bits = bit_words(x)
-    weights = [2**j for j in range(DIGIT - 1)] + [-(2 ** (DIGIT - 1))]
 
     def of_word(row: jax.Array, word: jax.Array) -> jax.Array:
         total = jnp.zeros(words.shape[2], jnp.int32)
         for b in range(planes):
             plane = lax.dynamic_index_in_dim(words[b], word, keepdims=False)
-            counts = jnp.zeros_like(total)
-            for bit, weight in zip(row, weights, strict=True):
-                counts += weight * lax.population_count(plane & bit[word]).astype(jnp.int32)
-            total += counts << (planes - 1 - b)
+            total += _counts(plane, lax.dynamic_index_in_dim(row, word, 1, False)) << (
+                planes - 1 - b
+            )
         return total
 
     def add(word: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -206,6 +209,16 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
 
     start = tuple(jnp.zeros(words.shape[2], jnp.int32) for _ in range(rows))
     return centred(jnp.stack(lax.fori_loop(0, words.shape[1], add, start)), x, planes)
+
+
+@jax.jit  # traced once, where each row and plane would trace it again; XLA takes it in
+def _counts(plane: jax.Array, bits: jax.Array) -> jax.Array:
+    """One word of every output [N] with one of x, given as its bits [8]: int32 [N]."""
+    counts = jnp.zeros(plane.shape, jnp.int32)
+    for j in range(DIGIT):
+        weight = 2**j if j < DIGIT - 1 else -(2**j)
+        counts += weight * lax.population_count(plane & bits[j]).astype(jnp.int32)
+    return counts
 
 
 def plane_dot_pallas(
@@ -239,5 +252,5 @@ def check_words(words: jax.Array, inputs: int, planes: int) -> None:
         )
     if not 1 <= planes <= words.shape[0]:
         raise ValueError(f"{planes} planes: expected 1 to {words.shape[0]}, those that are stored")
-    if inputs > MOST_INPUTS:
-        raise ValueError(f"{inputs} inputs: expected at most {MOST_INPUTS}; split the layer")
+    if not 1 <= inputs <= MOST_INPUTS:
+        raise ValueError(f"{inputs} inputs: expected 1 to {MOST_INPUTS}; split the layer")

@@ -12,8 +12,9 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """Each row of x as integers times a step: x = step * sum_d 256^d digit_d, rounded to nearest.
 
     The step is max|x| / (127 * 256^(D-1)) of each row, D = bits / 8, so that nothing is clipped
-    and no calibration is needed; digits are balanced, -128 to 127, so that each is a signed byte
-    and a wide activation is a small batch of narrow ones.
+    and no calibration is needed; it is never less than 2^-126, the smallest normal float32. Digits
+    are balanced, -128 to 127, so that each is a signed byte and a wide activation is a small batch
+    of narrow ones.
 
     Args:
       x: [B, K], float32, finite.
@@ -27,12 +28,12 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     >>> digits.tolist(), step.item()
     ([[[127, -50]]], 2.0)
     """
-    if bits not in WIDTHS:
-        raise ValueError(f"fixed-point activations of {bits} bits: expected one of {list(WIDTHS)}")
+    check_width(bits)
     count = bits // 8
     top = float(_TOP * _BASE ** (count - 1))
     peak = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    step = jnp.where(peak > 0, peak, 1.0) / top
+    # Rows of zeros, and those whose step would be rounded to zero.
+    step = jnp.maximum(peak / top, float(jnp.finfo(jnp.float32).tiny))
     code = jnp.clip(jnp.round(x / step), -top, top).astype(jnp.int32)
     digits = []
     for _ in range(count - 1):
@@ -40,3 +41,9 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
         digits.append(digit.astype(jnp.int8))
         code = (code - digit) >> 8
     return jnp.stack([*digits, code.astype(jnp.int8)]), step
+
+
+def check_width(bits: int) -> None:
+    """Raises ValueError unless activations may have so many bits."""
+    if bits not in WIDTHS:
+        raise ValueError(f"fixed-point activations of {bits} bits: expected one of {list(WIDTHS)}")

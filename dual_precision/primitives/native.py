@@ -29,7 +29,13 @@ _LOG = logging.getLogger("dual_precision")
 def plane_product(
     x: jax.Array, words: jax.Array, scales: jax.Array, planes: int, activations: int
 ) -> jax.Array:
-    """As `bitserial.plane_product`; on a CPU, where `available()`."""
+    """As `bitserial.plane_product`; on a CPU.
+
+    Raises:
+      ValueError: it is not `available()`, whose log line says why.
+    """
+    if not available():
+        raise ValueError('there is no compiled kernel here (see the log): take form="xla"')
     result = jax.ShapeDtypeStruct((x.shape[0], words.shape[2]), jnp.float32)
     call = jax.ffi.ffi_call(_TARGET, result)
     return call(x, words, scales, planes=np.int64(planes), digits=np.int64(activations // 8))
@@ -38,23 +44,27 @@ def plane_product(
 @functools.cache
 def available() -> bool:
     """Whether the kernel can be called in this process; builds it if need be, once, in seconds."""
-    if os.environ.get(SWITCH) == "0":
-        return False
     try:
+        if os.environ.get(SWITCH) == "0":
+            raise OSError(f"{SWITCH}=0 was set")
         library = ctypes.CDLL(str(_built()))
         if not library.dual_precision_supported():
             raise OSError("this CPU has no AVX512-VNNI and GFNI")
         handler = jax.ffi.pycapsule(library.dual_precision_plane_product)
         jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        # RuntimeError: there is no home folder, or XLA does not take the kernel.
         _LOG.info("bit planes run without the compiled CPU kernel: %s", _reason(error))
         return False
     return True
 
 
 def _reason(error: Exception) -> str:
-    output = getattr(error, "stderr", None) or ""
-    return f"{error}{': ' if output else ''}{output.strip()[:200]}"
+    """In one line; of a compiler its first words, which say more than the whole command."""
+    text = str(error)
+    if isinstance(error, subprocess.CalledProcessError):
+        text = f"{error.cmd[0]} ended with status {error.returncode}: {error.stderr}"
+    return " ".join(text.split())[:300]
 
 
 def _built() -> Path:
@@ -85,5 +95,7 @@ def _folder() -> Path:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=300
+    )
     return done.stdout

@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 
 #include "xla/ffi/api/ffi.h"
@@ -283,7 +284,7 @@ WITH_VNNI float fixed_point(const float* x, int64_t inputs, int count, int8_t* d
     largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(valid(k), x + k)));
   const float peak = _mm512_reduce_max_ps(largest);
   const float top = 127.0f * std::ldexp(1.0f, 8 * (count - 1));
-  const float step = (peak > 0 ? peak : 1.0f) / top;
+  const float step = std::fmax(peak / top, std::numeric_limits<float>::min());
   for (int64_t k = 0; k < inputs; k += kLanes) {
     const __m512 ratio =
         _mm512_div_ps(_mm512_maskz_loadu_ps(valid(k), x + k), _mm512_set1_ps(step));

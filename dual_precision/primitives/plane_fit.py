@@ -15,25 +15,29 @@ _TRIED = 24  # clipping points from the largest weight down, each 0.93 of the on
 _CHOOSE = (2, 3, 4, 5)
 
 
+def _scales(
+    w: jax.Array, codes: jax.Array, stored: int, widths: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Least-squares scale of each of the widths [widths, N], and the share of power it leaves."""
+    power = jnp.maximum(jnp.sum(w * w, axis=0), 1e-30)
+    found, left = [], []
+    for bits in widths:
+        middle = truncate(codes, bits, stored).astype(jnp.float32) + 0.5
+        along, square = jnp.sum(w * middle, axis=0), jnp.sum(middle * middle, axis=0)
+        found.append(along / square)
+        left.append(1 - along * along / (square * power))
+    return jnp.stack(found), jnp.stack(left)
+
+
 @partial(jax.jit, static_argnames="stored")
 def _fit(w: jax.Array, stored: int) -> tuple[jax.Array, jax.Array]:
     peak = jnp.maximum(jnp.max(jnp.abs(w), axis=0), 1e-30)
-    power = jnp.maximum(jnp.sum(w * w, axis=0), 1e-30)
-
-    def scales(codes: jax.Array, widths: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-        """Least-squares scale of every width [widths, N], and the share of power it leaves."""
-        found, left = [], []
-        for bits in widths:
-            middle = truncate(codes, bits, stored).astype(jnp.float32) + 0.5
-            along, square = jnp.sum(w * middle, axis=0), jnp.sum(middle * middle, axis=0)
-            found.append(along / square)
-            left.append(1 - along * along / (square * power))
-        return jnp.stack(found), jnp.stack(left)
 
     def attempt(best: tuple[jax.Array, jax.Array], clip: jax.Array):
         codes = encode(w, clip * peak / 2 ** (stored - 1), stored, stored)
         # The mean of logarithms asks the same relative gain of every width.
-        score = jnp.mean(jnp.log(jnp.maximum(scales(codes, choose)[1], 1e-12)), axis=0)
+        left = _scales(w, codes, stored, choose)[1]
+        score = jnp.mean(jnp.log(jnp.maximum(left, 1e-12)), axis=0)
         better = score < best[0]
         return (jnp.where(better, score, best[0]), jnp.where(better, clip, best[1])), None
 
@@ -41,7 +45,7 @@ def _fit(w: jax.Array, stored: int) -> tuple[jax.Array, jax.Array]:
     start = (jnp.full_like(peak, jnp.inf), jnp.ones_like(peak))
     (_, clip), _ = lax.scan(attempt, start, 0.93 ** jnp.arange(_TRIED, dtype=jnp.float32))
     codes = encode(w, clip * peak / 2 ** (stored - 1), stored, stored)
-    return codes, scales(codes, range(1, stored + 1))[0]
+    return codes, _scales(w, codes, stored, range(1, stored + 1))[0]
 
 
 def fit_planes(w: jax.Array, stored: int = 8) -> tuple[jax.Array, jax.Array]:
@@ -69,3 +73,14 @@ def fit_planes(w: jax.Array, stored: int = 8) -> tuple[jax.Array, jax.Array]:
     if w.ndim != 2:
         raise ValueError(f"weights of shape {list(w.shape)}: expected [inputs, outputs]")
     return _fit(w, stored)
+
+
+@partial(jax.jit, static_argnames="stored")
+def plane_scales(w: jax.Array, codes: jax.Array, stored: int = 8) -> jax.Array:
+    """The scales of `fit_planes`, float32 [stored, N], for codes that there are already [K, N].
+
+    >>> w = jnp.array([[-0.75], [0.25]])  # the values of two bits with a step of 0.5
+    >>> plane_scales(w, jnp.array([[-2], [0]]), 2).tolist()  # one plane, two planes
+    [[1.0], [0.5]]
+    """
+    return _scales(w, codes, stored, range(1, stored + 1))[0]

@@ -1,0 +1,167 @@
+"""Accuracy of a network that was trained in float, against the planes of its weights that are read.
+
+- `python -m experiments.planes --workdir=runs/mnist-float-w2a2-w8a8-quick-seed0`: no training and
+  no calibration; two minutes on two busy CPU cores. MNIST, test: float 98.75 %, w1a8 79.1 %,
+  w2a8 98.41 %, w3a8 98.67 %, w4a8 to w8a8 98.74 to 98.76 %
+
+The run is one of `python -m experiments.cifar --mode=float` with --model=mlp or mlp_4096. The
+numbers are left in its folder as planes.json, the curve as planes.png.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from flax import linen as nn
+from tqdm import tqdm
+
+from dual_precision import data
+from dual_precision.data.arrays import Images
+from dual_precision.deploy.bit_layers import STORED, to_bit_layers
+from dual_precision.describe import describe_layers, mode_cost
+from dual_precision.loading import load
+from dual_precision.precision import FLOAT_NAME
+from dual_precision.primitives.fixed_point import WIDTHS
+from dual_precision.training.metrics import evaluate
+from experiments import cli
+from experiments.report import COLOURS, Rows, table
+from experiments.workdir import CONFIG, write_whole
+
+_COLUMNS = (
+    ("precision", "precision", "{}"),
+    ("planes", "planes", "{}"),
+    ("megabytes", "MB read", "{:.2f}"),
+    ("validation", "validation %", "{:.2f}"),
+    ("test", "test %", "{:.2f}"),
+    ("difference", "difference to float", "{:+.2f}"),
+)
+# Of widths of activations; the first are the widest, as the lines often lie on one another.
+_LINES = (("#00798c", 5.0), ("#d1495b", 2.5), ("#edae49", 1.0))
+
+
+def read_widths(names: Sequence[str]) -> list[int]:
+    """["8", "16"] -> [8, 16], of the widths that fixed-point activations have, each once."""
+    known = {str(bits): bits for bits in WIDTHS}
+    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+        raise ValueError(
+            f"activations {','.join(names)!r}: expected some of {', '.join(known)}, each once"
+        )
+    return [known[name] for name in names]
+
+
+def bytes_read(params: Mapping[str, Mapping[str, Any]], planes: int) -> int:
+    """What a forward pass reads of the weights: `planes` planes, 4 bytes for every scale."""
+    return sum(
+        planes * layer["words"][0].nbytes + layer["scales"][0].nbytes
+        for layer in params.values()
+        if "words" in layer
+    )
+
+
+def measure(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    splits: Mapping[str, Images],
+    activations: Sequence[int],
+) -> list[dict[str, Any]]:
+    """A row for float, then one for every number of planes with each width of activations.
+
+    Args:
+      model: an MLP; variables: as `load` gives.
+      splits: "validation", and "test" if it is to be read; the difference is that of the last.
+    """
+    shape = splits["validation"].images.shape[1:]
+    layered, packed = to_bit_layers(model, variables, shape)
+
+    def row(precision: str, size: int, **about: int) -> dict[str, Any]:
+        is_float = precision == FLOAT_NAME
+        network, own = (model, variables) if is_float else (layered, packed)
+        accuracy = {
+            split: 100
+            * evaluate(network, own, part.images, part.labels, precision=precision)["accuracy"]
+            for split, part in splits.items()
+        }
+        return {"precision": precision, **about, "megabytes": size / 1e6, **accuracy}
+
+    rows = [row(FLOAT_NAME, mode_cost(describe_layers(model, shape), FLOAT_NAME).weight_bytes)]
+    wanted = [(n, bits) for bits in activations for n in range(1, STORED + 1)]
+    for n, bits in tqdm(wanted, unit=" precisions", disable=None):
+        size = bytes_read(packed["params"], n)
+        rows.append(row(f"w{n}a{bits}", size, planes=n, activations=bits))
+        last = list(splits)[-1]
+        rows[-1]["difference"] = rows[-1][last] - rows[0][last]
+    return rows
+
+
+def plot(rows: Rows, title: str, path: Path) -> None:
+    """Error against planes, a line for each width of activations, float dashed, as PNG.
+
+    The axis ends at one and a half times float's error, so that a tenth of a point can be seen; of
+    points above it the number is written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    split = "test" if "test" in rows[0] else "validation"
+    floating, *others = [{**row, "error": 100 - row[split]} for row in rows]
+    top = max(1.5 * floating["error"], 0.5)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    widths = sorted({row["activations"] for row in others})
+    for bits, (colour, width) in zip(widths, _LINES, strict=False):
+        own = [row for row in others if row["activations"] == bits]
+        planes, errors = zip(*[(row["planes"], row["error"]) for row in own], strict=True)
+        label = f"{bits}-bit activations"
+        axes.plot(planes, errors, "o-", color=colour, lw=width, ms=4 + width, label=label)
+    axes.axhline(floating["error"], ls="--", color=COLOURS[FLOAT_NAME], label="float")
+    above = {row["planes"]: row["error"] for row in others if row["error"] > top}
+    for place, error in above.items():
+        axes.annotate(
+            f"\u2191 {error:.1f}",
+            (place, top),
+            xytext=(0, -14),
+            ha="center",
+            textcoords="offset points",
+        )
+    axes.set(xlabel="planes of the weights that are read", ylabel=f"{split} error, %", title=title)
+    axes.set_ylim(min(row["error"] for row in (floating, *others)) - 0.1 * top, top)
+    axes.set_xticks(range(1, STORED + 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    clock = cli.Stopwatch()
+    activations = read_widths(cli.FLAGS.activations)
+    workdir = Path(cli.FLAGS.workdir or "")
+    if not (workdir / CONFIG).exists():
+        raise ValueError(f"--workdir={workdir} has no {CONFIG}: expected the folder of a run")
+    experiment = json.loads((workdir / CONFIG).read_text())["experiment"]
+    if experiment["mode"] != FLOAT_NAME:
+        raise ValueError(f"a run of --mode={experiment['mode']}: expected one of --mode=float")
+    model, variables = load(workdir)
+    dataset = data.load(experiment["dataset"], data_dir=cli.FLAGS.data_dir)
+    splits = {"validation": dataset.validation}
+    if cli.FLAGS.test:
+        splits["test"] = dataset.test
+    rows = measure(model, variables, splits, activations)
+    picture = workdir / "planes.png"
+    plot(rows, f"{experiment['model']} on {experiment['dataset']}, trained in float", picture)
+    run = {key: experiment[key] for key in ("dataset", "model", "passes", "seed")}
+    content = {"run": run, "split_of_difference": list(splits)[-1], "rows": rows}
+    write_whole(workdir / "planes.json", json.dumps(content, indent=1) + "\n")
+    print(f"{table(rows, _COLUMNS)}\n\nplot: {picture}\n{clock} in all")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of a run of --mode=float")
+    flags.DEFINE_list("activations", ["8", "16"], "bits of fixed-point activations: 8, 16, 32")
+    flags.DEFINE_bool("test", True, "read the test set, once")
+    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
+    flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
+    cli.run(main, trains=False)
