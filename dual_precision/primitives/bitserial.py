@@ -14,6 +14,7 @@ first, so that fewer planes are a prefix. The idea is PrecisionBatching's (Lam e
 2003.00822); there planes are two's complement and rounding is to nearest, so that they do not nest.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -47,6 +48,11 @@ def pack_words(codes: jax.Array, bits: int) -> jax.Array:
         raise ValueError(
             f"codes {codes.dtype}{list(codes.shape)}: expected integers [inputs, outputs]"
         )
+    return _pack(codes, bits)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _pack(codes: jax.Array, bits: int) -> jax.Array:
     inputs, outputs = codes.shape
     words = -(-inputs // WORD)
     unsigned = (codes.astype(jnp.int32) + 2 ** (bits - 1)).astype(jnp.uint32)
@@ -116,7 +122,11 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int, form: str | None = No
     if x.dtype != jnp.int8:
         raise ValueError(f"inputs of dtype {x.dtype}: expected int8, as fixed_point() gives")
     x = jnp.pad(x, ((0, 0), (0, words.shape[1] * WORD - inputs)))
-    forms = {"xla": plane_dot_xla, "native": native.plane_dot, "pallas": plane_dot_pallas}
+    forms: dict[str, Callable[..., jax.Array]] = {
+        "xla": plane_dot_xla,
+        "native": native.plane_dot,
+        "pallas": plane_dot_pallas,
+    }
     if form is not None:
         if form not in forms:
             raise ValueError(f"form {form!r}: expected one of {list(forms)}")
