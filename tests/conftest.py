@@ -1,6 +1,7 @@
 """Strictness for every test; the small network, and the small study, that several files use."""
 
 import dataclasses
+import fcntl
 import os
 import subprocess
 import sys
@@ -56,9 +57,21 @@ def network() -> Network:
 def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of three cells on digits, by the real command: half a minute.
 
-    The data set, as TFDS prepares it, is in `data` beside it.
+    The data set, as TFDS prepares it, is in `data` beside it. Workers that run side by side share
+    one: the first makes it.
     """
-    folder = tmp_path_factory.mktemp("study") / "digits"
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if workers else base) / "study" / "digits"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "results.json").exists():
+            _make_study(folder)
+    return folder
+
+
+def _make_study(folder: Path) -> None:
     arguments = (
         "--preset=digits",
         "--seeds=1",
@@ -77,4 +90,3 @@ def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=600,  # on a busy machine
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return folder

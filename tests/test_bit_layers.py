@@ -75,8 +75,8 @@ def test_words_for_precisions():
 # -- one product -----------------------------------------------------------------------------------
 
 
-def weights(seed=0, inputs=70, outputs=37):
-    return np.random.default_rng(seed).standard_normal((inputs, outputs)).astype(np.float32)
+def weights(seed=0, inputs=64):
+    return np.random.default_rng(seed).standard_normal((inputs, 64)).astype(np.float32)
 
 
 product = jax.jit(plane_product, static_argnames=("planes", "activations", "form"))
@@ -86,8 +86,8 @@ product = jax.jit(plane_product, static_argnames=("planes", "activations", "form
 def test_a_product_is_that_of_the_weights_values(activations, bound):
     """What is left of the difference is the activations' rounding: half of 1 in 127 * 256^(D-1)."""
     packed = pack_dense(jnp.asarray(weights()))
-    x = weights(1, ROWS, 70)
-    values = np.asarray(unpack_words(packed["words"][:3], 70)) + 0.5
+    x = weights(1, ROWS)
+    values = np.asarray(unpack_words(packed["words"][:3], 64)) + 0.5
     wanted = x.astype(np.float64) @ (values * np.asarray(packed["scales"])[2])
     found = product(jnp.asarray(x), packed["words"], packed["scales"], 3, activations)
     assert relative(found, wanted) < bound
@@ -95,7 +95,7 @@ def test_a_product_is_that_of_the_weights_values(activations, bound):
 
 def test_only_the_planes_asked_for_matter():
     packed = pack_dense(jnp.asarray(weights()))
-    x = jnp.asarray(weights(1, ROWS, 70))
+    x = jnp.asarray(weights(1, ROWS))
     other = {
         "words": packed["words"].at[3:].set(jnp.uint32(2**32 - 1)),
         "scales": packed["scales"].at[3:].set(jnp.nan).at[:2].set(jnp.nan),
@@ -107,21 +107,21 @@ def test_only_the_planes_asked_for_matter():
 
 
 def test_bias():
-    bias = jnp.arange(37, dtype=jnp.float32)
+    bias = jnp.arange(64, dtype=jnp.float32)
     packed = pack_dense(jnp.asarray(weights()), bias)
-    x = jnp.asarray(weights(1, ROWS, 70))
-    found = BitDense(37).apply({"params": packed}, x, precision="w3a8")
+    x = jnp.asarray(weights(1, ROWS))
+    found = BitDense(64).apply({"params": packed}, x, precision="w3a8")
     without = plane_product(x, packed["words"], packed["scales"], 3, 8)
     np.testing.assert_array_equal(found, without + bias[None])
 
 
 def test_layers_without_planes():
-    x = jnp.zeros((1, 8))
+    x = jnp.zeros((1, 64))
     with pytest.raises(ValueError, match=r"has no planes: expected .*there is no init"):
-        BitDense(4).init(jax.random.key(0), x, precision="w4a8")
-    packed = pack_dense(jnp.ones((8, 4)))
+        BitDense(64).init(jax.random.key(0), x, precision="w4a8")
+    packed = pack_dense(jnp.asarray(weights()))
     with pytest.raises(ValueError, match="has no planes"):  # no bias
-        BitDense(4).apply({"params": packed}, x, precision="w4a8")
+        BitDense(64).apply({"params": packed}, x, precision="w4a8")
 
 
 # -- networks --------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_networks_refused():
 @pytest.mark.parametrize("cell", [nn.OptimizedLSTMCell, nn.LSTMCell])
 def test_lstm_cell(cell):
     rng = np.random.default_rng(0)
-    x, c, h = (jnp.asarray(rng.normal(size=(ROWS, n)), jnp.float32) for n in (20, 16, 16))
+    x, c, h = (jnp.asarray(rng.normal(size=(ROWS, n)), jnp.float32) for n in (16, 16, 16))
     variables = jax.eval_shape(cell(16).init, jax.random.key(0), (c, h), x)
     variables = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4, jnp.float32), variables

@@ -49,6 +49,11 @@ def pack_words(codes: jax.Array, bits: int) -> jax.Array:
         raise ValueError(
             f"codes {codes.dtype}{list(codes.shape)}: expected integers [inputs, outputs]"
         )
+    return _pack(codes, bits)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _pack(codes: jax.Array, bits: int) -> jax.Array:
     inputs, outputs = codes.shape
     words = -(-inputs // WORD)
     unsigned = (codes.astype(jnp.int32) + 2 ** (bits - 1)).astype(jnp.uint32)
