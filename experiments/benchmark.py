@@ -311,9 +311,10 @@ def infer() -> None:
         "repeats": FLAGS.repeats,
         "requests a round": FLAGS.steps or REQUESTS,
     }
+    path = Path(FLAGS.network)
+    inspect_packed(path)  # a name that is wrong is told before the minutes, not after
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     times, lines = inference.measure(FLAGS.repeats, FLAGS.steps or REQUESTS)
-    path = Path(FLAGS.network)
     lines += switching.measure(path, FLAGS.requests)
     lines += cascade_lines(path)
     print("", *(f"- {line}" for line in lines), sep="\n")

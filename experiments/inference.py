@@ -108,17 +108,19 @@ def plain_step(
     return (c, h), h
 
 
+def joined(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """The kernels [in + H, 4H] and biases [4H] of flax's LSTM cell, gates i, f, g, o."""
+    sides = [jnp.concatenate([params[s + gate]["kernel"] for gate in "ifgo"], 1) for s in "ih"]
+    return jnp.concatenate(sides), jnp.concatenate([params[f"h{g}"]["bias"] for g in "ifgo"])
+
+
 def lstm_programs() -> dict[str, Request]:
     """One step of a cell of 2048 units, for one sequence."""
     cell = nn.OptimizedLSTMCell(HIDDEN)
     keys = jax.random.split(jax.random.key(0), 4)
     x, c, h = (jax.random.normal(key, (1, HIDDEN)) for key in keys[:3])
     params = jax.jit(cell.init)(keys[3], (c, h), x)["params"]
-    kernels = jnp.concatenate(
-        [jnp.concatenate([params[side + gate]["kernel"] for gate in "ifgo"], 1) for side in "ih"]
-    )
-    bias = jnp.concatenate([params[f"h{gate}"]["bias"] for gate in "ifgo"])
-    requests: dict[str, Request] = {JAX: partial(jax.jit(plain_step), kernels, bias, (c, h), x)}
+    requests: dict[str, Request] = {JAX: partial(jax.jit(plain_step), *joined(params), (c, h), x)}
     packed = {"params": pack_lstm(params)}
     for suffix, form in forms().items():
         own = BitLSTMCell(HIDDEN, form=form)

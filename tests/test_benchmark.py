@@ -108,8 +108,8 @@ def test_switching_adds_no_trace() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "expected one of ['train']"),
-        (("fly",), "expected one of ['train']"),
+        ((), "expected one of ['train', 'inference']"),
+        (("fly",), "expected one of ['train', 'inference']"),
         (("train", "--model=mlp"), "'resnet20'"),
     ],
 )
