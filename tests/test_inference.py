@@ -93,7 +93,7 @@ def test_tables_name_what_is_faster():
 
 def test_bars():
     times = {inference.JAX: [8.0], "w2a8": [2.0], "w1a8": [0.1]}
-    groups = {group: times for group in inference.GROUPS}
+    groups = dict.fromkeys(inference.GROUPS, times)
     lines = inference.judge(groups)
     verdicts = {line.split(" against ")[0]: line.split(") ")[-1] for line in lines if "JAX" in line}
     assert verdicts[f"{inference.ONE}: w2a8"] == "PASS"
