@@ -9,7 +9,7 @@
 // same arithmetic than a plane of a 4096 x 4096 matrix takes. Inside, x is rows of int8 digits.
 //
 // The n bits of a weight are expanded to a byte, and bytes multiplied four to a lane (vpdpbusd).
-// Instructions per 64 weights and row: 2.4 in `masked`, for one plane; 4 to 5 in `transposed`; 1
+// Instructions per 64 weights and row: 2.4 in `masked`, for one plane; 3 to 5 in `Transposed`; 1
 // and 2n for all rows in `shifted`. AND and population count with eight bits of x take 3n. The
 // planes are what is read from memory.
 //
@@ -123,57 +123,96 @@ WITH_VNNI void shifted(const Operands& o, const int8_t* x, __m512i* sums, int64_
   }
 }
 
-// The codes of 16 outputs and 32 inputs, as bytes: code[2 i + h] has in its 128-bit part l the
-// inputs 16 h to 16 h + 15 of output 4 l + i. Bytes of the planes are interleaved to 8 x 8 bit
-// matrices, one row a plane, which GFNI transposes. A code stands in the top n bits of its byte.
+// Codes by transposing 8 x 8 bits, which GFNI does: the rows of a matrix are bytes of planes, the
+// columns its inputs. A code has `kField` bits, the first n of them used; a matrix of 8 rows holds
+// 8 / kField bytes of inputs, so that a transposed byte is as many codes, from the top down.
+//
+// Planes are interleaved byte by byte until `kField` of an output are neighbours: with registers
+// of four 128-bit parts l, matrix m has
+//   kField 2: both halves of part l are outputs 4 l + 2 m and + 1, all four bytes of inputs;
+//   kField 4: part l is output 4 l + m, bytes 0, 1 in its first half and 2, 3 in the second;
+//   kField 8: part l is output 4 l + m / 2, bytes 2 (m % 2) and + 1 in its halves.
 template <int n>
-INLINE_VNNI void transpose(const __m512i* plane, __m512i* code) {
-  const __m512i none = _mm512_setzero_si512();
-  const __m512i columns = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201ULL));
-  __m512i pair[4][2], quad[2][4];
-  for (int i = 0; i < 4; ++i) {
-    const __m512i first = 2 * i < n ? plane[2 * i] : none;
-    const __m512i second = 2 * i + 1 < n ? plane[2 * i + 1] : none;
-    pair[i][0] = 2 * i < n ? _mm512_unpacklo_epi8(first, second) : none;
-    pair[i][1] = 2 * i < n ? _mm512_unpackhi_epi8(first, second) : none;
-  }
-  for (int i = 0; i < 2; ++i) {
-    for (int h = 0; h < 2; ++h) {
-      const __m512i first = pair[2 * i][h], second = pair[2 * i + 1][h];
-      quad[i][2 * h] = 4 * i < n ? _mm512_unpacklo_epi16(first, second) : none;
-      quad[i][2 * h + 1] = 4 * i < n ? _mm512_unpackhi_epi16(first, second) : none;
+struct Transposed {
+  static constexpr int kField = n <= 2 ? 2 : n <= 4 ? 4 : 8;
+  static constexpr int kFields = 8 / kField;
+  static constexpr int kSums = kField == 2 ? 2 : 4;  // registers of sums for 16 outputs
+  static constexpr int kInputs = kField == 2 ? 4 : 2;
+
+  // Inputs of a word as the halves of the parts have them, for every field, or for both m % 2.
+  INLINE_VNNI static void inputs(const int8_t* x, __m512i* out) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 16));
+    if (kField == 8) {
+      out[0] = _mm512_broadcast_i32x4(low);
+      out[1] = _mm512_broadcast_i32x4(high);
+    } else if (kField == 4) {
+      out[0] = _mm512_broadcast_i32x4(_mm_unpacklo_epi64(low, high));
+      out[1] = _mm512_broadcast_i32x4(_mm_unpackhi_epi64(low, high));
+    } else {
+      out[0] = _mm512_broadcastq_epi64(low);
+      out[1] = _mm512_broadcastq_epi64(_mm_unpackhi_epi64(low, low));
+      out[2] = _mm512_broadcastq_epi64(high);
+      out[3] = _mm512_broadcastq_epi64(_mm_unpackhi_epi64(high, high));
     }
   }
-  for (int i = 0; i < 4; ++i) {
-    const __m512i low = _mm512_unpacklo_epi32(quad[0][i], quad[1][i]);
-    const __m512i high = _mm512_unpackhi_epi32(quad[0][i], quad[1][i]);
-    code[2 * i] = _mm512_gf2p8affine_epi64_epi8(columns, low, 0);
-    code[2 * i + 1] = _mm512_gf2p8affine_epi64_epi8(columns, high, 0);
-  }
-}
 
-// Takes the inputs in order. Leaves four parts, and sums that are 2^(8-n) times too large.
-template <int n, int rows>
-WITH_VNNI void transposed(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
-                          int64_t end) {
-  for (int64_t w = 0; w < o.words; ++w) {
-    for (int64_t v = begin; v < end; ++v) {
-      __m512i plane[n], code[8];
-      for (int b = 0; b < n; ++b) plane[b] = o.plane(b, w, v);
-      transpose<n>(plane, code);
-      for (int r = 0; r < rows; ++r) {
-        const __m128i* inputs = reinterpret_cast<const __m128i*>(x + (w * rows + r) * 32);
-        const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128(inputs));
-        const __m512i second = _mm512_broadcast_i32x4(_mm_loadu_si128(inputs + 1));
-        __m512i* sum = sums + ((v - begin) * rows + r) * 4;
-        for (int i = 0; i < 4; ++i) {
-          const __m512i half = _mm512_dpbusd_epi32(sum[i], code[2 * i], first);
-          sum[i] = _mm512_dpbusd_epi32(half, code[2 * i + 1], second);
+  INLINE_VNNI static void matrices(const __m512i* plane, __m512i* out) {
+    const __m512i none = _mm512_setzero_si512();
+    __m512i pair[4][2], quad[2][4];
+    for (int i = 0; 2 * i < kField; ++i) {
+      const __m512i first = 2 * i < n ? plane[2 * i] : none;
+      const __m512i second = 2 * i + 1 < n ? plane[2 * i + 1] : none;
+      pair[i][0] = _mm512_unpacklo_epi8(first, second);
+      pair[i][1] = _mm512_unpackhi_epi8(first, second);
+    }
+    for (int i = 0; 4 * i < kField && kField > 2; ++i) {
+      for (int h = 0; h < 2; ++h) {
+        quad[i][2 * h] = _mm512_unpacklo_epi16(pair[2 * i][h], pair[2 * i + 1][h]);
+        quad[i][2 * h + 1] = _mm512_unpackhi_epi16(pair[2 * i][h], pair[2 * i + 1][h]);
+      }
+    }
+    for (int m = 0; m < kField; ++m) {
+      if (kField == 2) out[m] = pair[0][m];
+      if (kField == 4) out[m] = quad[0][m];
+      if (kField == 8)
+        out[m] = m % 2 ? _mm512_unpackhi_epi32(quad[0][m / 2], quad[1][m / 2])
+                       : _mm512_unpacklo_epi32(quad[0][m / 2], quad[1][m / 2]);
+    }
+  }
+
+  // Takes the inputs in order. Leaves sums in parts, 2^(8-n) times too large.
+  template <int rows>
+  WITH_VNNI static void add(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
+                            int64_t end) {
+    const __m512i columns = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201ULL));
+    const __m512i top = _mm512_set1_epi8(static_cast<char>(0xFF << (8 - kField)));
+    for (int64_t w = 0; w < o.words; ++w) {
+      __m512i given[rows][kInputs];
+      for (int r = 0; r < rows; ++r) inputs(x + (w * rows + r) * 32, given[r]);
+      for (int64_t v = begin; v < end; ++v) {
+        __m512i plane[n], matrix[kField];
+        for (int b = 0; b < n; ++b) plane[b] = o.plane(b, w, v);
+        matrices(plane, matrix);
+        __m512i* sum = sums + (v - begin) * rows * kSums;
+#pragma GCC unroll 8
+        for (int m = 0; m < kField; ++m) {
+          const __m512i codes = _mm512_gf2p8affine_epi64_epi8(columns, matrix[m], 0);
+#pragma GCC unroll 4
+          for (int f = 0; f < kFields; ++f) {
+            const __m512i code =
+                kFields == 1 ? codes
+                             : _mm512_and_si512(_mm512_slli_epi16(codes, f * kField), top);
+            for (int r = 0; r < rows; ++r) {
+              __m512i& own = sum[r * kSums + (kField == 8 ? m / 2 : m)];
+              own = _mm512_dpbusd_epi32(own, code, given[r][kField == 8 ? m % 2 : f]);
+            }
+          }
         }
       }
     }
   }
-}
+};
 
 // What a kernel wants and leaves.
 struct Way {
@@ -182,12 +221,13 @@ struct Way {
   int parts;    // of a sum
 };
 
-// More rows than two leave `masked` and `transposed` no registers.
+// More rows than two leave `masked` and `Transposed` no registers.
 template <int n>
 Way choose(int rows) {
+  using By = Transposed<n>;
   switch (rows) {
-    case 1: return n == 1 ? Way{masked<1>, true, 1} : Way{transposed<n, 1>, false, 4};
-    case 2: return n == 1 ? Way{masked<2>, true, 1} : Way{transposed<n, 2>, false, 4};
+    case 1: return n == 1 ? Way{masked<1>, true, 1} : Way{By::template add<1>, false, By::kSums};
+    case 2: return n == 1 ? Way{masked<2>, true, 1} : Way{By::template add<2>, false, By::kSums};
     case 4: return {shifted<n, 4>, true, 1};
     default: return {shifted<n, 8>, true, 1};
   }
@@ -246,6 +286,9 @@ void finish(const int32_t* sums, int parts, int n, uint32_t total, int64_t strid
       if (parts == 4) {
         const int32_t* p = sums + (l % 4) * kLanes + (l / 4) * 4;
         sum = (p[0] + p[1] + p[2] + p[3]) >> (8 - n);
+      } else if (parts == 2) {
+        const int32_t* p = sums + (l % 4 / 2) * kLanes + (l / 4) * 4 + (l % 2) * 2;
+        sum = (p[0] + p[1]) >> (8 - n);
       }
       y[v * kLanes + l] = static_cast<int32_t>(2u * static_cast<uint32_t>(sum) - total);
     }
