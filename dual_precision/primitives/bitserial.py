@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dual_precision.primitives import native
-from dual_precision.primitives.bitserial_gpu import MOST_ROWS, plane_dot_gpu
+from dual_precision.primitives import bitserial_gpu, native
+from dual_precision.primitives.bitserial_gpu import MOST_ROWS
 from dual_precision.primitives.fixed_point import check_width, fixed_point
 from dual_precision.primitives.nested import check_bits
 
@@ -149,7 +149,7 @@ def plane_product(
         if form not in ways:
             raise ValueError(f"form {form!r}: expected one of {list(ways)}")
         return ways[form](x, words, scales)
-    few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS
+    few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.available()
     return lax.platform_dependent(
         x,
         words,
@@ -231,7 +231,7 @@ def plane_dot_pallas(
 ) -> jax.Array:
     """As `plane_dot`, by the GPU kernel: up to 8 rows. `interpret` runs it anywhere, slowly."""
     x = _filled(x, words, planes)
-    return centred(plane_dot_gpu(bit_words(x), words[:planes], interpret), x, planes)
+    return centred(bitserial_gpu.plane_dot_gpu(bit_words(x), words[:planes], interpret), x, planes)
 
 
 def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:

@@ -4,6 +4,9 @@ Each program takes a tile of words of all planes once and meets it with every bi
 that a weight is read once whatever the rows and their width. The inputs are shared out over
 programs too, and their sums added afterwards: a matrix of 4096 outputs alone has too few tiles to
 fill a GPU.
+
+It is compiled by Triton, the backend of Pallas whose interpreter runs anywhere. jax 0.11 announces
+that Mosaic will take its place; a jax without it runs the XLA form.
 """
 
 from functools import partial
@@ -12,11 +15,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
+
+try:
+    from jax.experimental.pallas import triton
+except ImportError:
+    triton = None  # type: ignore[assignment]
 
 MOST_ROWS = 8
 _OUTPUTS = 128  # of a tile
 _WORDS = 16  # of a tile: 512 inputs
+
+
+def available() -> bool:
+    """Whether this jax can compile the kernel."""
+    return triton is not None
 
 
 def plane_dot_gpu(bits: jax.Array, words: jax.Array, interpret: bool = False) -> jax.Array:
@@ -51,7 +63,7 @@ def plane_dot_gpu(bits: jax.Array, words: jax.Array, interpret: bool = False) ->
         ],
         out_specs=pl.BlockSpec((1, rows, _OUTPUTS), lambda n, k: (k, 0, n)),
         out_shape=jax.ShapeDtypeStruct((tiles[1], rows, words.shape[2]), jnp.int32),
-        compiler_params=triton.CompilerParams(num_warps=4),
+        compiler_params=triton.CompilerParams(num_warps=4) if available() else None,
         interpret=interpret,
     )(bits, words)
     return jnp.sum(partial_sums, axis=0)[:, :outputs]
