@@ -18,6 +18,7 @@ from safetensors.numpy import load as load_safetensors
 
 from dual_precision.deploy import (
     PackedError,
+    PackedFile,
     container,
     contents,
     inspect_packed,
@@ -170,6 +171,25 @@ def test_a_mode_reads_its_prefix_alone(tmp_path):
         with Counting(path) as file:
             load_packed(file, mode)
         assert file.count == file.farthest == size
+
+
+def test_reading_on_upgrades_low(tmp_path):
+    """The wider mode reads what is left, and gives what a whole load gives."""
+    content, _, _ = packed("mlp")
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(content)
+    with Counting(path) as counting, PackedFile(counting) as file:
+        found = [(mode, file.load(mode)[1]) for mode in ("low", "high", "low")]
+        assert counting.count == counting.farthest == len(content)
+    for mode, (_, loaded) in found.items():
+        jax.tree.map(
+            np.testing.assert_array_equal, loaded, load_bytes(content, mode[:4].strip())[1]
+        )
+    path.write_bytes(content[: inspect_packed(path).bytes_read["low"]])
+    with PackedFile(path) as file:
+        file.load("low")
+        with pytest.raises(PackedError, match="truncated"):
+            file.load("high")
 
 
 def test_what_was_not_read_is_refused():

@@ -4,6 +4,7 @@ from dual_precision.deploy.cascade import Cascade
 from dual_precision.deploy.container import PackedError
 from dual_precision.deploy.conversion import to_integer
 from dual_precision.deploy.packed import (
+    PackedFile,
     PackedInfo,
     amend_metadata,
     inspect_packed,
@@ -15,6 +16,7 @@ from dual_precision.deploy.predictor import Predictor
 __all__ = [
     "Cascade",
     "PackedError",
+    "PackedFile",
     "PackedInfo",
     "Predictor",
     "amend_metadata",

@@ -250,8 +250,11 @@ def _parse(header: dict[str, Any], start: int) -> Header:
     return Header(about, tensors, sections, start)
 
 
-def read_sections(file: BinaryIO, header: Header, last: str) -> dict[str, np.ndarray]:
-    """The tensors of every section up to `last`, verified; what follows is not read.
+def read_content(file: BinaryIO, header: Header, last: str, begin: bytes = b"") -> bytes:
+    """What stands in every section up to `last`, verified; what follows is not read.
+
+    Args:
+      begin: what was read before, whole sections: it is not read again.
 
     Raises:
       PackedError: truncated or altered.
@@ -264,15 +267,21 @@ def read_sections(file: BinaryIO, header: Header, last: str) -> dict[str, np.nda
         )
     if last == list(header.sections)[-1] and size != needed:
         raise PackedError(f"{size} bytes: expected {needed}, something was added; {AGAIN}")
-    file.seek(header.start)
-    content = b""
+    file.seek(header.start + len(begin))
+    content = begin
     for name, (end, sha) in header.sections.items():
-        body = _read(file, end - len(content))
-        if hashlib.sha256(body).hexdigest() != sha:
-            raise PackedError(f"section {name!r} does not match its checksum: altered; {AGAIN}")
-        content += body
+        if end > len(begin):
+            body = _read(file, end - len(content))
+            if hashlib.sha256(body).hexdigest() != sha:
+                raise PackedError(f"section {name!r} does not match its checksum: altered; {AGAIN}")
+            content += body
         if name == last:
             break
+    return content
+
+
+def tensors_within(header: Header, content: bytes) -> dict[str, np.ndarray]:
+    """The tensors of the sections that were read."""
     within = {name: tensor for name, tensor in header.tensors.items() if tensor.end <= len(content)}
     return {name: _array(content, tensor) for name, tensor in within.items()}
 

@@ -7,6 +7,7 @@
 The format is in container.py, what stands in it in contents.py.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -103,16 +104,47 @@ def load_packed(
     >>> model, variables = load_packed("net.safetensors", precision="low")  # doctest: +SKIP
     >>> model.apply(variables, images, precision="low")  # doctest: +SKIP
     """
-    with container.opened(source) as file:
-        header = container.read_header(file)
-        order = list(header.sections)
+    with PackedFile(source) as file:
+        return file.load(precision)
+
+
+class PackedFile:
+    """A packed file that is read on: a wider mode reads what a narrower one has not read yet.
+
+        with PackedFile("net.safetensors") as file:
+            model, variables = file.load("low")   # its first part
+            model, variables = file.load("high")  # the rest, from where low ended
+
+    Errors are those of `load_packed`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Opens the file and reads its header."""
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(container.opened(source))
+            self._header = container.read_header(self._file)
+            self._stack = stack.pop_all()
+        self._content = b""  # of the sections read so far
+
+    def __enter__(self) -> "PackedFile":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def load(self, precision: str | None = None) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+        """As `load_packed`: this mode, and those that are narrower."""
+        order = list(self._header.sections)
         last = order[-1] if precision is None else precision
         if last not in order:
             why = ", and a packed file holds no float weights" if last == FLOAT_NAME else ""
             raise PackedError(f"precision {last!r}{why}: expected one of {order}")
-        tensors = container.read_sections(file, header, last)
+        end, _ = self._header.sections[last]
+        if end > len(self._content):
+            self._content = container.read_content(self._file, self._header, last, self._content)
+        tensors = container.tensors_within(self._header, self._content[:end])
         with container.consistent():
-            model, own = _rebuild(header)
+            model, own = _rebuild(self._header)
             return model, join(tensors, own, order, last)
 
 
@@ -147,7 +179,8 @@ def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
     """
     with container.opened(path) as file:
         header = container.read_header(file)
-        tensors = container.read_sections(file, header, list(header.sections)[-1])
+        content = container.read_content(file, header, list(header.sections)[-1])
+    tensors = container.tensors_within(header, content)
     sections: dict[str, dict[str, Any]] = {name: {} for name in header.sections}
     for name, tensor in header.tensors.items():
         owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
