@@ -1,14 +1,20 @@
 """Where the CPU kernel cannot be had, one log line says why, and nothing is raised."""
 
 import logging
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from dual_precision.primitives import native
 
-# The check itself, without the answer of this process, which stays as it is.
-available = native.available.__wrapped__
+
+def available() -> bool:
+    """Without the answer of this process, which stays as it is."""
+    return native._why_not.__wrapped__() is None
+
 
 # Parts of a shell script that stands for a compiler; it finds no other command.
 VERSION = '[ "$1" = --version ] && { echo 1.0; exit; }'
@@ -120,6 +126,51 @@ def test_another_cpu(lines, monkeypatch):
     assert left_out(line) == "this CPU has no AVX512-VNNI and GFNI"
 
 
+def test_another_cpu_builds_nothing(lines, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512bw avx512vl\n")
+    monkeypatch.setattr(native, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(native, "_built", lambda: pytest.fail("it was built"))
+    assert available() is False
+    assert left_out(lines()[0]) == "this CPU has no AVX512-VNNI and GFNI"
+
+
+def test_a_switch_without_meaning(monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "false")
+    with pytest.raises(ValueError, match=r"NATIVE=false: expected 0, .* or 1"):
+        available()
+
+
+def test_a_library_that_others_can_write(lines, compiler):
+    """Nobody but the user may put code there that this process loads."""
+    cache = compiler(f'{VERSION}\n{LAST}\n: > "$last"')
+    native._built()
+    (library,) = cache.iterdir()
+    library.chmod(0o722)
+    assert available() is False
+    assert "is not this user's alone to write" in left_out(lines()[-1])
+
+
+def test_a_relative_cache_is_none(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert native._folder() == Path.home() / ".cache" / "dual_precision"
+
+
+def test_where_it_can_be_built_it_is():
+    """Else a mistake in its source would pass as a machine without a compiler."""
+    if os.environ.get(native.SWITCH) == "0" or not shutil.which("c++"):
+        pytest.skip("no compiler here")
+    try:
+        native._check_cpu()
+    except OSError as error:
+        pytest.skip(str(error))
+    assert native.available()
+    strict = ("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
+    done = subprocess.run(
+        [*strict, *native.include(), native.SOURCE], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not native.available(), reason="there is no compiled kernel here")
 def test_it_is_built_once(compiler, monkeypatch, tmp_path):
     """The library that is there is taken; its name holds the source and the compiler."""
@@ -131,6 +182,6 @@ def test_it_is_built_once(compiler, monkeypatch, tmp_path):
     assert [call == "--version" for call in calls] == [True, False, True]
     other = tmp_path / "other.cc"
     other.write_text("another source")
-    monkeypatch.setattr(native, "SOURCE", other)
+    monkeypatch.setattr(native, "_MADE_OF", (other,))
     assert native._built() != first
     assert len(list(cache.iterdir())) == 2

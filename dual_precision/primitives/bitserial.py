@@ -111,7 +111,7 @@ def plane_product(
     The sums are exact integers; float32 roundings follow, one for each digit and each factor.
 
     Args:
-      x: [B, K], float32, finite.
+      x: [B, K], float32; a row that is not finite gives NaN.
       words: uint32 [bits, ceil(K / 32), N], see `pack_words`; only `planes` of them are read.
       scales: [bits, N], float32, of one plane first.
       planes: n, 1 to bits.
@@ -132,9 +132,9 @@ def plane_product(
     6.0
     """
     check_width(activations)
+    if x.ndim != 2 or x.dtype != jnp.float32:
+        raise ValueError(f"inputs {x.dtype}{list(x.shape)}: expected float32 [rows, inputs]")
     check_words(words, x.shape[1], planes)
-    if x.dtype != jnp.float32:
-        raise ValueError(f"inputs of dtype {x.dtype}: expected float32")
     if scales.shape != (words.shape[0], words.shape[2]):
         raise ValueError(
             f"scales {list(scales.shape)}: expected {[words.shape[0], words.shape[2]]}"
@@ -145,9 +145,11 @@ def plane_product(
         "pallas": partial(_product, dot=plane_dot_pallas),
     }
     ways = {name: partial(w, planes=planes, activations=activations) for name, w in ways.items()}
+    if form not in (None, *ways):
+        raise ValueError(f"form {form!r}: expected one of {list(ways)}")
+    if x.shape[0] == 0:
+        return jnp.zeros((0, words.shape[2]), jnp.float32)
     if form is not None:
-        if form not in ways:
-            raise ValueError(f"form {form!r}: expected one of {list(ways)}")
         return ways[form](x, words, scales)
     few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.available()
     return lax.platform_dependent(
@@ -231,7 +233,7 @@ def plane_dot_pallas(
 ) -> jax.Array:
     """As `plane_dot`, by the GPU kernel: up to 8 rows. `interpret` runs it anywhere, slowly."""
     x = _filled(x, words, planes)
-    return centred(bitserial_gpu.plane_dot_gpu(bit_words(x), words[:planes], interpret), x, planes)
+    return centred(bitserial_gpu.plane_dot_gpu(bit_words(x), words, planes, interpret), x, planes)
 
 
 def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:

@@ -31,12 +31,15 @@ def available() -> bool:
     return triton is not None
 
 
-def plane_dot_gpu(bits: jax.Array, words: jax.Array, interpret: bool = False) -> jax.Array:
-    """sum_k x_k u_k from the bits of x and all the planes given.
+def plane_dot_gpu(
+    bits: jax.Array, words: jax.Array, planes: int, interpret: bool = False
+) -> jax.Array:
+    """sum_k x_k u_k from the bits of x and the first planes of the weights.
 
     Args:
       bits: uint32 [8, B, K / 32], see `bitserial.bit_words`; B up to 8.
-      words: uint32 [planes, K / 32, N].
+      words: uint32 [stored, K / 32, N]; the first `planes` are read, where they stand. Only
+        where K / 32 is no multiple of 16 or N none of 128 they are copied, filled up, before.
       interpret: run without a GPU, slowly, for tests.
 
     Returns:
@@ -46,7 +49,7 @@ def plane_dot_gpu(bits: jax.Array, words: jax.Array, interpret: bool = False) ->
       ValueError: more rows.
     """
     rows = bits.shape[1]
-    planes, count, outputs = words.shape
+    _, count, outputs = words.shape
     if rows > MOST_ROWS:
         raise ValueError(f'{rows} rows: expected at most {MOST_ROWS}; take form="xla"')
     # Zero words add nothing, and outputs that do not exist are cut off below.

@@ -14,10 +14,10 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     The step is max|x| / (127 * 256^(D-1)) of each row, D = bits / 8, so that nothing is clipped
     and no calibration is needed; it is never less than 2^-126, the smallest normal float32. Digits
     are balanced, -128 to 127, so that each is a signed byte and a wide activation is a small batch
-    of narrow ones.
+    of narrow ones. A row that is not finite has a step of NaN, and its digits mean nothing.
 
     Args:
-      x: [B, K], float32, finite.
+      x: [B, K], float32.
       bits: 8, 16 or 32. A float32 has 24 bits, so 32 keep all of what a row's largest value
         leaves room for.
 
@@ -35,6 +35,7 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     # Rows of zeros, and those whose step would be rounded to zero.
     step = jnp.maximum(peak / top, float(jnp.finfo(jnp.float32).tiny))
     code = jnp.clip(jnp.round(x / step), -top, top).astype(jnp.int32)
+    step = jnp.where(jnp.isfinite(peak), step, jnp.nan)
     digits = []
     for _ in range(count - 1):
         digit = ((code + _BASE // 2) & (_BASE - 1)) - _BASE // 2
