@@ -1,7 +1,7 @@
 """Measures the train step against plain flax, Qwix and AQT on the same network, in one run.
 
     python -m experiments.benchmark train --repeats=7 --batch_size=128 --model=resnet20
-    python -m experiments.benchmark inference        see inference.py; four minutes
+    python -m experiments.benchmark inference        see inference.py; two to three minutes
 
 Prints a Markdown table, the bars that the project set itself, and what each peer can express.
 The peers need the extra [benchmark]. Every round runs every program once, in shuffled order, so
