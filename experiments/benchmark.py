@@ -1,16 +1,15 @@
 """Measures the train step against plain flax, Qwix and AQT on the same network, in one run.
 
     python -m experiments.benchmark train --repeats=7 --batch_size=128 --model=resnet20
-    python -m experiments.benchmark inference        see inference.py; three minutes
+    python -m experiments.benchmark inference        see inference.py; two to three minutes
 
 Prints a Markdown table, the bars that the project set itself, and what each peer can express.
-The peers need the extra [benchmark]. Every round runs every program once, in turning order, so
+The peers need the extra [benchmark]. Every round runs every program once, in shuffled order, so
 that a busy machine slows all of them alike; ratios are medians over the rounds' own ratios.
 """
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +25,6 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from dual_precision.data import DataError
-from dual_precision.deploy import inspect_packed
 from dual_precision.describe import describe_layers
 from dual_precision.models import MODELS
 from dual_precision.models.resnet import ResNet
@@ -37,8 +34,9 @@ from dual_precision.training.optimizers import phase_optimizer
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_chunk
-from experiments import cascade, inference, peers, switching
+from experiments import inference, inference_command, peers
 from experiments.config import Config
+from experiments.measuring import machine, speed_ratio, turns, verdict_of
 from experiments.recipes import RECIPES
 
 FLAGS = flags.FLAGS
@@ -46,7 +44,7 @@ FLAGS = flags.FLAGS
 IMAGE, CLASSES = (32, 32, 3), 10
 RATE = 0.01  # for every program: a step costs the same at any rate, and none diverges at this one
 SWITCHES = 100
-STEPS, REQUESTS = 2, 30  # in a row of one program, by default
+STEPS = 2  # in a row of one program, by default
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 
 PLAIN, QWIX, AQT = peers.PEERS
@@ -180,9 +178,8 @@ def time_rounds(programs: Mapping[str, Program], repeats: int, steps: int) -> di
             bar.set_description(f"compiling {name}")
             programs[name].run(2)
             bar.update()
-        for turn in range(repeats):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+        for order in turns(names, repeats):
+            for name in order:
                 bar.set_description(name)
                 times[name].append(programs[name].run(steps))
                 bar.update()
@@ -206,13 +203,6 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
     for switch in range(SWITCHES):
         jax.block_until_ready(predict(variables, images, precision=("low", "high")[switch % 2]))
     return traces - warm
-
-
-def speed_ratio(times: Mapping[str, Sequence[float]], name: str, other: str) -> float | None:
-    """Images/s of `name` over those of `other`, the median over rounds; None if one is missing."""
-    if name not in times or other not in times:
-        return None
-    return float(np.median(np.divide(times[other], times[name])))
 
 
 def table(times: Mapping[str, Sequence[float]], programs: Mapping[str, Program], batch: int) -> str:
@@ -244,7 +234,7 @@ def judge(times: Mapping[str, Sequence[float]]) -> list[str]:
         if ratio is None:
             lines.append(f"{what}: not measured")
             continue
-        verdict = "short" if ratio < bar else "PASS, goal met" if ratio >= goal else "PASS"
+        verdict = verdict_of(ratio >= bar, ratio >= goal)
         lines.append(f"{what}: {ratio:.2f} x (bar {bar}, goal {goal}) {verdict}")
     return lines
 
@@ -255,9 +245,7 @@ def train() -> None:
     steps = FLAGS.steps or STEPS
     tuned = keep_freed_memory()
     about = {
-        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
+        **machine(),
         "model": FLAGS.model,
         "batch_size": batch_size,
         "repeats": FLAGS.repeats,
@@ -280,47 +268,21 @@ def train() -> None:
         Path(FLAGS.out).write_text(json.dumps(results, indent=2) + "\n")
 
 
-def cascade_lines(path: Path) -> list[str]:
-    """The cascade of a packed file on its data set, calibrated anew; a line for the bar."""
-    settings = cascade.read_settings(
-        inspect_packed(path), dataset=None, accuracy=None, cost=None, mirror=None, blend=None
-    )
-    try:
-        found = cascade.run(path, settings, {}, test=True)
-    except DataError as error:
-        return [f"cascade: not measured, {error}"]
-    low, auto, high = found["test"]
-    passed = auto["difference"] >= -0.1 and auto["relative"] <= 50
-    return [
-        f"cascade on the test set: {auto['accuracy']:.2f} %, low {low['accuracy']:.2f}, high"
-        f" {high['accuracy']:.2f}, at {auto['relative']:.1f} % of high's BitOps (bar: high - 0.1"
-        f" at 50 %, goal 30 %) {inference.verdict_of(passed, passed and auto['relative'] <= 30)}"
-    ]
+# The flags that only one of the sub-commands reads.
+READS = {"train": ("batch_size", "model", "peers"), "inference": ("network", "requests")}
+
+
+def refuse_idle(command: str, values: flags.FlagValues) -> None:
+    """Raises ValueError where a flag is given that the sub-command does not read."""
+    others = [name for own, names in READS.items() if own != command for name in names]
+    if idle := [name for name in others if values[name].present]:
+        raise ValueError(f"{idle} have no effect on {command}: leave them out")
 
 
 def infer() -> None:
     """The sub-command `inference`."""
-    set_here = [name for name in ("batch_size", "model", "peers") if FLAGS[name].present]
-    if set_here:
-        raise ValueError(f"{set_here} have no effect on inference: leave them out")
-    about = {
-        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "compiled CPU kernel": inference.native.available(),
-        "repeats": FLAGS.repeats,
-        "requests a round": FLAGS.steps or REQUESTS,
-    }
-    path = Path(FLAGS.network)
-    inspect_packed(path)  # a name that is wrong is told before the minutes, not after
-    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
-    times, lines = inference.measure(FLAGS.repeats, FLAGS.steps or REQUESTS)
-    lines += switching.measure(path, FLAGS.requests)
-    lines += cascade_lines(path)
-    print("", *(f"- {line}" for line in lines), sep="\n")
-    if FLAGS.out:
-        results = {"about": about, "milliseconds": times, "bars": lines}
-        Path(FLAGS.out).write_text(json.dumps(results, indent=2) + "\n")
+    steps = FLAGS.steps or inference.REQUESTS
+    inference_command.run(Path(FLAGS.network), FLAGS.repeats, steps, FLAGS.requests, FLAGS.out)
 
 
 COMMANDS = {"train": train, "inference": infer}
@@ -332,18 +294,29 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[1] not in COMMANDS:
         sys.exit(f"error: command {' '.join(argv[1:])!r}: expected one of {list(COMMANDS)}")
     try:
+        refuse_idle(argv[1], FLAGS)
         COMMANDS[argv[1]]()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+    """Adds the flags of both sub-commands."""
+    integer = partial(flags.DEFINE_integer, flag_values=values)
+    string = partial(flags.DEFINE_string, flag_values=values)
+    integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
+    about = f"steps ({STEPS}), or requests ({inference.REQUESTS}), of a program in a round"
+    integer("steps", None, about, lower_bound=1)
+    integer("batch_size", 128, "train: images per step", lower_bound=8)
+    string("model", "resnet20", "train: one of the residual networks")
+    about = "train: measure Qwix and AQT too, not only plain flax"
+    flags.DEFINE_bool("peers", True, about, flag_values=values)
+    string("network", NETWORK, "inference: the packed file that is switched")
+    # Below that, a 99th percentile is the slowest request.
+    integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
+    string("out", None, "a JSON file for all times")
+
+
 if __name__ == "__main__":
-    flags.DEFINE_integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
-    flags.DEFINE_integer("steps", 0, "steps, or requests, in a row of a program in a round")
-    flags.DEFINE_integer("batch_size", 128, "train: images per step", lower_bound=8)
-    flags.DEFINE_string("model", "resnet20", "train: one of the residual networks")
-    flags.DEFINE_bool("peers", True, "train: measure Qwix and AQT too, not only plain flax")
-    flags.DEFINE_string("network", NETWORK, "inference: the packed file that is switched")
-    flags.DEFINE_integer("requests", 10_000, "inference: of the load on it", lower_bound=4)
-    flags.DEFINE_string("out", None, "a JSON file for all times")
+    define_flags()
     app.run(main)

@@ -4,14 +4,20 @@
 
 The networks are PrecisionBatching's (Lam et al. 2020): an MLP 784-4096-4096-10 and an LSTM(2048),
 with random weights: a product takes the same time whatever it multiplies. PyTorch is measured if
-it is installed. Every round runs every program of a group in turning order; a figure is the median
+it is installed. Every round runs every program of a group in shuffled order; a figure is the median
 over rounds of the median request, a ratio the median over the rounds' own ratios.
+
+Requests follow each other, so that weights which fit stay in the last-level cache: the planes (2.5
+to 20 MB of the MLP, 4.2 to 34 MB of the LSTM) and int8 may, float32 (80 and 134 MB) may not. A
+service that does other work in between sees the columns "cold", for which a buffer of twice that
+cache is written before each request.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,12 +31,21 @@ from dual_precision.models import build
 from dual_precision.precision import modes
 from dual_precision.primitives import native
 from experiments import torch_peers
+from experiments.measuring import last_level_cache, speed_ratio, turns, verdict_of
 
 IMAGE = (28, 28, 1)
 HIDDEN = 2048
 PLANES = (1, 2, 4, 8)
 ACTIVATIONS = 8
-WARM = 3  # requests before a round's own: what ran before has filled the caches
+REQUESTS = 30  # of a program in a round, by default
+WARM, WARM_SECONDS = 3, 0.05  # at least so many requests, and so long, before those that count
+COLD_REQUESTS = 10
+EVICT = 64 << 20  # bytes, at least, that go through the caches to evict what was there
+CACHES = (
+    "Warm requests follow each other: planes and int8 weights (the MLP's 2.5 MB a plane, the LSTM's"
+    " 4.2)\nstay in the last-level cache as far as they fit, float32's 80 and 134 MB do not."
+    ' "cold": the same\nrequests, the caches evicted before each. The bars are of the warm ones.'
+)
 
 JAX, TORCH, INT8 = "JAX float32", "PyTorch float32", "PyTorch dynamic int8"
 XLA = ", XLA alone"  # without the compiled CPU kernel
@@ -137,6 +152,7 @@ GROUPS: dict[str, Callable[[], dict[str, Request]]] = {
     EIGHT: partial(mlp_programs, 8),
     CELL: lstm_programs,
 }
+COLD = (ONE, CELL)  # the groups that are measured with cold caches too
 
 
 def as_array(result: Any) -> np.ndarray:
@@ -155,44 +171,75 @@ def differences(requests: Mapping[str, Request]) -> dict[str, float]:
 
 
 def one_round(run: Request, steps: int) -> float:
-    """Median milliseconds of a request."""
-    taken = []
-    for _ in range(WARM + steps):
-        start = time.perf_counter()
+    """Median milliseconds of a request, warm: the weights are where the last request left them.
+
+    What ran before has filled the caches, and threads of its pool may still wait busily.
+    """
+    start, warm = time.perf_counter(), 0
+    while warm < WARM or time.perf_counter() - start < WARM_SECONDS:
         jax.block_until_ready(run())
-        taken.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(taken[WARM:]))
+        warm += 1
+    return float(np.median([timed(run) for _ in range(steps)]))
 
 
-def time_rounds(requests: Mapping[str, Request], repeats: int, steps: int) -> dict[str, list]:
-    """Milliseconds of a request, of each program in each round."""
+def cold_round(run: Request, steps: int, buffer: np.ndarray) -> float:
+    """Median milliseconds of a request before which the caches were filled with `buffer`."""
+    taken = []
+    for _ in range(steps):
+        np.add(buffer, 1, out=buffer)
+        taken.append(timed(run))
+    return float(np.median(taken))
+
+
+def timed(run: Request) -> float:
+    """Milliseconds of a request."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return 1e3 * (time.perf_counter() - start)
+
+
+def time_rounds(
+    requests: Mapping[str, Request], repeats: int, steps: int, cold_steps: int
+) -> tuple[Times, Times]:
+    """Milliseconds of a request, of each program in each round; warm, and with cold caches.
+
+    Args:
+      cold_steps: requests with cold caches; with 0 nothing is measured so.
+    """
     names = list(requests)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    warm: dict[str, list[float]] = {name: [] for name in names}
+    cold: dict[str, list[float]] = {name: [] for name in names} if cold_steps else {}
+    buffer = np.zeros(max(EVICT, 2 * (last_level_cache() or 0)), np.uint8)
     with tqdm(total=len(names) * repeats, disable=None, leave=False) as bar:
-        for turn in range(repeats):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+        for order in turns(names, repeats):
+            for name in order:
                 bar.set_description(name)
-                times[name].append(one_round(requests[name], steps))
+                warm[name].append(one_round(requests[name], steps))
+                if cold:
+                    cold[name].append(cold_round(requests[name], cold_steps, buffer))
                 bar.update()
-    return times
+    return warm, cold
 
 
-def speed_ratio(times: Times, name: str, other: str) -> float | None:
-    """How many times as fast as `other`, median over rounds; None where one is missing."""
-    if name not in times or other not in times:
-        return None
-    return float(np.median(np.divide(times[other], times[name])))
+def table(times: Times, off: Mapping[str, float], cold: Times = MappingProxyType({})) -> str:
+    """One line per program, in Markdown; the last column names what is faster than it, warm.
 
-
-def table(times: Times, off: Mapping[str, float]) -> str:
-    """One line per program, in Markdown; the last column names what is faster than it."""
+    Args:
+      times, cold: milliseconds of a request, warm and with cold caches; the latter may be missing.
+      off: see `differences`.
+    """
     others = [name for name in (JAX, TORCH, INT8) if name in times]
-    lines = [
-        f"| program | ms, median (min..max) | {' | '.join(f'x {name}' for name in others)}"
-        " | off float's | slower than |",
-        f"|:--|--:|{'--:|' * len(others)}--:|:--|",
+    peers = others if cold else []
+    heads = [
+        "program",
+        "ms, median (min..max)",
+        *(f"x {name}" for name in others),
+        *["cold: ms"] * bool(cold),
+        *(f"cold: x {name}" for name in peers),
+        "off float's",
+        "slower than",
     ]
+    lines = [f"| {' | '.join(heads)} |", f"|:--|{'--:|' * (len(heads) - 2)}:--|"]
     for name, own in times.items():
         ratios = {other: speed_ratio(times, name, other) for other in others}
         slower = [o for o, ratio in ratios.items() if o != name and ratio and ratio < 1]
@@ -200,6 +247,8 @@ def table(times: Times, off: Mapping[str, float]) -> str:
             name,
             f"{np.median(own):.3f} ({min(own):.3f}..{max(own):.3f})",
             *(f"{ratio:.2f}" for ratio in ratios.values()),
+            *([f"{np.median(cold[name]):.3f}"] if cold else []),
+            *(f"{speed_ratio(cold, name, other):.2f}" for other in peers),
             f"{100 * off[name]:.1f} %",
             ", ".join(slower),
         ]
@@ -207,32 +256,40 @@ def table(times: Times, off: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def judge(times: Mapping[str, Times]) -> list[str]:
-    """One line per bar, with its figure and a verdict."""
+def judge(group: str, times: Times, cold: Times = MappingProxyType({})) -> list[str]:
+    """One line per bar of a group: its figure, a verdict, and the figure with cold caches."""
     lines = []
     for bar in BARS:
+        if bar.group != group:
+            continue
         what = f"{bar.group}: {bar.program} against {bar.other}"
-        ratio = speed_ratio(times[bar.group], bar.program, bar.other)
+        ratio = speed_ratio(times, bar.program, bar.other)
         if ratio is None:
             lines.append(f"{what}: not measured")
             continue
         verdict = verdict_of(ratio >= bar.least, ratio >= bar.goal)
-        lines.append(f"{what}: {ratio:.2f} x (bar {bar.least}, goal {bar.goal}) {verdict}")
+        line = f"{what}: {ratio:.2f} x (bar {bar.least}, goal {bar.goal}) {verdict}"
+        evicted = speed_ratio(cold, bar.program, bar.other)
+        lines.append(line if evicted is None else f"{line}; cold caches: {evicted:.2f} x")
     return lines
 
 
-def verdict_of(passed: bool, goal: bool) -> str:
-    """As `benchmark train` says it."""
-    return "PASS, goal met" if goal else "PASS" if passed else "short"
+def measure(group: str, repeats: int, steps: int) -> tuple[Times, Times, list[str]]:
+    """Runs a group, printing its table; its times, warm and cold, and a line for every bar."""
+    print(f"\n{group}: preparing", flush=True)
+    requests = GROUPS[group]()
+    off = differences(requests)  # compiles
+    cold_steps = min(steps, COLD_REQUESTS) if group in COLD else 0
+    warm, cold = time_rounds(requests, repeats, steps, cold_steps)
+    print(f"\n{table(warm, off, cold)}\n", flush=True)
+    return warm, cold, judge(group, warm, cold)
 
 
-def measure(repeats: int, steps: int) -> tuple[dict[str, Times], list[str]]:
-    """Runs every group, printing its table; the times, and a line for every bar."""
-    times: dict[str, Times] = {}
-    for group, programs in GROUPS.items():
-        print(f"\n{group}: preparing", flush=True)
-        requests = programs()
-        off = differences(requests)  # compiles
-        times[group] = time_rounds(requests, repeats, steps)
-        print(f"\n{table(times[group], off)}", flush=True)
-    return times, judge(times)
+def conditions() -> dict[str, Any]:
+    """What else the times depend on, of this machine and the peers."""
+    cache = last_level_cache()
+    return {
+        "last-level cache": f"{cache / 2**20:g} MiB" if cache else "unknown",
+        "compiled CPU kernel": native.available(),
+        **torch_peers.conditions(),
+    }

@@ -18,6 +18,19 @@ def available() -> bool:
     return True
 
 
+def conditions() -> dict[str, Any]:
+    """What its times depend on, for a report; without PyTorch a word that it is not there."""
+    if not available():
+        return {"torch": "not installed"}
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "torch threads": torch.get_num_threads(),
+        "torch quantized engine": torch.backends.quantized.engine,
+    }
+
+
 def mlp(
     layers: Sequence[Mapping[str, Any]], x: np.ndarray, plain: str, quantized: str
 ) -> dict[str, Request]:
@@ -36,10 +49,10 @@ def mlp(
         parts += [_linear(np.asarray(own["kernel"]), np.asarray(own["bias"])), torch.nn.ReLU()]
     network = torch.nn.Sequential(*parts[:-1]).eval()
     given = torch.from_numpy(np.array(x))
-    return {
-        plain: _request(network, given),
-        quantized: _request(_dynamic(network, torch.nn.Linear), given),
-    }
+    requests = {plain: _request(network, given)}
+    if (dynamic := _dynamic(network, torch.nn.Linear)) is not None:
+        requests[quantized] = _request(dynamic, given)
+    return requests
 
 
 def lstm(
@@ -72,10 +85,10 @@ def lstm(
             return c, h
 
     arrays = [torch.from_numpy(np.array(array)) for array in given]
-    return {
-        plain: _request(Step().eval(), *arrays),
-        quantized: _request(_dynamic(Step().eval(), torch.nn.LSTMCell), *arrays),
-    }
+    requests = {plain: _request(Step().eval(), *arrays)}
+    if (dynamic := _dynamic(Step().eval(), torch.nn.LSTMCell)) is not None:
+        requests[quantized] = _request(dynamic, *arrays)
+    return requests
 
 
 def _linear(kernel: np.ndarray, bias: np.ndarray) -> Any:
@@ -88,11 +101,16 @@ def _linear(kernel: np.ndarray, bias: np.ndarray) -> Any:
 
 
 def _dynamic(network: Any, kind: Any) -> Any:
+    """The network in dynamic int8; None, and a line that says so, where this torch has none."""
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on its successor, which is another package
-        return torch.ao.quantization.quantize_dynamic(network, {kind}, dtype=torch.qint8)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on its successor, which is another package
+            return torch.ao.quantization.quantize_dynamic(network, {kind}, dtype=torch.qint8)
+    except (AttributeError, RuntimeError) as error:  # dropped from torch; no engine on this CPU
+        print(f"PyTorch {torch.__version__}, dynamic int8: not measured, {error}", flush=True)
+        return None
 
 
 def _request(network: Any, *given: Any) -> Request:

@@ -105,20 +105,18 @@ def test_switching_adds_no_trace() -> None:
     assert benchmark.count_new_traces(model, images) == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ((), "expected one of ['train', 'inference']"),
-        (("fly",), "expected one of ['train', 'inference']"),
-        (("train", "--model=mlp"), "'resnet20'"),
-    ],
-)
-def test_bad_arguments_give_one_line(arguments: tuple[str, ...], expected: str) -> None:
-    done = run(*arguments)
+@pytest.mark.parametrize("words", [(), ("fly",), ("train", "inference")])
+def test_another_command_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit, match=r"^error: command .* expected one of \['train', 'inf"):
+        benchmark.main(["benchmark", *words])
+
+
+def test_bad_arguments_give_one_line() -> None:
+    done = run("train", "--model=mlp")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert expected in done.stderr
+    assert "'resnet20'" in done.stderr
 
 
 def test_the_command(tmp_path: Path) -> None:
