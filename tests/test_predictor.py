@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dual_precision import modes
-from dual_precision.deploy import Cascade, Predictor, load_packed, save_packed
+from dual_precision.deploy import Cascade, Predictor, amend_metadata, load_packed, save_packed
 from dual_precision.deploy.predictor import batches, runs_on_codes
-from dual_precision.models import MLP
+from dual_precision.models import MLP, build_from
 from dual_precision.training.state import initial_variables
 
 DESCRIPTION = {
@@ -123,10 +123,36 @@ def test_low_alone_reads_its_prefix(path, predictor, images, tmp_path):
     np.testing.assert_array_equal(
         low.predict(images[:4], "low"), predictor.predict(images[:4], "low")
     )
-    with pytest.raises(ValueError, match=r"precision 'high': expected one of \['low', 'auto'\]"):
+    with pytest.raises(ValueError, match=r"precision 'high': expected one of \['low'\] "):
         low.predict(images, "high")
     with pytest.raises(ValueError, match="precision 'auto': expected a cascade"):
         low.predict(images, "auto")
+
+
+@pytest.mark.parametrize("stored", [{"colour": 1}, [1], {"first": ["low"], "expected": None}])
+def test_a_cascade_that_this_program_cannot_read_concerns_auto_alone(
+    path, images, tmp_path, stored
+):
+    newer = tmp_path / "net"
+    newer.write_bytes(path.read_bytes())
+    amend_metadata(newer, {"cascade": stored})
+    own = Predictor(newer, batch_sizes=(4,), precisions=["low"])
+    assert own.cascade is None
+    assert own.predict(images, "low").shape == (10, 4)
+    with pytest.raises(ValueError, match=r"'auto': the file holds a cascade of .*again"):
+        own.predict(images, "auto")
+
+
+def test_one_class_has_no_cascade(images, tmp_path):
+    description = {**DESCRIPTION, "num_classes": 1}
+    model = build_from(description)
+    save_packed(
+        tmp_path / "net", model, initial_variables(model, SHAPE, seed=0), description, SHAPE
+    )
+    one = Predictor(tmp_path / "net", batch_sizes=(4,), precisions=["low"])
+    assert one.predict(images, "low").shape == (10, 1)
+    with pytest.raises(ValueError, match="a network of 1 class: expected at least two"):
+        Predictor(tmp_path / "net", batch_sizes=(4,), cascade=CASCADE)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,10 @@ class Cascade:
         """
         try:
             expected = value["expected"]
+            if not (isinstance(value["first"], str) and isinstance(value["then"], str)):
+                raise TypeError("first and then must be names of modes")
             return cls(**{**value, "expected": None if expected is None else Point(**expected)})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"a cascade of {value!r} ({error}): expected what Cascade.to_json gives;"
                 " calibrate it again"
