@@ -63,6 +63,20 @@ _ENERGY = (
 )
 
 
+def command_line(words: Sequence[str]) -> str:
+    """The command as a file may hold it, of the words behind the program's name: of every path the
+    last part alone, as the folders before it are nobody else's business.
+
+    >>> command_line(["pack", "--workdir=/home/me/runs/one/", "--out=net.safetensors"])
+    'python -m experiments.deploy pack --workdir=one --out=net.safetensors'
+    """
+    short = []
+    for word in words:
+        flag, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+        short.append(f"{flag}{equals}{Path(value).name or value}")
+    return shlex.join(["python", "-m", "experiments.deploy", *short])
+
+
 def pack(workdir: Path, out: Path) -> None:
     """Packs the last checkpoint of a run into `out`.
 
@@ -75,7 +89,7 @@ def pack(workdir: Path, out: Path) -> None:
     model, variables = load(workdir)
     results = workdir / RESULTS
     metadata = {
-        "command": shlex.join(["python", "-m", "experiments.deploy", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "run": {key: config[key] for key in ("preset", "experiment")},
         # An unfinished run has none yet.
         "results": json.loads(results.read_text())["rows"] if results.exists() else [],
@@ -153,7 +167,7 @@ def calibrate(path: Path) -> None:
     clock = cli.Stopwatch()
     found = cascade.run(path, settings, options, cli.FLAGS.test)
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "experiments.deploy", *sys.argv[1:]])
+    command = command_line(sys.argv[1:])
     lines = json.dumps({"command": command, **found}, indent=1)
     plot_cascade(found, cascade.CHOSEN, folder / "cascade.png")
     write_whole(folder / "cascade.json", f"{lines}\n")
