@@ -94,17 +94,22 @@ def every_width(stored):
     return Modes(widths)
 
 
-each_stored_width = pytest.mark.parametrize("stored", range(1, 9))
 each_layer = pytest.mark.parametrize(("layer", "shape"), [(Dense, (1, 1, 16)), (Conv, (5, 5, 4))])
 
 
-@each_stored_width
-@each_layer
+# Every mode of the widest, the ends of the others; a convolution differs in its product alone.
+@pytest.mark.parametrize(
+    ("layer", "shape", "stored"),
+    [
+        *((Dense, (1, 1, 16), stored) for stored in range(1, 9)),
+        *((Conv, (5, 5, 4), stored) for stored in (5, 8)),
+    ],
+)
 def test_a_layer_gives_the_same_bits_where_steps_are_powers_of_two(layer, shape, stored):
     model = One(every_width(stored), layer)
     variables, x = trained(model, shape), activations(*shape)
     integer_model, integers = to_integer(model, variables, shape)
-    for mode in model.modes.default:
+    for mode in model.modes.default if stored == 8 else {"w1": None, f"w{stored}": None}:
         found = integer_model.apply(integers, x, precision=mode)
         expected = model.apply(variables, x, precision=mode)
         assert float(jnp.ptp(expected)) > 0
