@@ -223,9 +223,9 @@ def draw_planes(
     # They lie on one another: the wider line below shows at both sides of the narrower.
     for (name, accuracy), (colour, width) in zip(curves.items(), _LINES, strict=False):
         errors = {planes: 100 - own for planes, own in accuracy.items()}
-        axes.plot(
-            [*errors], [*errors.values()], "o-", color=colour, lw=width, ms=4 + width, label=name
-        )
+        counts = range(1, max(errors) + 1)  # no line over what was not measured
+        drawn = [errors.get(planes, math.nan) for planes in counts]
+        axes.plot(counts, drawn, "o-", color=colour, lw=width, ms=4 + width, label=name)
         worst |= {planes: max(error, worst.get(planes, 0)) for planes, error in errors.items()}
     label = f"{mode}, as it was trained"
     axes.axhline(100 - value, color=COLOURS[mode], lw=1.2, ls=_DASHES, label=label)
