@@ -6,6 +6,7 @@ Half a minute on two cores for CIFAR-10. The test set is read once, for the thre
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +79,13 @@ def read_settings(
     0.1 points, mirroring where the data set allows it, and then the sum of both modes' logits.
 
     Raises:
-      ValueError: another image shape than the file's; mirroring of images that may not be mirrored.
+      ValueError: another image shape than the file's; mirroring of images that may not be mirrored;
+        both of accuracy and cost; a blend that is negative or not finite.
     """
+    if accuracy is not None and cost is not None:
+        raise ValueError(f"--accuracy={accuracy:g} and --cost={cost:g}: expected one of them")
+    if blend is not None and not (math.isfinite(blend) and blend >= 0):
+        raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
     trained_on = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
     if not (name := dataset or trained_on):
         raise ValueError("the file does not say on what it was trained: give --dataset=...")

@@ -20,12 +20,12 @@ from absl import flags
 
 from dual_precision.data.catalog import lookup
 from dual_precision.deploy import Cascade, PackedInfo, amend_metadata, inspect_packed, save_packed
+from dual_precision.deploy.cascade import Point
 from dual_precision.deploy.predictor import AUTO, CASCADE
 from dual_precision.describe import Layer, layer_cost, mode_cost
 from dual_precision.energy import layer_energy, mode_energy
 from dual_precision.loading import load
 from experiments import cascade, cli
-from experiments.cascade_figure import plot_cascade
 from experiments.cifar import RESULTS
 from experiments.report import Rows, table
 from experiments.workdir import CONFIG, write_whole
@@ -63,6 +63,20 @@ _ENERGY = (
 )
 
 
+def command_line(words: Sequence[str]) -> str:
+    """The command as a file may hold it, of the words behind the program's name: of every path the
+    last part alone, as the folders before it are nobody else's business.
+
+    >>> command_line(["pack", "--workdir=/home/me/runs/one/", "--out=net.safetensors"])
+    'python -m experiments.deploy pack --workdir=one --out=net.safetensors'
+    """
+    short = []
+    for word in words:
+        flag, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+        short.append(f"{flag}{equals}{Path(value).name or value}")
+    return shlex.join(["python", "-m", "experiments.deploy", *short])
+
+
 def pack(workdir: Path, out: Path) -> None:
     """Packs the last checkpoint of a run into `out`.
 
@@ -75,7 +89,7 @@ def pack(workdir: Path, out: Path) -> None:
     model, variables = load(workdir)
     results = workdir / RESULTS
     metadata = {
-        "command": shlex.join(["python", "-m", "experiments.deploy", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "run": {key: config[key] for key in ("preset", "experiment")},
         # An unfinished run has none yet.
         "results": json.loads(results.read_text())["rows"] if results.exists() else [],
@@ -153,14 +167,41 @@ def calibrate(path: Path) -> None:
     clock = cli.Stopwatch()
     found = cascade.run(path, settings, options, cli.FLAGS.test)
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "experiments.deploy", *sys.argv[1:]])
+    command = command_line(sys.argv[1:])
     lines = json.dumps({"command": command, **found}, indent=1)
-    plot_cascade(found, cascade.CHOSEN, folder / "cascade.png")
+    plot(found, folder / "cascade.png")
     write_whole(folder / "cascade.json", f"{lines}\n")
     print(f"\n{cascade.text(found)}\n\n{folder}/cascade.png, cascade.json; {clock} in all")
     if cli.FLAGS.write:
         amend_metadata(path, {CASCADE: found["cascade"], "cascade_command": command})
         print(f"{path}: calibration written; Predictor({str(path)!r}) has it")
+
+
+def plot(found: Mapping[str, Any], path: Path) -> None:
+    """Validation accuracy over BitOps and over the latency of a batch, as PNG.
+
+    Args:
+      found: what `experiments.cascade.run` gives.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from experiments import deploy_figures
+
+    names = {"curve": "auto", "curve_without_mirror": "auto without the mirrored look"}
+    curves = {names[key]: [Point(**own) for own in found[key]] for key in names if key in found}
+    low, *autos, high = found["sweep"]
+    places = {row["way"]: (row["full"], row["accuracy"]) for row in autos}
+    timed = deploy_figures.Timed(
+        modes=[(row["full"], row["accuracy"]) for row in (low, high)],
+        chosen=places.pop(cascade.CHOSEN),
+        autos=[*places.values()],
+        device=found["device"],
+    )
+    alone = {row["way"]: (row["relative"], row["accuracy"]) for row in (low, high)}
+    chosen = Point(**found["cascade"]["expected"])
+    figure = deploy_figures.draw_cascade(curves, alone, chosen, "validation", timed)
+    deploy_figures.save(figure, path)
 
 
 def _refuse_idle(command: str) -> None:

@@ -1,11 +1,16 @@
-"""Figures of notebooks/03_deploy.ipynb: a packed network at work; numbers come as arguments."""
+"""Figures of a packed network at work; numbers come as arguments.
 
+For notebooks/03_deploy.ipynb and for the commands in deploy.py and planes.py.
+"""
+
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib import ticker
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dual_precision.deploy.cascade import Point
@@ -15,7 +20,9 @@ AUTO = "#6a4c93"
 _GREY, _DARK = "#8d99ae", "#343a40"
 _DASHES = (0, (4, 3))
 # Of curves beside the one that matters.
-_BESIDE = (("#343a40", _DASHES), (_GREY, "-"))
+_BESIDE = ((_DARK, _DASHES), (_GREY, "-"))
+# Of widths of activations.
+_LINES = (("#c3b1d9", 5.0), (AUTO, 1.8), (_DARK, 0.8))
 
 
 def draw_requests(milliseconds: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -80,20 +87,41 @@ def draw_margins(margins: np.ndarray, right: Mapping[str, np.ndarray], groups: i
     return figure
 
 
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Milliseconds per image and accuracy in percent, as pairs.
+
+    Attributes:
+      modes: of the two modes, in the order of `draw_cascade`'s.
+      autos: of the cascade at some thresholds; chosen: at the one chosen.
+      device: where they were timed.
+    """
+
+    modes: Sequence[tuple[float, float]]
+    autos: Sequence[tuple[float, float]]
+    chosen: tuple[float, float]
+    device: str
+
+
 def draw_cascade(
     curves: Mapping[str, Sequence[Point]],
     alone: Mapping[str, tuple[float, float]],
     chosen: Point,
     split: str,
+    timed: Timed | None = None,
 ) -> Figure:
     """Accuracy over BitOps at every threshold, the two modes alone, and the point chosen.
 
     Args:
       curves: name -> points; the first is the one that `chosen` is of.
-      alone: mode -> (share of high's BitOps, accuracy), both in percent.
+      alone: mode -> (share of the last one's BitOps, accuracy), both in percent; two modes.
+      timed: a second panel, accuracy over latency.
     """
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    styles = [(AUTO, "-"), *_BESIDE]
+    size = (7, 4) if timed is None else (10.5, 4.2)
+    figure, grid = plt.subplots(
+        1, 1 if timed is None else 2, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    axes, styles = grid[0, 0], [(AUTO, "-"), *_BESIDE]
     for order, (name, points) in enumerate(curves.items()):
         colour, dashes = styles[order]
         axes.plot(
@@ -105,21 +133,35 @@ def draw_cascade(
             zorder=2 - order / 10,
             label=name,
         )
-    for mode, (cost, accuracy) in alone.items():
-        axes.plot(cost, accuracy, "s", ms=8, color=COLOURS[mode], label=mode)
-    axes.axhline(alone["high"][1], color=COLOURS["high"], lw=0.8, ls=":", zorder=0)
-    mark = f"chosen: {100 * chosen.escalated:.0f} % of the images reach high"
-    place = 100 * chosen.relative, chosen.accuracy
-    axes.plot(*place, "*", ms=17, color=AUTO, mec="w", label=mark)
+    high = [*alone][-1]
+    mark = f"chosen: {100 * chosen.escalated:.0f} % of the images reach {high}"
+    _mark_ways(axes, alone, (100 * chosen.relative, chosen.accuracy), mark)
     axes.set(
-        xlabel="average BitOps per image, % of high's",
+        xlabel=f"average BitOps per image, % of {high}'s",
         ylabel=f"{split} accuracy, %",
         xlim=(0, None),
     )
     axes.margins(y=0.1)
-    axes.grid(alpha=0.25)
     axes.legend(loc="lower right")
+    if timed is not None:
+        right = grid[0, 1]
+        times, accuracies = [[pair[i] for pair in timed.autos] for i in (0, 1)]
+        right.plot(times, accuracies, "o-", ms=4, color=AUTO)
+        _mark_ways(right, dict(zip(alone, timed.modes, strict=True)), timed.chosen, mark)
+        right.set(xlabel=f"ms per image in the largest batch, {timed.device}", xlim=(0, None))
     return figure
+
+
+def _mark_ways(
+    axes: Axes, modes: Mapping[str, tuple[float, float]], chosen: tuple[float, float], mark: str
+) -> None:
+    """Squares for the two modes, a line at the second one's accuracy, and a star."""
+    for (name, place), colour in zip(modes.items(), ("low", "high"), strict=True):
+        axes.plot(*place, "s", ms=8, color=COLOURS[colour], label=name)
+    _, accuracy = [*modes.values()][-1]
+    axes.axhline(accuracy, color=COLOURS["high"], lw=0.8, ls=":", zorder=0)
+    axes.plot(*chosen, "*", ms=17, color=AUTO, mec="w", label=mark)
+    axes.grid(alpha=0.25)
 
 
 def first_kernels(values: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -163,39 +205,50 @@ def draw_kernels(kept: Mapping[int, np.ndarray]) -> Figure:
 
 
 def draw_planes(
-    curves: Mapping[str, Sequence[float]], whole: tuple[str, float], title: str, split: str
+    curves: Mapping[str, Mapping[int, float]], whole: tuple[str, float], title: str, split: str
 ) -> Figure:
-    """Accuracy over the number of planes, from 1 on; the last curve carries its numbers.
+    """Error over the number of planes, a line for each width of activations.
+
+    The axis ends at one and a half times the error of the whole network, so that a tenth of a point
+    can be seen; of points above it the largest number is written.
 
     Args:
-      curves: name -> accuracy in percent of 1, 2, ... planes.
+      curves: name -> planes -> accuracy in percent.
       whole: the mode that the planes come from, and its accuracy.
     """
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    last = list(curves)[-1]
-    # They lie on one another: the wider line below shows at both sides of the narrower.
-    for name, accuracy in curves.items():
-        top = name == last
-        planes = range(1, len(accuracy) + 1)
-        colour = AUTO if top else "#c3b1d9"
-        width = 1.4 if top else 5.0
-        axes.plot(planes, accuracy, "o-", lw=width, ms=3.5 + width, color=colour, label=name)
-        for count, value in zip(planes, accuracy, strict=True):
-            if top:
-                axes.annotate(
-                    f"{value:.1f}",
-                    (count, value),
-                    (2, -15),
-                    textcoords="offset points",
-                    color=_DARK,
-                )
     mode, value = whole
+    top = max(1.5 * (100 - value), 0.5)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    worst: dict[int, float] = {}
+    # They lie on one another: the wider line below shows at both sides of the narrower.
+    for (name, accuracy), (colour, width) in zip(curves.items(), _LINES, strict=False):
+        errors = {planes: 100 - own for planes, own in accuracy.items()}
+        counts = range(1, max(errors) + 1)  # no line over what was not measured
+        drawn = [errors.get(planes, math.nan) for planes in counts]
+        axes.plot(counts, drawn, "o-", color=colour, lw=width, ms=4 + width, label=name)
+        worst |= {planes: max(error, worst.get(planes, 0)) for planes, error in errors.items()}
     label = f"{mode}, as it was trained"
-    axes.axhline(value, color=COLOURS[mode], lw=1, ls=_DASHES, label=label, zorder=0)
-    axes.set(xlabel="planes of the weights that are read", ylabel=f"{split} accuracy, %")
-    axes.set_title(title)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axes.margins(x=0.07, y=0.15)
+    axes.axhline(100 - value, color=COLOURS[mode], lw=1.2, ls=_DASHES, label=label)
+    for planes, error in worst.items():
+        if error > top:
+            axes.annotate(
+                f"\u2191 {error:.1f}",
+                (planes, top),
+                xytext=(0, -14),
+                ha="center",
+                textcoords="offset points",
+                color=_DARK,
+            )
+    lowest = min(100 - value, *(100 - own for curve in curves.values() for own in curve.values()))
+    axes.set(xlabel="planes of the weights that are read", ylabel=f"{split} error, %", title=title)
+    axes.set_ylim(lowest - 0.1 * top, top)
+    axes.set_xticks(range(1, max(worst) + 1))
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
+    axes.legend(loc="upper right")
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, and closes it."""
+    figure.savefig(path, dpi=144)
+    plt.close(figure)

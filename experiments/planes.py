@@ -26,7 +26,7 @@ from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.fixed_point import WIDTHS
 from dual_precision.training.metrics import evaluate
 from experiments import cli
-from experiments.report import COLOURS, Rows, table
+from experiments.report import Rows, table
 from experiments.workdir import CONFIG, write_whole
 
 _COLUMNS = (
@@ -37,8 +37,6 @@ _COLUMNS = (
     ("test", "test %", "{:.2f}"),
     ("difference", "difference to float", "{:+.2f}"),
 )
-# Of widths of activations; the first are the widest, as the lines often lie on one another.
-_LINES = (("#00798c", 5.0), ("#d1495b", 2.5), ("#edae49", 1.0))
 
 
 def read_widths(names: Sequence[str]) -> list[int]:
@@ -95,44 +93,28 @@ def measure(
     return rows
 
 
-def plot(rows: Rows, title: str, path: Path) -> None:
-    """Error against planes, a line for each width of activations, float dashed, as PNG.
+def curves_of(rows: Rows, split: str) -> dict[str, dict[int, float]]:
+    """What `draw_planes` takes: a curve for each width of activations, narrowest first."""
+    widths = sorted({row["activations"] for row in rows if "activations" in row})
+    return {
+        f"{bits}-bit activations": {
+            row["planes"]: row[split] for row in rows if row.get("activations") == bits
+        }
+        for bits in widths
+    }
 
-    The axis ends at one and a half times float's error, so that a tenth of a point can be seen; of
-    points above it the number is written.
-    """
+
+def plot(rows: Rows, title: str, path: Path) -> None:
+    """Error against planes, as PNG; see `draw_planes`."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from experiments import deploy_figures
 
     split = "test" if "test" in rows[0] else "validation"
-    floating, *others = [{**row, "error": 100 - row[split]} for row in rows]
-    top = max(1.5 * floating["error"], 0.5)
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    widths = sorted({row["activations"] for row in others})
-    for bits, (colour, width) in zip(widths, _LINES, strict=False):
-        own = [row for row in others if row["activations"] == bits]
-        planes, errors = zip(*[(row["planes"], row["error"]) for row in own], strict=True)
-        label = f"{bits}-bit activations"
-        axes.plot(planes, errors, "o-", color=colour, lw=width, ms=4 + width, label=label)
-    axes.axhline(floating["error"], ls="--", color=COLOURS[FLOAT_NAME], label="float")
-    above = {row["planes"]: row["error"] for row in others if row["error"] > top}
-    for place, error in above.items():
-        axes.annotate(
-            f"\u2191 {error:.1f}",
-            (place, top),
-            xytext=(0, -14),
-            ha="center",
-            textcoords="offset points",
-        )
-    axes.set(xlabel="planes of the weights that are read", ylabel=f"{split} error, %", title=title)
-    axes.set_ylim(min(row["error"] for row in (floating, *others)) - 0.1 * top, top)
-    axes.set_xticks(range(1, STORED + 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    whole = (FLOAT_NAME, rows[0][split])
+    figure = deploy_figures.draw_planes(curves_of(rows, split), whole, title, split)
+    deploy_figures.save(figure, path)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision import modes
+from dual_precision.deploy import load_packed, save_packed
 from dual_precision.deploy.bit_layers import (
     BitDense,
     BitLSTMCell,
@@ -19,7 +20,7 @@ from dual_precision.deploy.bit_layers import (
     parse_planes,
     to_bit_layers,
 )
-from dual_precision.layers import SwitchableBatchNorm
+from dual_precision.layers import Dense, SwitchableBatchNorm
 from dual_precision.models import MLP, build
 from dual_precision.primitives.bitserial import plane_product, unpack_words
 from dual_precision.primitives.nested import decode, encode
@@ -113,6 +114,16 @@ def test_bias():
     found = BitDense(64).apply({"params": packed}, x, precision="w3a8")
     without = plane_product(x, packed["words"], packed["scales"], 3, 8)
     np.testing.assert_array_equal(found, without + bias[None])
+
+
+def test_inputs_of_any_rank():
+    packed = {"params": pack_dense(jnp.asarray(weights()))}
+    layer, x = BitDense(64, use_bias=False), jnp.asarray(weights(1, 12))
+    wanted = layer.apply(packed, x, precision="w3a8")
+    for shape in ((3, 4), (3, 2, 2)):
+        found = layer.apply(packed, x.reshape(*shape, 64), precision="w3a8")
+        np.testing.assert_array_equal(found, wanted.reshape(*shape, 64))
+    assert layer.apply(packed, x[0], precision="w3a8").shape == (64,)
 
 
 def test_layers_without_planes():
@@ -221,6 +232,35 @@ def test_networks_refused():
         to_bit_layers(resnet, {}, SHAPE)
 
 
+@pytest.mark.parametrize("norm", [None, SwitchableBatchNorm])
+def test_values_that_are_not_there_are_missed(norm, tmp_path):
+    """A file read up to low is a network of low alone; no mode of a file has float weights."""
+    model = PLAIN.clone(norm=norm)
+    widths = {"low": "w2a2", "high": "w8a8"}
+    description = {"name": "mlp", "num_classes": 4, "hidden": [64], "modes": widths}
+    description |= {} if norm else {"norm": None}
+    save_packed(tmp_path / "net", model, trained(model), description, SHAPE)
+    _, packed = load_packed(tmp_path / "net", "low")
+    to_bit_layers(model, packed, SHAPE, mode="low")
+    with pytest.raises(ValueError, match=r"without .*classifier/input_step/high.* 'high'; load"):
+        to_bit_layers(model, packed, SHAPE, mode="high")
+    message = r"without batch_stats/norm1/float/mean" if norm else "which holds codes alone"
+    for last in ("low", "high"):
+        _, packed = load_packed(tmp_path / "net", last)
+        with pytest.raises(ValueError, match=message):
+            to_bit_layers(model, packed, SHAPE)
+    with pytest.raises(ValueError, match=r"'params/dense1/kernel' of shape \(64, 64\)"):
+        to_bit_layers(model, packed, (4, 4, 1), mode="low")
+
+
+@pytest.mark.parametrize(
+    "classes", [{"dense": partial(Dense)}, {"norm": partial(SwitchableBatchNorm, epsilon=0.1)}]
+)
+def test_layers_of_unknown_equations_are_refused(classes):
+    with pytest.raises(ValueError, match="expected dense=Dense, and norm=SwitchableBatchNorm"):
+        to_bit_layers(NORMED.clone(**classes), {}, SHAPE)
+
+
 # -- LSTM ------------------------------------------------------------------------------------------
 
 
@@ -236,6 +276,10 @@ def test_lstm_cell(cell):
     run = jax.jit(BitLSTMCell(16).apply, static_argnames="precision")
     wanted = cell(16).apply(variables, (c, h), x)
     fine = run(packed, (c, h), x, precision="w8a32")
+    zeros = BitLSTMCell(16).initialize_carry(jax.random.key(0), x.shape)
+    jax.tree.map(
+        np.testing.assert_array_equal, zeros, cell(16).initialize_carry(jax.random.key(0), x.shape)
+    )
     assert jax.tree.structure(fine) == jax.tree.structure(wanted)
     for ours, theirs in zip(jax.tree.leaves(fine), jax.tree.leaves(wanted), strict=True):
         assert ours.shape == theirs.shape

@@ -48,6 +48,26 @@ def test_every_point_is_what_the_cascade_does(mirror, blend):
         assert point.difference == pytest.approx(100 * (right.mean() - then.mean()))
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("blend", [0.0, 1.0])
+def test_what_is_no_number_is_never_sure(mirror, blend):
+    """At any threshold, 0 too, `then` answers such a row alone; a curve says what is done then."""
+    own = evidence(mirror, blend)
+    broken = np.arange(ROWS) % 10 == 0
+    own.first[broken, 1] = np.nan
+    for point in curve(own, 5):
+        cascade = Cascade("low", "high", point.threshold, mirror, blend)
+        got = answer(cascade, own.first, lambda rows: own.mirror[rows], lambda rows: own.then[rows])
+        assert got.escalated[broken].all()
+        np.testing.assert_array_equal(got.logits[broken], own.then[broken])
+        assert point.escalated == pytest.approx(got.escalated.mean())
+        assert point.mirrored == pytest.approx(got.mirrored.mean())
+        assert point.accuracy == pytest.approx(100 * np.mean(got.logits.argmax(1) == own.labels))
+    own.first[:] = np.nan
+    with pytest.raises(ValueError, match="without one finite margin"):
+        curve(own, 5)
+
+
 def test_the_ends_of_a_curve_are_the_modes():
     own = evidence(mirror=False, blend=0.0)
     points = curve(own)

@@ -1,6 +1,7 @@
 """The command around a packed file: the cascade, from a trained run to a file that carries it."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from safetensors.numpy import load_file
 
 from dual_precision import data
@@ -19,7 +21,7 @@ from dual_precision.deploy import (
     amend_metadata,
     inspect_packed,
 )
-from experiments import cascade, deploy
+from experiments import cascade, cli, deploy
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +51,7 @@ def test_cascade_command(packed, digits_study):
     assert re.search(r"\| +auto, chosen \|", done.stdout)
     assert (packed.parent / "cascade.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((packed.parent / "cascade.json").read_text())
+    assert str(packed.parent) not in json.dumps([found, inspect_packed(packed).metadata])
     chosen = Cascade.from_json(found["cascade"])
     assert chosen.expected.relative <= 0.5
     assert (chosen.mirror, chosen.blend) == (False, 0.0), "a mirrored digit is another one"
@@ -86,6 +89,9 @@ def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
         ({"dataset": "cifar10"}, r"expected \(8, 8, 1\), as the file takes"),
         ({"dataset": "imagenet"}, "imagenet"),
         ({"mirror": True}, "a mirrored image of digits is another image"),
+        ({"accuracy": -0.1, "cost": 0.5}, "--accuracy=-0.1 and --cost=0.5: expected one of them"),
+        ({"blend": -1.0}, "--blend=-1: expected a finite number, 0 or more"),
+        ({"blend": math.nan}, "--blend=nan: expected a finite number"),
     ],
 )
 def test_settings_refused(packed, asked, message):
@@ -94,13 +100,25 @@ def test_settings_refused(packed, asked, message):
         cascade.read_settings(inspect_packed(packed), **{**dict.fromkeys(names), **asked})
 
 
-def test_a_flag_without_effect_is_refused():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.deploy", "report", "net", "--cost=0.5"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
-    assert done.stderr == "error: ['cost'] has no effect on 'report': leave it out\n"
+def test_a_flag_without_effect_is_refused(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_float("cost", None, "as the command has", flag_values=values)
+    values(["deploy", "--cost=0.5"])
+    monkeypatch.setattr(cli, "FLAGS", values)
+    with pytest.raises(ValueError, match=r"\['cost'\] has no effect on 'report': leave it out"):
+        deploy.main("report", "net")
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["pack", "--workdir=/home/me/run/", "--out=/o/net"], "pack --workdir=run --out=net"),
+        (["pack", "--workdir", "../run", "-out", "a/net"], "pack --workdir run -out net"),
+        (
+            ["cascade", "/o/net", "--accuracy=-0.1", "--write"],
+            "cascade net --accuracy=-0.1 --write",
+        ),
+    ],
+)
+def test_a_file_tells_no_folders(words, kept):
+    assert deploy.command_line(words) == f"python -m experiments.deploy {kept}"

@@ -94,17 +94,22 @@ def every_width(stored):
     return Modes(widths)
 
 
-each_stored_width = pytest.mark.parametrize("stored", range(1, 9))
 each_layer = pytest.mark.parametrize(("layer", "shape"), [(Dense, (1, 1, 16)), (Conv, (5, 5, 4))])
 
 
-@each_stored_width
-@each_layer
+# Every mode of the widest, the ends of the others; a convolution differs in its product alone.
+@pytest.mark.parametrize(
+    ("layer", "shape", "stored"),
+    [
+        *((Dense, (1, 1, 16), stored) for stored in range(1, 9)),
+        *((Conv, (5, 5, 4), stored) for stored in (5, 8)),
+    ],
+)
 def test_a_layer_gives_the_same_bits_where_steps_are_powers_of_two(layer, shape, stored):
     model = One(every_width(stored), layer)
     variables, x = trained(model, shape), activations(*shape)
     integer_model, integers = to_integer(model, variables, shape)
-    for mode in model.modes.default:
+    for mode in model.modes.default if stored == 8 else {"w1": None, f"w{stored}": None}:
         found = integer_model.apply(integers, x, precision=mode)
         expected = model.apply(variables, x, precision=mode)
         assert float(jnp.ptp(expected)) > 0
@@ -314,6 +319,57 @@ def test_what_has_no_integer_forward_is_refused(arguments, message):
     variables = trained(model, SHAPE)
     with pytest.raises(ValueError, match=message):
         to_integer(model, variables, SHAPE)
+
+
+class Wired(nn.Module):
+    """Two layers and a normalisation, put together in a way of its own."""
+
+    modes: Modes
+    way: str
+    dense: Any = Dense
+    norm: Any = SwitchableBatchNorm
+
+    @nn.compact
+    def __call__(self, x, *, precision, train=False):
+        x = x.astype(jnp.float32).reshape(x.shape[0], -1)
+        norm = self.norm(modes=self.modes, name="norm")
+        if self.way == "norm first":
+            x = norm(x, precision=precision, train=train)
+        layer = Dense if self.way == "hard-coded" else self.dense
+        y = layer(16, modes=self.modes.pin(8, None), name="one")(x, precision=precision)
+        if self.way in ("skip", "norm twice"):
+            skip = norm(y, precision=precision, train=train)
+            y = y + skip if self.way == "skip" else norm(skip, precision=precision, train=train)
+        return self.dense(16, modes=self.modes, name="two")(y, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"way": "hard-coded"}, "layer 'one' keeps its class Dense: expected one that an attr"),
+        ({"way": "", "dense": partial(Dense)}, "layer 'one' keeps its class Dense"),
+        ({"way": "skip", "norm": partial(SwitchableBatchNorm)}, "'norm' keeps its class Switch"),
+        ({"way": "skip"}, "output of layer 'one' goes to a normalisation and elsewhere"),
+        ({"way": "norm twice"}, "normalisation 'norm' is called twice"),
+    ],
+)
+def test_so_are_networks_put_together_in_other_ways(arguments, message):
+    model = Wired(DUAL, **arguments)
+    with pytest.raises(ValueError, match=message):
+        to_integer(model, trained(model, SHAPE), SHAPE)
+
+
+def test_a_layer_behind_a_normalisation_shares_nothing():
+    """Its input is another one in every mode, though none quantizes it."""
+    model = Wired(DUAL, "norm first")
+    variables, x = trained(model, SHAPE), pixels(*SHAPE)
+    integer_model, integers = to_integer(model, variables, SHAPE)
+    assert not integer_model.dense.keywords["plans"]["one"].shared
+    _, kept = integer_model.apply(integers, x, precision="low", mutable=["kept"])
+    assert not kept
+    assert (
+        to_integer(SMALL, trained(SMALL, SHAPE), SHAPE)[0].dense.keywords["plans"]["dense1"].shared
+    )
 
 
 def test_so_are_values_that_are_missing_or_not_finite():

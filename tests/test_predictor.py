@@ -6,16 +6,15 @@ import itertools
 import logging
 import re
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from dual_precision import modes
-from dual_precision.deploy import Cascade, Predictor, load_packed, save_packed
-from dual_precision.deploy.predictor import batches, runs_on_codes
-from dual_precision.models import MLP
+from dual_precision.deploy import Cascade, Predictor, amend_metadata, load_packed, save_packed
+from dual_precision.deploy.predictor import BLOCK, batches, runs_on_codes
+from dual_precision.models import MLP, build_from
 from dual_precision.training.state import initial_variables
 
 DESCRIPTION = {
@@ -25,7 +24,6 @@ DESCRIPTION = {
     "hidden": [16, 16],
 }
 SHAPE = (8, 8, 1)
-CIFAR = Path(__file__).parents[1] / "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 CASCADE = Cascade("low", "high", threshold=0.15, mirror=True, blend=1.0)
 
 
@@ -46,15 +44,23 @@ def images(network):
     return np.asarray(network.images)[:10]
 
 
+@pytest.fixture(scope="module")
+def wanted(path, images):
+    """The packed network's own logits of both modes."""
+    model, variables = load_packed(path)
+    return {
+        precision: jax.jit(partial(model.apply, precision=precision))(variables, images)
+        for precision in ("low", "high")
+    }
+
+
 @pytest.mark.parametrize("precision", ["low", "high"])
 @pytest.mark.parametrize("count", [0, 1, 3, 10])
-def test_logits_are_those_of_the_model(predictor, path, images, precision, count):
-    model, variables = load_packed(path)
-    wanted = jax.jit(partial(model.apply, precision=precision))(variables, images)
+def test_logits_are_those_of_the_model(predictor, wanted, images, precision, count):
     got = predictor.predict(images[:count], precision)
     assert got.dtype == np.float32
     assert got.shape == (count, 4)
-    np.testing.assert_allclose(got, wanted[:count], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, wanted[precision][:count], rtol=1e-5, atol=1e-5)
 
 
 def test_auto_follows_its_rule(predictor, images):
@@ -70,6 +76,21 @@ def test_auto_follows_its_rule(predictor, images):
     assert not (answer.escalated & ~answer.mirrored).any()
 
 
+def test_auto_goes_on_where_a_block_ends(path, monkeypatch):
+    """What is kept of the first block's rows must not reach those of the second."""
+    small = Predictor(path, batch_sizes=(1, 2), cascade=CASCADE)
+    images = np.random.default_rng(1).integers(0, 256, (40, *SHAPE), np.uint8)
+    assert len(images) > BLOCK * 2
+    got = small.answer(images)
+    monkeypatch.setattr("dual_precision.deploy.predictor.BLOCK", len(images))
+    whole = small.answer(images)
+    for way in ("mirrored", "escalated"):
+        np.testing.assert_array_equal(getattr(got, way), getattr(whole, way))
+        assert getattr(got, way)[32:].sum() > 0
+    assert 0 < got.escalated[:32].sum() < 32
+    np.testing.assert_allclose(got.logits, whole.logits, rtol=1e-5, atol=1e-5)
+
+
 def test_threads_get_the_bits_that_one_gets_and_compile_nothing(predictor, images, caplog):
     requests = list(itertools.product((1, 3, 4, 9), ("low", "high", "auto"))) * 4
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -81,19 +102,20 @@ def test_threads_get_the_bits_that_one_gets_and_compile_nothing(predictor, image
     assert not caplog.records, [record.getMessage() for record in caplog.records]
 
 
-def test_two_modes_take_the_memory_of_one():
-    """The network in the repository: 468 kB of codes in either, and what each mode has of its own.
+def test_two_modes_take_the_memory_of_one(predictor, path):
+    """A second mode adds floats of its own, and no weights.
 
     Weights within a program would be copies; the largest constants are a channel's worth.
     """
-    two = Predictor(CIFAR, batch_sizes=(1,))
-    one = Predictor(CIFAR, batch_sizes=(1,), precisions=("high",))
+    one = Predictor(path, batch_sizes=(1,), precisions=("high",))
     assert one.precisions == ("high",)
-    assert two.bytes <= 1.1 * one.bytes
-    for program in two._programs.values():
+    norms, input_steps, scale = 2 * 2 * 16, 2, 4
+    assert predictor.bytes - one.bytes == 4 * (norms + input_steps + scale)
+    assert one.bytes > 64 * 16 + 16 * 16 + 16 * 4
+    for program in predictor._programs.values():
         shapes = re.findall(r"\[([\d,]*)\]\S* constant\(", program.as_text())
         assert shapes
-        assert all(np.prod([int(n) for n in s.split(",") if n]) <= 128 for s in shapes)
+        assert all(np.prod([int(n) for n in s.split(",") if n]) <= 16 for s in shapes)
 
 
 def test_three_modes_and_a_layer_of_float_weights(images, tmp_path):
@@ -123,10 +145,36 @@ def test_low_alone_reads_its_prefix(path, predictor, images, tmp_path):
     np.testing.assert_array_equal(
         low.predict(images[:4], "low"), predictor.predict(images[:4], "low")
     )
-    with pytest.raises(ValueError, match=r"precision 'high': expected one of \['low', 'auto'\]"):
+    with pytest.raises(ValueError, match=r"precision 'high': expected one of \['low'\] "):
         low.predict(images, "high")
     with pytest.raises(ValueError, match="precision 'auto': expected a cascade"):
         low.predict(images, "auto")
+
+
+@pytest.mark.parametrize("stored", [{"colour": 1}, [1], {"first": ["low"], "expected": None}])
+def test_a_cascade_that_this_program_cannot_read_concerns_auto_alone(
+    path, images, tmp_path, stored
+):
+    newer = tmp_path / "net"
+    newer.write_bytes(path.read_bytes())
+    amend_metadata(newer, {"cascade": stored})
+    own = Predictor(newer, batch_sizes=(4,), precisions=["low"])
+    assert own.cascade is None
+    assert own.predict(images, "low").shape == (10, 4)
+    with pytest.raises(ValueError, match=r"'auto': the file holds a cascade of .*again"):
+        own.predict(images, "auto")
+
+
+def test_one_class_has_no_cascade(images, tmp_path):
+    description = {**DESCRIPTION, "num_classes": 1}
+    model = build_from(description)
+    save_packed(
+        tmp_path / "net", model, initial_variables(model, SHAPE, seed=0), description, SHAPE
+    )
+    one = Predictor(tmp_path / "net", batch_sizes=(4,), precisions=["low"])
+    assert one.predict(images, "low").shape == (10, 1)
+    with pytest.raises(ValueError, match="a network of 1 class: expected at least two"):
+        Predictor(tmp_path / "net", batch_sizes=(4,), cascade=CASCADE)
 
 
 @pytest.mark.parametrize(

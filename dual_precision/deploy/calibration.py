@@ -5,7 +5,14 @@ import math
 
 import numpy as np
 
-from dual_precision.deploy.cascade import SECOND_LOOK, Cascade, Point, margin
+from dual_precision.deploy.cascade import (
+    SECOND_LOOK,
+    Cascade,
+    Point,
+    blended,
+    margin,
+    unsure,
+)
 
 THRESHOLDS = 501
 # A wanted accuracy must hold on average over so many thresholds around: one alone may be lucky.
@@ -56,18 +63,36 @@ class Evidence:
 
 
 def curve(evidence: Evidence, count: int = THRESHOLDS) -> list[Point]:
-    """The cascade at `count` thresholds, from no row escalated to all of them."""
+    """The cascade at `count` thresholds, from no row escalated to all of them.
+
+    Rows whose margin is not finite set no threshold; those without a number are always escalated.
+
+    Raises:
+      ValueError: no row has a finite margin.
+    """
     margins = margin(evidence.first)
     mean, last = evidence.first, margins
     if evidence.mirror is not None:
         mean = (evidence.first + evidence.mirror) / 2
         last = margin(mean)
-    thresholds = np.quantile(last, np.linspace(0, 1, count), method="lower")
+    known = last[np.isfinite(last)]
+    if not known.size:
+        raise ValueError(
+            "logits of the first mode without one finite margin: expected numbers; look for a"
+            " diverged training"
+        )
+    thresholds = np.quantile(known, np.linspace(0, 1, count), method="lower")
     # The comparison is strict: the first keeps every row, the last keeps none.
-    thresholds[0], thresholds[-1] = 0.0, np.nextafter(max(margins.max(), last.max()), np.inf)
+    largest = max(own[np.isfinite(own)].max() for own in (margins, last))
+    thresholds[0], thresholds[-1] = 0.0, np.nextafter(largest, np.inf)
     right = [
         logits.argmax(axis=1) == evidence.labels
-        for logits in (evidence.first, mean, evidence.then + evidence.blend * mean, evidence.then)
+        for logits in (
+            evidence.first,
+            mean,
+            blended(evidence.then, mean, evidence.blend),
+            evidence.then,
+        )
     ]
     return [_point(evidence, float(t), margins, last, right) for t in thresholds]
 
@@ -81,10 +106,10 @@ def _point(
 ) -> Point:
     first, mean, blended, then = right
     if evidence.mirror is None:
-        looked, escalated = np.zeros(len(margins), bool), last < threshold
+        looked, escalated = np.zeros(len(margins), bool), unsure(last, threshold)
     else:
-        looked = margins < SECOND_LOOK * threshold
-        escalated = looked & (last < threshold)
+        looked = unsure(margins, SECOND_LOOK * threshold)
+        escalated = looked & unsure(last, threshold)
     own = np.where(escalated, blended, np.where(looked, mean, first))
     return measure(threshold, own, then, looked, escalated, evidence.costs)
 

@@ -11,7 +11,8 @@ and with `mirror`, for data whose mirrored image has the same label, a second lo
     (then(x) + blend * mean) / (1 + blend)              and where margin(mean) < threshold too
 
 Everything is decided by logits that are computed anyway. The threshold is calibrated on validation
-data, whose labels choose it for a wanted accuracy and do not enter for a wanted cost.
+data, whose labels choose it for a wanted accuracy and do not enter for a wanted cost. A margin that
+is no number reaches no threshold: such a row goes on, and `then` answers it alone.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ class Cascade:
 
     Attributes:
       first, then: names of modes.
-      threshold: in logits; 0 keeps every answer of `first`.
+      threshold: in logits; 0 keeps every answer of `first` that is of numbers.
       mirror: take the second look.
       blend: weight of first's logits in the answer to an escalated row.
       expected: what the calibration measured.
@@ -88,8 +89,10 @@ class Cascade:
         """
         try:
             expected = value["expected"]
+            if not (isinstance(value["first"], str) and isinstance(value["then"], str)):
+                raise TypeError("first and then must be names of modes")
             return cls(**{**value, "expected": None if expected is None else Point(**expected)})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"a cascade of {value!r} ({error}): expected what Cascade.to_json gives;"
                 " calibrate it again"
@@ -122,6 +125,21 @@ def margin(logits: np.ndarray) -> np.ndarray:
     return largest - second
 
 
+def unsure(margins: np.ndarray, threshold: float) -> np.ndarray:
+    """Rows that go on, bool [N]; NaN, which compares as neither smaller nor larger, does.
+
+    >>> unsure(np.array([1.0, 2.0, np.nan]), 2.0).tolist()
+    [True, False, True]
+    """
+    return ~(margins >= threshold)
+
+
+def blended(then: np.ndarray, first: np.ndarray, blend: float) -> np.ndarray:
+    """(then + blend * first) / (1 + blend), [N, classes]; `then` where `first` is not finite."""
+    mean = (then + np.float32(blend) * first) / np.float32(1 + blend)
+    return np.where(np.isfinite(first).all(axis=1, keepdims=True), mean, then)
+
+
 def mirrored(images: np.ndarray) -> np.ndarray:
     """[N, H, W, C], left and right exchanged."""
     return images[:, :, ::-1]
@@ -144,14 +162,13 @@ def answer(
     sure = margin(logits)
     looked = np.zeros(len(logits), bool)
     if cascade.mirror:
-        looked = sure < SECOND_LOOK * cascade.threshold
+        looked = unsure(sure, SECOND_LOOK * cascade.threshold)
         rows = np.flatnonzero(looked)
         if rows.size:
             logits[rows] = (logits[rows] + again(rows)) / 2
             sure[rows] = margin(logits[rows])
-    escalated = sure < cascade.threshold
+    escalated = unsure(sure, cascade.threshold)
     rows = np.flatnonzero(escalated)
     if rows.size:
-        blend = np.float32(cascade.blend)
-        logits[rows] = (then(rows) + blend * logits[rows]) / (1 + blend)
+        logits[rows] = blended(then(rows), logits[rows], cascade.blend)
     return Answer(logits, looked, escalated)

@@ -1,5 +1,6 @@
 """From a trained network to the integer network of the same modes."""
 
+import collections
 import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
 
 from dual_precision.deploy.contents import (
     Leaves,
@@ -24,6 +26,7 @@ from dual_precision.deploy.integer import (
     FoldedNorm,
     IntegerConv,
     IntegerDense,
+    IntegerLayer,
     LayerPlan,
     Plans,
     group_bounds,
@@ -32,6 +35,7 @@ from dual_precision.describe import Layer, Path, pixel_layer
 from dual_precision.layers import Conv, Dense, QuantizedLayer, SwitchableBatchNorm
 from dual_precision.primitives import nested
 
+_SUMS = "sums of "  # marks them in a trace
 EXACT = 2**24  # float32 holds every integer up to here
 
 
@@ -41,6 +45,8 @@ def to_integer(
     """The same model with integer layers, and its variables: int8 codes and a few floats.
 
     The output of a layer may go to a normalisation, and then to that alone: it is its bare sums.
+    Layers and normalisations are those that the model's attributes name by their classes, as in
+    `conv: ModuleDef = Conv`. What else a model computes must not depend on the mode.
 
     Args:
       model, variables: as `dual_precision.load` and `load_packed` give; they may hold the values of
@@ -48,14 +54,15 @@ def to_integer(
       image_shape: [H, W, C] of the images that it takes.
 
     Raises:
-      ValueError: a layer has float weights in a mode, or is of another class than Conv or Dense;
+      ValueError: a layer has float weights in a mode, or is of another class than Conv or Dense,
+        or of none that an attribute names; the output of one goes to a normalisation and elsewhere;
         values are missing; weights that are not finite; sums beyond int32.
 
     >>> model, variables = load_packed("net.safetensors")  # doctest: +SKIP
     >>> integer_model, integers = to_integer(model, variables, (32, 32, 3))  # doctest: +SKIP
     >>> integer_model.apply(integers, images, precision="low")  # doctest: +SKIP
     """
-    own, before = _trace(model, tuple(image_shape))
+    own, before, at_start = _trace(model, tuple(image_shape))
     order = mode_order(own.layers)
     leaves: Leaves = dict(flatten_dict(variables))
     present = [mode for mode in order if own.leaves_of([mode]).keys() <= leaves.keys()]
@@ -67,7 +74,7 @@ def to_integer(
     for path, layer in own.layers.items():
         codes = _codes(path, layer, leaves)
         groups = {mode: _groups(path, codes, layer, mode) for mode in present}
-        shared = path == pixel_layer(own.layers)
+        shared = path == at_start
         plans["/".join(path)] = LayerPlan(FrozenDict(groups), path in normalised, shared)
         integers[*path, "kernel"] = jnp.asarray(codes)
         scaled = () if path in normalised else present
@@ -75,13 +82,20 @@ def to_integer(
     for path, epsilon in own.norms.items():
         for mode in present:
             integers |= _fold(path, epsilon, before.get(path), own, leaves, mode)
-    return _with_integer_layers(model, FrozenDict(plans)), {"params": unflatten_dict(integers)}
+    integer_model = _with_integer_layers(model, FrozenDict(plans))
+    integer_variables = {"params": unflatten_dict(integers)}
+    _check(integer_model, integer_variables, tuple(image_shape), present[0])
+    return integer_model, integer_variables
 
 
-def _trace(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Outline, dict[Path, Path]]:
-    """The outline of a model, and which layer's output each normalisation takes."""
+def _trace(
+    model: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[Outline, dict[Path, Path], Path | None]:
+    """The outline, which layer's output each normalisation takes, and the first layer if what it
+    sees is the same in every mode: nothing quantizes that, and no normalisation came before."""
     made: list[tuple[jax.Array, Path]] = []
     before: dict[Path, Path] = {}
+    norms: dict[Path, bool] = {}  # of each, whether it came before every layer
 
     def note(call, args, kwargs, context):
         result = call(*args, **kwargs)
@@ -96,13 +110,75 @@ def _trace(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Outline, dic
                 )
             made.append((result, module.path))
         if isinstance(module, SwitchableBatchNorm):
+            if module.path in norms:
+                raise ValueError(
+                    f"normalisation {'/'.join(module.path)!r} is called twice: expected once, as"
+                    " it takes the scale of the layer before it"
+                )
+            norms[module.path] = not made
             for array, path in made:
                 if array is args[0]:
                     before[module.path] = path
         return result
 
     with nn.intercept_methods(note):
-        return outline(model, image_shape), before
+        own = outline(model, image_shape)
+    return own, before, None if any(norms.values()) else pixel_layer(own.layers)
+
+
+def _check(
+    model: nn.Module, variables: Mapping[str, Any], image_shape: tuple[int, ...], mode: str
+) -> None:
+    """Traces the integer network once, without computing.
+
+    Raises:
+      ValueError: a layer or a normalisation is still that of the training network; bare sums go
+        elsewhere than to their normalisation.
+    """
+
+    def note(call, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        stays = isinstance(module, QuantizedLayer) and not isinstance(module, IntegerLayer)
+        if stays or isinstance(module, SwitchableBatchNorm):
+            raise ValueError(
+                f"layer {'/'.join(module.path)!r} keeps its class {type(module).__name__}: expected"
+                " one that an attribute of the model names, as in `conv: ModuleDef = Conv`; no"
+                " partial, no instance, no class written into the model's code"
+            )
+        result = call(*args, **kwargs)
+        if isinstance(module, IntegerLayer) and module.plans["/".join(module.path)].raw:
+            return checkpoint_name(result, _SUMS + "/".join(module.path))
+        return result
+
+    def forward(variables: Any, images: jax.Array) -> Any:
+        with nn.intercept_methods(note):
+            return model.apply(variables, images, precision=mode)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    _check_uses(jax.make_jaxpr(forward)(variables, images).jaxpr)
+
+
+def _check_uses(jaxpr: Any) -> None:
+    """Raises ValueError where sums that are marked are used twice, or given back: the one use that
+    `_trace` saw is that of the normalisation."""
+    uses = collections.Counter(
+        id(var) for var in (*jaxpr.outvars, *(var for eqn in jaxpr.eqns for var in eqn.invars))
+    )
+    for eqn in jaxpr.eqns:
+        name = eqn.params.get("name")
+        if eqn.primitive.name == "name" and name.startswith(_SUMS) and uses[id(eqn.outvars[0])] > 1:
+            raise ValueError(
+                f"the output of layer {name.removeprefix(_SUMS)!r} goes to a normalisation and"
+                " elsewhere: expected it to go to that alone, as an integer layer gives its bare"
+                " sums there"
+            )
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    _check_uses(inner)
 
 
 def _codes(path: Path, layer: Layer, leaves: Leaves) -> np.ndarray:

@@ -44,10 +44,12 @@ class Predictor:
       precisions: names of the modes that are loaded.
       batch_sizes: for which there are programs, ascending.
       cascade: that "auto" runs; None is none.
-      bytes: of all arrays that are held on the device.
+      bytes: of the arrays that are held on the device, the weights of all modes; not of the
+        compiled programs, nor of the sums that a cascade keeps while it runs.
 
     Raises:
-      ValueError: a batch size below 1; a mode that the file has not; a cascade of other modes.
+      ValueError: a batch size below 1; a mode that the file has not; a cascade of other modes, or
+        of a network of one class, which has no margin.
       PackedError, OSError: as `load_packed`.
     """
 
@@ -69,7 +71,8 @@ class Predictor:
         self.info = inspect_packed(source)
         self.precisions = _chosen(self.info, precisions)
         self.batch_sizes = _sizes(batch_sizes)
-        self.cascade = _usable(cascade, self.info, self.precisions)
+        self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
+        self.classes = _classes(self.info, self.cascade)
         apply, variables = _network(source, self.info, self.precisions)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
@@ -80,8 +83,6 @@ class Predictor:
             if self.cascade:
                 _, kept = self._compile(apply, self.cascade.first, FIRST, size, {})
                 self._compile(apply, self.cascade.then, THEN, size, kept)
-        program = self._programs[self.precisions[0], ALONE, self.batch_sizes[0]]
-        self.classes: int = program.out_info[0].shape[-1]
 
     def predict(self, images: np.ndarray, precision: str) -> np.ndarray:
         """Logits, float32 [N, classes].
@@ -100,7 +101,8 @@ class Predictor:
             return self.answer(images).logits
         if precision not in self.precisions:
             raise ValueError(
-                f"precision {precision!r}: expected one of {[*self.precisions, AUTO]}"
+                f"precision {precision!r}: expected one of"
+                f" {[*self.precisions, *([AUTO] if self.cascade else [])]}"
                 f" (the file holds {list(self.info.bytes_read)})"
             )
         return self._run(precision, ALONE, self._checked(images))[0]
@@ -114,11 +116,7 @@ class Predictor:
         """
         images, own = self._checked(images), self.cascade
         if own is None:
-            raise ValueError(
-                "precision 'auto': expected a cascade, and both of its modes loaded; give"
-                " Predictor(..., cascade=...), or calibrate the file:"
-                " python -m experiments.deploy cascade FILE --write"
-            )
+            raise ValueError(f"precision {AUTO!r}: {self._why_none}")
         cascade = cascade or own
         if (cascade.first, cascade.then) != (own.first, own.then):
             raise ValueError(
@@ -233,17 +231,38 @@ def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
-def _usable(cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]) -> Cascade | None:
+def _usable(
+    cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]
+) -> tuple[Cascade | None, str]:
+    """The cascade given, else the file's; where there is none, why not, for requests of "auto"."""
     stored = info.metadata.get(CASCADE)
     if cascade is None:
-        own = Cascade.from_json(stored) if stored else None
-        return own if own and {own.first, own.then} <= set(precisions) else None
+        try:
+            own = Cascade.from_json(stored) if stored else None
+        except ValueError as error:
+            return None, f"the file holds {error}"
+        if own and {own.first, own.then} <= set(precisions):
+            return own, ""
+        return None, (
+            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...),"
+            " or calibrate the file: python -m experiments.deploy cascade FILE --write"
+        )
     if not {cascade.first, cascade.then} <= set(precisions):
         raise ValueError(
             f"a cascade of {cascade.first!r} and {cascade.then!r}: expected modes that are loaded,"
             f" {list(precisions)}"
         )
-    return cascade
+    return cascade, ""
+
+
+def _classes(info: PackedInfo, cascade: Cascade | None) -> int:
+    classes = list(info.layers.values())[-1].kernel[-1]
+    if cascade and classes < 2:
+        raise ValueError(
+            f"a cascade of a network of {classes} class: expected at least two, as its margin is"
+            " the distance of the two largest logits; load a file without one"
+        )
+    return classes
 
 
 def runs_on_codes(info: PackedInfo) -> bool:
