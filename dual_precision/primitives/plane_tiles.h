@@ -24,15 +24,13 @@ struct Operands {
   const uint32_t* planes;
   int64_t words, outputs;
 
-  INLINE_VNNI __mmask16 mask(int64_t v) const {
-    const int64_t left = outputs - v * kLanes;
-    return left >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
-  }
   INLINE_VNNI __m512i plane(int b, int64_t w, int64_t v) const {
     const uint32_t* at = planes + (b * words + w) * outputs + v * kLanes;
     // Two words ahead: the processor's own prefetching ends with a part's share of each row.
     _mm_prefetch(reinterpret_cast<const char*>(at + 2 * outputs), _MM_HINT_T1);
-    return _mm512_maskz_loadu_epi32(mask(v), at);
+    const int64_t left = outputs - v * kLanes;
+    if (__builtin_expect(left >= kLanes, 1)) return _mm512_loadu_si512(at);
+    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << left) - 1), at);
   }
 };
 
