@@ -149,10 +149,18 @@ class FixedNorm(nn.Module):
 def pack_dense(
     kernel: jax.Array, bias: jax.Array | None = None, codes: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-    """The variables of a BitDense from float weights [K, N]; see `fit_planes`.
+    """The variables of a BitDense from float weights; see `fit_planes`.
 
     Args:
-      codes: of 8 bits, where the weights have them already.
+      kernel: [K, N], float32, finite.
+      bias: [N], float32.
+      codes: [K, N] of 8 bits, where the weights have them already.
+
+    Returns:
+      {"words": uint32 [8, ceil(K / 32), N], "scales": float32 [8, N]}, and "bias" if given.
+
+    Raises:
+      ValueError: another shape; an infinity or NaN.
     """
     if codes is None:
         codes, scales = fit_planes(kernel, STORED)
