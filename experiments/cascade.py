@@ -80,10 +80,12 @@ def read_settings(
 
     Raises:
       ValueError: another image shape than the file's; mirroring of images that may not be mirrored;
-        both of accuracy and cost; a blend that is negative or not finite.
+        both of accuracy and cost; a cost that is no share; a blend that is negative or not finite.
     """
     if accuracy is not None and cost is not None:
         raise ValueError(f"--accuracy={accuracy:g} and --cost={cost:g}: expected one of them")
+    if cost is not None and not 0 < cost <= 1:
+        raise ValueError(f"--cost={cost:g}: expected a share of high's BitOps, above 0 and up to 1")
     if blend is not None and not (math.isfinite(blend) and blend >= 0):
         raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
     trained_on = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
