@@ -185,10 +185,14 @@ def time_ways(
 
 
 def sweep(
-    predictor: Predictor, evidence: Evidence, chosen: Cascade, images: np.ndarray
+    predictor: Predictor,
+    evidence: Evidence,
+    curve: Sequence[Point],
+    chosen: Cascade,
+    images: np.ndarray,
 ) -> list[dict[str, Any]]:
     """The modes and the cascade at COSTS and as chosen, with their latencies."""
-    points = {f"auto {cost:.0%}": _within(curve(evidence), cost) for cost in COSTS}
+    points = {f"auto {cost:.0%}": _within(curve, cost) for cost in COSTS}
     named = {way: point for way, point in points.items() if point is not None}
     assert chosen.expected is not None
     named[CHOSEN] = chosen.expected
@@ -226,12 +230,13 @@ def run(path: Path, settings: Settings, options: Mapping[str, Any], test: bool) 
     evidence = collect(predictor, held_out.images, held_out.labels, settings)
     chosen = calibrate(evidence, low, high, accuracy=settings.accuracy, cost=settings.cost)
     print("timing", flush=True)
+    points = curve(evidence)
     found = {
         "settings": dataclasses.asdict(settings),
         "device": jax.local_devices()[0].device_kind,
         "cascade": chosen.to_json(),
-        "sweep": sweep(predictor, evidence, chosen, held_out.images),
-        "curve": [dataclasses.asdict(point) for point in curve(evidence)],
+        "sweep": sweep(predictor, evidence, points, chosen, held_out.images),
+        "curve": [dataclasses.asdict(point) for point in points],
     }
     if settings.mirror:
         plain = dataclasses.replace(evidence, mirror=None, blend=0.0)

@@ -26,7 +26,12 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
-from dual_precision.deploy.bit_layers import BitLSTMCell, pack_lstm, to_bit_layers
+from dual_precision.deploy.bit_layers import (
+    BitLSTMCell,
+    join_gates,
+    pack_lstm,
+    to_bit_layers,
+)
 from dual_precision.models import build
 from dual_precision.precision import modes
 from dual_precision.primitives import native
@@ -124,9 +129,9 @@ def plain_step(
 
 
 def joined(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """The kernels [in + H, 4H] and biases [4H] of flax's LSTM cell, gates i, f, g, o."""
-    sides = [jnp.concatenate([params[s + gate]["kernel"] for gate in "ifgo"], 1) for s in "ih"]
-    return jnp.concatenate(sides), jnp.concatenate([params[f"h{g}"]["bias"] for g in "ifgo"])
+    """The kernels [in + H, 4H] and biases [4H] of flax's LSTM cell, for `plain_step`."""
+    inputs, hidden, bias = join_gates(params)
+    return jnp.concatenate([inputs, hidden]), bias
 
 
 def lstm_programs() -> dict[str, Request]:

@@ -172,15 +172,23 @@ def pack_dense(
 
 def pack_lstm(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
     """The variables of a BitLSTMCell from those of flax's LSTMCell or OptimizedLSTMCell."""
+    inputs, hidden, bias = join_gates(params)
+    return {"input": pack_dense(inputs), "hidden": pack_dense(hidden, bias)}
+
+
+def join_gates(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Kernels [in, 4H] and [H, 4H] and bias [4H] of flax's LSTM cells, gates i, f, g, o.
+
+    Raises:
+      ValueError: parameters of another cell.
+    """
     expected = [side + gate for side in "ih" for gate in "ifgo"]
     if sorted(params) != sorted(expected):
         raise ValueError(f"an LSTM cell of {sorted(params)}: expected {expected}, as flax has")
-    kernels = {
-        side: jnp.concatenate([params[side + gate]["kernel"] for gate in "ifgo"], axis=1)
-        for side in "ih"
-    }
-    bias = jnp.concatenate([params[f"h{gate}"]["bias"] for gate in "ifgo"])
-    return {"input": pack_dense(kernels["i"]), "hidden": pack_dense(kernels["h"], bias)}
+    inputs, hidden = (
+        jnp.concatenate([params[side + gate]["kernel"] for gate in "ifgo"], axis=1) for side in "ih"
+    )
+    return inputs, hidden, jnp.concatenate([params[f"h{gate}"]["bias"] for gate in "ifgo"])
 
 
 def to_bit_layers(

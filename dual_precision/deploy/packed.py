@@ -9,6 +9,7 @@ The format is in container.py, what stands in it in contents.py.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -132,6 +133,24 @@ class PackedFile:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
+    @functools.cached_property
+    def _rebuilt(self) -> tuple[nn.Module, Outline]:
+        with container.consistent():
+            return _rebuild(self._header)
+
+    @property
+    def info(self) -> PackedInfo:
+        """What the file says about itself."""
+        header, (_, own) = self._header, self._rebuilt
+        with container.consistent():
+            return PackedInfo(
+                network=header.about["network"],
+                layers=own.layers,
+                image_shape=tuple(header.about["image_shape"]),
+                metadata=header.about["metadata"],
+                bytes_read={mode: header.end(mode) for mode in header.sections},
+            )
+
     def load(self, precision: str | None = None) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
         """As `load_packed`: this mode, and those that are narrower."""
         order = list(self._header.sections)
@@ -143,8 +162,8 @@ class PackedFile:
         if end > len(self._content):
             self._content = container.read_content(self._file, self._header, last, self._content)
         tensors = container.tensors_within(self._header, self._content[:end])
+        model, own = self._rebuilt
         with container.consistent():
-            model, own = _rebuild(self._header)
             return model, join(tensors, own, order, last)
 
 
@@ -154,17 +173,8 @@ def inspect_packed(source: Source) -> PackedInfo:
     Raises:
       PackedError, OSError: as `load_packed`.
     """
-    with container.opened(source) as file:
-        header = container.read_header(file)
-        with container.consistent():
-            _, own = _rebuild(header)
-            return PackedInfo(
-                network=header.about["network"],
-                layers=own.layers,
-                image_shape=tuple(header.about["image_shape"]),
-                metadata=header.about["metadata"],
-                bytes_read={mode: header.end(mode) for mode in header.sections},
-            )
+    with PackedFile(source) as file:
+        return file.info
 
 
 def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.deploy.cascade import Answer, Cascade, answer, mirrored
 from dual_precision.deploy.conversion import to_integer
 from dual_precision.deploy.integer import KEPT
-from dual_precision.deploy.packed import PackedInfo, Source, inspect_packed, load_packed
+from dual_precision.deploy.packed import PackedFile, PackedInfo, Source
 
 AUTO = "auto"
 CASCADE = "cascade"  # its name in a packed file's metadata
@@ -68,12 +68,13 @@ class Predictor:
           precisions: the modes to load; None is all. What they do not need is not held.
           cascade: for "auto"; None is the one in the file's metadata, if both modes are loaded.
         """
-        self.info = inspect_packed(source)
-        self.precisions = _chosen(self.info, precisions)
-        self.batch_sizes = _sizes(batch_sizes)
-        self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
-        self.classes = _classes(self.info, self.cascade)
-        apply, variables = _network(source, self.info, self.precisions)
+        with PackedFile(source) as file:
+            self.info = file.info
+            self.precisions = _chosen(self.info, precisions)
+            self.batch_sizes = _sizes(batch_sizes)
+            self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
+            self.classes = _classes(self.info, self.cascade)
+            apply, variables = _network(file, self.precisions)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
         self._programs: dict[tuple[str, str, int], Any] = {}
@@ -270,14 +271,12 @@ def runs_on_codes(info: PackedInfo) -> bool:
     return all(layer.stored for layer in info.layers.values())
 
 
-def _network(
-    source: Source, info: PackedInfo, precisions: Sequence[str]
-) -> tuple[Apply, dict[str, Any]]:
+def _network(file: PackedFile, precisions: Sequence[str]) -> tuple[Apply, dict[str, Any]]:
     """The forward, and the variables that these modes use.
 
     A file with layers of float weights runs the training forward, which keeps nothing.
     """
-    model, variables = load_packed(source, precisions[-1])
+    info, (model, variables) = file.info, file.load(precisions[-1])
     others = set(info.bytes_read) - set(precisions)
     leaves = flatten_dict(variables)
     own = unflatten_dict({path: leaf for path, leaf in leaves.items() if not others & {*path}})
