@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dual_precision.deploy.bit_layers import join_gates
+
 Request = Callable[[], Any]
 
 
@@ -68,11 +70,9 @@ def lstm(
 
     inputs, hidden = given[0].shape[1], given[1].shape[1]
     cell = torch.nn.LSTMCell(inputs, hidden).eval()
-    sides = {"ih": "i", "hh": "h"}
-    for side, letter in sides.items():
-        kernels = [np.asarray(params[letter + gate]["kernel"]).T for gate in "ifgo"]
-        getattr(cell, f"weight_{side}").data = torch.from_numpy(np.concatenate(kernels))
-    bias = np.concatenate([np.asarray(params[f"h{gate}"]["bias"]) for gate in "ifgo"])
+    of_inputs, of_hidden, bias = (np.array(array) for array in join_gates(params))
+    cell.weight_ih.data = torch.from_numpy(np.ascontiguousarray(of_inputs.T))
+    cell.weight_hh.data = torch.from_numpy(np.ascontiguousarray(of_hidden.T))
     cell.bias_hh.data, cell.bias_ih.data = torch.from_numpy(bias), torch.zeros(4 * hidden)
 
     class Step(torch.nn.Module):  # what is quantized is a network's children
