@@ -19,16 +19,18 @@ import numpy as np
 from clu import parameter_overview
 
 from dual_precision import data
+from dual_precision.costs import mode_cost
 from dual_precision.data.catalog import lookup
-from dual_precision.describe import describe_layers, mode_cost
 from dual_precision.loading import build_from
+from dual_precision.structure import describe_layers
 from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
-from dual_precision.training.records import read_records
 from dual_precision.training.state import TrainState, initial_variables
-from experiments import cli, report
-from experiments.config import Config
-from experiments.recipes import RECIPES, reported_modes
+from experiments import cli
+from experiments.figures import training as report
+from experiments.recipes.config import Config
+from experiments.recipes.recipes import RECIPES, reported_modes
 from experiments.workdir import default_workdir, only_user, open_workdir, write_whole
 
 RESULTS = "results.json"
@@ -72,7 +74,7 @@ def train(config: Config, description: dict[str, Any], dataset: data.Dataset, wo
 def _listeners(workdir: Path) -> list:
     if not cli.FLAGS.tensorboard:
         return []
-    from experiments.tensorboard import listener
+    from experiments.figures.tensorboard import listener
 
     return [listener(workdir)]
 

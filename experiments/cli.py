@@ -15,8 +15,8 @@ from dual_precision.data import DataError
 from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.compilation import keep_freed_memory
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
-from experiments.config import Config, make_config, read_settings
-from experiments.recipes import fields_without_effect
+from experiments.recipes.config import Config, make_config, read_settings
+from experiments.recipes.recipes import fields_without_effect
 
 FLAGS = flags.FLAGS
 # Flags that are fields of Config by the same name.

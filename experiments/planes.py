@@ -18,15 +18,16 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from dual_precision import data
+from dual_precision.costs import mode_cost
 from dual_precision.data.arrays import Images
-from dual_precision.deploy.bit_layers import STORED, to_bit_layers
-from dual_precision.describe import describe_layers, mode_cost
+from dual_precision.deploy.planes.bit_layers import STORED, to_bit_layers
 from dual_precision.loading import load
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.fixed_point import WIDTHS
+from dual_precision.structure import describe_layers
 from dual_precision.training.metrics import evaluate
 from experiments import cli
-from experiments.report import Rows, table
+from experiments.figures.training import Rows, table
 from experiments.workdir import CONFIG, write_whole
 
 _COLUMNS = (
@@ -109,7 +110,7 @@ def plot(rows: Rows, title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from experiments import deploy_figures
+    from experiments.figures import deployed as deploy_figures
 
     split = "test" if "test" in rows[0] else "validation"
     whole = (FLOAT_NAME, rows[0][split])

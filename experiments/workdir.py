@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.config import Config
-from experiments.recipes import fields_without_effect
+from experiments.recipes.config import Config
+from experiments.recipes.recipes import fields_without_effect
 
 CONFIG = "config.json"
 _LOCK = ".lock"

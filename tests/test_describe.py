@@ -3,8 +3,9 @@
 import pytest
 
 from dual_precision import Modes, modes
-from dual_precision.describe import Cost, describe_layers, mode_cost, reused_bit_operations
+from dual_precision.costs import Cost, mode_cost, reused_bit_operations
 from dual_precision.models import build
+from dual_precision.structure import describe_layers
 
 DUAL = modes(low="w2a3", high="w8a8")
 

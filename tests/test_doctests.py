@@ -11,7 +11,7 @@ import dual_precision.primitives
 MODULES = [
     "dual_precision.precision",
     "dual_precision.training.schedules",
-    "dual_precision.deploy.cascade",
+    "dual_precision.deploy.cascade.rule",
     "dual_precision.deploy.predictor",
     *(
         module.name

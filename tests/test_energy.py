@@ -3,9 +3,9 @@
 import pytest
 
 from dual_precision import modes
-from dual_precision.describe import describe_layers
-from dual_precision.energy import EnergyModel, layer_energy, mode_energy
+from dual_precision.costs import EnergyModel, layer_energy, mode_energy
 from dual_precision.models import build
+from dual_precision.structure import describe_layers
 
 ROUND = EnergyModel(multiply=64.0, add=0.5, float_mac=5.0, dram=6400.0, sram=640.0)
 

@@ -9,9 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dual_precision import Modes, modes
-from dual_precision.describe import describe_layers
 from dual_precision.models import MODELS, build
 from dual_precision.models.resnet import shortcut, space_to_depth
+from dual_precision.structure import describe_layers
 from dual_precision.training.state import check_layers
 
 DUAL = modes(low="w2a2", high="w8a8")

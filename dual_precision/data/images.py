@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dual_precision.data import sources
 from dual_precision.data.arrays import Images
 from dual_precision.data.catalog import lookup
+from dual_precision.data.provision import sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def load(
 
     Raises:
       ValueError: an unknown name, a validation that leaves nothing to train on, no such archive.
-      DataUnavailable, DamagedData, DataError: see dual_precision.data.sources.provide.
+      DataUnavailable, DamagedData, DataError: see dual_precision.data.provision.sources.provide.
     """
     spec = lookup(name)
     if progress is None:

@@ -1,9 +1,8 @@
 """The packed file of a trained network, its integer forward, and the predictor."""
 
-from dual_precision.deploy.cascade import Cascade
-from dual_precision.deploy.container import PackedError
-from dual_precision.deploy.conversion import to_integer
-from dual_precision.deploy.packed import (
+from dual_precision.deploy.cascade.rule import Cascade
+from dual_precision.deploy.file.container import PackedError
+from dual_precision.deploy.file.packed import (
     PackedFile,
     PackedInfo,
     amend_metadata,
@@ -11,6 +10,7 @@ from dual_precision.deploy.packed import (
     load_packed,
     save_packed,
 )
+from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.predictor import Predictor
 
 __all__ = [

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.cascade import Answer, Cascade, answer, mirrored
-from dual_precision.deploy.conversion import to_integer
-from dual_precision.deploy.integer import KEPT
-from dual_precision.deploy.packed import PackedFile, PackedInfo, Source
+from dual_precision.deploy.cascade.rule import Answer, Cascade, answer, mirrored
+from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
+from dual_precision.deploy.integer.conversion import to_integer
+from dual_precision.deploy.integer.layers import KEPT
 
 AUTO = "auto"
 CASCADE = "cascade"  # its name in a packed file's metadata

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dual_precision.primitives import bitserial_gpu, native
+from dual_precision.primitives import bitserial_gpu
 from dual_precision.primitives.bitserial_gpu import MOST_ROWS
 from dual_precision.primitives.fixed_point import check_width, fixed_point
+from dual_precision.primitives.native import build as native
 from dual_precision.primitives.nested import check_bits
 
 WORD = 32  # inputs in a word

@@ -15,14 +15,14 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
-from dual_precision.describe import describe_layers
+from dual_precision.structure import describe_layers
 from dual_precision.training import schedules
 from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.initialize import prepare
+from dual_precision.training.log import append_record, drop_records_after
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import phase_optimizer, trained_leaves
 from dual_precision.training.phases import Phase, Preparation, check_recipe
-from dual_precision.training.prepare import prepare
-from dual_precision.training.records import append_record, drop_records_after
 from dual_precision.training.sharding import batch_mesh, place_batches, replicate
 from dual_precision.training.signals import Interrupted, Signals
 from dual_precision.training.state import TrainState, check_layers, initial_variables

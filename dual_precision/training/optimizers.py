@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.describe import Layer, Path
 from dual_precision.primitives.nested import power_of_two
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.ste import midrise_code
+from dual_precision.structure import Layer, Path
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import Tree, owner
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from dual_precision.describe import Layer, Path
 from dual_precision.precision import Modes
+from dual_precision.structure import Layer, Path
 
 Tree = Any
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from dual_precision.tasks.losses import cross_entropy, distillation
 from dual_precision.training.compilation import compiler_options
-from dual_precision.training.losses import cross_entropy, distillation
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import TrainState, Tree
 

@@ -1,0 +1,149 @@
+"""What a mode costs in energy: a model with stated figures, not a measurement.
+
+    arithmetic   MACs * (multiply * w * a / 64 + add), or MACs * float_mac where one is float
+    weights      bits of all weights, each read once per image from DRAM
+    activations  inputs * 2 * a bits: written once and read once, in a 32 kB SRAM
+
+w and a are the bits of weights and activations. An array multiplier has w * a cells, so the energy
+of an 8x8-bit one is scaled by w * a / 64; the sum is kept in 32 bits. The first layer's pixels are
+8-bit, as BitOps count them. Not in it: normalisation, residual sums, instructions, leakage, and
+what a real memory hierarchy reads twice. Weights dominate where an image comes alone; in a batch
+they are read once for all of it.
+
+Figures: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, for
+45 nm at 0.9 V.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from dual_precision.precision import FLOAT_BITS, FLOAT_NAME
+from dual_precision.structure import Layer, Path
+
+PIXEL_BITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one mode costs, of a network or of a layer.
+
+    Attributes:
+      weight_bytes: kernels at the mode's width, packed, and 4 bytes for every step of theirs.
+      bit_operations: sum over layers of MACs * weight bits * activation bits, per image.
+      macs: multiply-accumulates per image.
+    """
+
+    weight_bytes: int
+    bit_operations: int
+    macs: int
+
+
+def pixel_layer(layers: Mapping[Path, Layer]) -> Path | None:
+    """The first layer, where no mode quantizes its input: so that all see the same pixels."""
+    for path, layer in layers.items():
+        return None if any(p.activations for p in layer.table.values()) else path
+    return None
+
+
+def input_bits(layers: Mapping[Path, Layer], path: Path, mode: str) -> int:
+    """Width of a layer's input. Inputs of the first layer that no mode quantizes: 8-bit pixels."""
+    pixels = path == pixel_layer(layers) and mode != FLOAT_NAME
+    return layers[path].table[mode].activations or (PIXEL_BITS if pixels else FLOAT_BITS)
+
+
+def layer_cost(layers: Mapping[Path, Layer], path: Path, mode: str) -> Cost:
+    """The cost of one layer in a mode."""
+    layer = layers[path]
+    bits = layer.table[mode].weights or FLOAT_BITS
+    operations = layer.macs * bits * input_bits(layers, path, mode)
+    return Cost(math.ceil(_stored_size(layer, mode) / 8), operations, layer.macs)
+
+
+def _stored_size(layer: Layer, mode: str) -> int:
+    """Bits of the kernel, and of its steps where it has codes."""
+    bits = layer.table[mode].weights
+    return math.prod(layer.kernel) * (bits or FLOAT_BITS) + (32 * layer.kernel[-1] if bits else 0)
+
+
+def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
+    """The cost of a mode: the sum over its layers, parts of bytes counted up once."""
+    own = [layer_cost(layers, path, mode) for path in layers]
+    size = sum(_stored_size(layer, mode) for layer in layers.values())
+    operations, macs = sum(cost.bit_operations for cost in own), sum(cost.macs for cost in own)
+    return Cost(math.ceil(size / 8), operations, macs)
+
+
+def reused_bit_operations(layers: Mapping[Path, Layer], low: str, high: str) -> int:
+    """The part of `mode_cost(layers, high).bit_operations` that a run of `low` has done already.
+
+    The pixel layer's sum over the planes that `low` reads is the first part of the same sum in
+    `high`: MACs * low's weight bits * 8, all of the layer where the widths are equal, 0 where
+    `low` is the wider one there. Other layers see other inputs in other modes.
+    """
+    path = pixel_layer(layers)
+    if path is None:
+        return 0
+    first, last = (layers[path].table[mode].weights for mode in (low, high))
+    if first is None or last is None or first > last:
+        return 0
+    return layers[path].macs * first * PIXEL_BITS
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyModel:
+    """Picojoules.
+
+    Attributes:
+      multiply: 8 x 8-bit integers.
+      add: 32-bit integers.
+      float_mac: multiplication and addition of 32-bit floats.
+      dram, sram: reading or writing 64 bits.
+    """
+
+    multiply: float = 0.2
+    add: float = 0.1
+    float_mac: float = 3.7 + 0.9
+    dram: float = 1300.0  # the lower end of 1,300 to 2,600
+    sram: float = 20.0  # 32 kB; 8 kB takes 10, 1 MB takes 100
+
+
+HOROWITZ = EnergyModel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """Nanojoules per image."""
+
+    arithmetic: float
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.arithmetic + self.weights + self.activations
+
+
+def layer_energy(
+    layers: Mapping[Path, Layer], path: Path, mode: str, model: EnergyModel = HOROWITZ
+) -> Energy:
+    """The energy of one layer in one mode, by the equations at the top of this file."""
+    layer = layers[path]
+    weights, inputs = layer.table[mode].weights, input_bits(layers, path, mode)
+    mac = model.float_mac
+    if weights is not None and inputs < FLOAT_BITS:
+        mac = model.multiply * weights * inputs / 64 + model.add
+    read = math.prod(layer.kernel) * (weights or FLOAT_BITS)
+    return Energy(
+        arithmetic=layer.macs * mac / 1000,
+        weights=read / 64 * model.dram / 1000,
+        activations=layer.inputs * 2 * inputs / 64 * model.sram / 1000,
+    )
+
+
+def mode_energy(layers: Mapping[Path, Layer], mode: str, model: EnergyModel = HOROWITZ) -> Energy:
+    """The energy of all layers in one mode."""
+    parts = [layer_energy(layers, path, mode, model) for path in layers]
+    return Energy(
+        *(sum(getattr(part, f.name) for part in parts) for f in dataclasses.fields(Energy))
+    )

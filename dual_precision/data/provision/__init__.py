@@ -1,0 +1,1 @@
+"""Where data come from: fetched, checked, prepared through TFDS."""

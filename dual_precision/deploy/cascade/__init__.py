@@ -1,0 +1,1 @@
+"""The cascade: one mode answers what it is sure of, the next mode the rest."""

@@ -1,0 +1,1 @@
+"""The packed file: one file for all modes, the narrowest first."""

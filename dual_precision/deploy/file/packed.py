@@ -1,0 +1,222 @@
+"""One file for all modes of a trained network; its first part is the narrowest of them.
+
+    save_packed("net.safetensors", model, variables, network, image_shape=(32, 32, 3))
+    model, variables = load_packed("net.safetensors", precision="low")  # reads the first part alone
+    model.apply(variables, images, precision="low")
+
+The format is in container.py, what stands in it in contents.py.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from flax import linen as nn
+
+from dual_precision.deploy.file import container
+from dual_precision.deploy.file.container import Header, PackedError
+from dual_precision.deploy.file.contents import Outline, join, mode_order, outline, split
+from dual_precision.models import build_from
+from dual_precision.precision import FLOAT_NAME
+from dual_precision.structure import Layer, Path
+
+Source = str | os.PathLike | BinaryIO
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedInfo:
+    """What a packed file says about itself.
+
+    Attributes:
+      network: what `build_from` takes.
+      layers: path -> Layer, as `describe_layers` gives.
+      image_shape: [H, W, C].
+      metadata: what `save_packed` was given.
+      bytes_read: mode -> bytes that `load_packed(path, mode)` reads, fewest first.
+    """
+
+    network: dict[str, Any]
+    layers: dict[Path, Layer]
+    image_shape: tuple[int, ...]
+    metadata: dict[str, Any]
+    bytes_read: dict[str, int]
+
+
+def save_packed(
+    path: str | os.PathLike,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    network: Mapping[str, Any],
+    image_shape: tuple[int, ...],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Packs every named mode of a network; what stood under `path` is replaced in one step.
+
+    The latent weights are not kept, so "float" is not a mode of the file.
+
+    Args:
+      model, variables: as `dual_precision.load` gives.
+      network: the description that `build_from` makes `model` of; JSON types.
+      image_shape: [H, W, C] of the images that it takes.
+      metadata: anything of JSON types: measured accuracies, the command.
+
+    Raises:
+      ValueError: `network` describes another model; a layer keeps float weights in one mode and
+        codes in another; a weight would not come back with the same bits; not JSON.
+      OSError: it cannot be written.
+    """
+    if build_from(json.loads(json.dumps(network))) != model:
+        raise ValueError(
+            f"network {dict(network)} describes another model than the one given:"
+            " expected build_from(network) == model"
+        )
+    own = outline(model, tuple(image_shape))
+    about = {
+        "network": network,
+        "image_shape": list(image_shape),
+        "layers": _table(own),
+        "metadata": dict(metadata or {}),
+    }
+    sections = split(variables, own, mode_order(own.layers))
+    container.write(path, container.to_bytes(sections, about))
+
+
+def load_packed(
+    source: Source, precision: str | None = None
+) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+    """The network of a packed file: (model, variables), ready for `model.apply`.
+
+    For inference: a kernel is the middle of each weight's cell, and of a normalisation's scale and
+    variance only their quotient is left, so training goes on from a checkpoint, not from here.
+
+    Args:
+      source: a path, or a binary file that can seek.
+      precision: the widest mode that is wanted; None is all. What only wider modes need is not
+        read, and calling them, or "float", is refused by the model.
+
+    Raises:
+      PackedError: no mode of that name; truncated, altered or foreign, or of a newer version.
+      OSError: it cannot be read.
+
+    >>> model, variables = load_packed("net.safetensors", precision="low")  # doctest: +SKIP
+    >>> model.apply(variables, images, precision="low")  # doctest: +SKIP
+    """
+    with PackedFile(source) as file:
+        return file.load(precision)
+
+
+class PackedFile:
+    """A packed file that is read on: a wider mode reads what a narrower one has not read yet.
+
+        with PackedFile("net.safetensors") as file:
+            model, variables = file.load("low")   # its first part
+            model, variables = file.load("high")  # the rest, from where low ended
+
+    Errors are those of `load_packed`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Opens the file and reads its header."""
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(container.opened(source))
+            self._header = container.read_header(self._file)
+            self._stack = stack.pop_all()
+        self._content = b""  # of the sections read so far
+
+    def __enter__(self) -> "PackedFile":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    @functools.cached_property
+    def _rebuilt(self) -> tuple[nn.Module, Outline]:
+        with container.consistent():
+            return _rebuild(self._header)
+
+    @property
+    def info(self) -> PackedInfo:
+        """What the file says about itself."""
+        header, (_, own) = self._header, self._rebuilt
+        with container.consistent():
+            return PackedInfo(
+                network=header.about["network"],
+                layers=own.layers,
+                image_shape=tuple(header.about["image_shape"]),
+                metadata=header.about["metadata"],
+                bytes_read={mode: header.end(mode) for mode in header.sections},
+            )
+
+    def load(self, precision: str | None = None) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+        """As `load_packed`: this mode, and those that are narrower."""
+        order = list(self._header.sections)
+        last = order[-1] if precision is None else precision
+        if last not in order:
+            why = ", and a packed file holds no float weights" if last == FLOAT_NAME else ""
+            raise PackedError(f"precision {last!r}{why}: expected one of {order}")
+        end, _ = self._header.sections[last]
+        if end > len(self._content):
+            self._content = container.read_content(self._file, self._header, last, self._content)
+        tensors = container.tensors_within(self._header, self._content[:end])
+        model, own = self._rebuilt
+        with container.consistent():
+            return model, join(tensors, own, order, last)
+
+
+def inspect_packed(source: Source) -> PackedInfo:
+    """What a packed file says about itself; reads its header alone.
+
+    Raises:
+      PackedError, OSError: as `load_packed`.
+    """
+    with PackedFile(source) as file:
+        return file.info
+
+
+def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
+    """Sets entries of a packed file's metadata; its sections keep every byte.
+
+    Args:
+      changes: name -> anything of JSON types.
+
+    Raises:
+      PackedError: truncated, altered or foreign; then the file is as it was.
+      ValueError: not JSON. OSError: it cannot be read or written.
+    """
+    with container.opened(path) as file:
+        header = container.read_header(file)
+        content = container.read_content(file, header, list(header.sections)[-1])
+    tensors = container.tensors_within(header, content)
+    sections: dict[str, dict[str, Any]] = {name: {} for name in header.sections}
+    for name, tensor in header.tensors.items():
+        owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
+        sections[owner][name] = tensors[name]
+    metadata = {**header.about["metadata"], **changes}
+    container.write(path, container.to_bytes(sections, {**header.about, "metadata": metadata}))
+
+
+def _rebuild(header: Header) -> tuple[nn.Module, Outline]:
+    """The model, if this program still gives it the layers and widths that were packed."""
+    about = header.about
+    model = build_from(about["network"])
+    own = outline(model, tuple(about["image_shape"]), most=len(about["layers"]))
+    if _table(own) != about["layers"] or mode_order(own.layers) != list(header.sections):
+        raise PackedError(
+            f"this program builds {about['network'].get('name')!r} with other layers or widths"
+            " than were packed: use the version that packed it, or pack the network again"
+        )
+    return model, own
+
+
+def _table(own: Outline) -> dict[str, Any]:
+    return {
+        "/".join(path): {
+            "kernel": list(layer.kernel),
+            "widths": {mode: str(p) for mode, p in layer.table.items() if mode != FLOAT_NAME},
+        }
+        for path, layer in own.layers.items()
+    }

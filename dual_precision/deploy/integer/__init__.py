@@ -1,0 +1,1 @@
+"""The integer forward: the same network, computed from codes."""

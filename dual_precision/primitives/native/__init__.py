@@ -1,0 +1,1 @@
+"""Compiled CPU kernels: built at first use, left out where they cannot be."""

@@ -1,0 +1,1 @@
+"""Ways to train: each a loss, and where it needs them schedules and events."""

@@ -1,0 +1,1 @@
+"""What is timed: the train step and inference, beside the peers."""

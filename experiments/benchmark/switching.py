@@ -1,0 +1,138 @@
+"""Switching modes under load: threads that ask a Predictor for either mode, and check the answers.
+
+Part of `python -m experiments.benchmark inference`.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dual_precision.deploy import Predictor
+from experiments.benchmark.timing import goal_verdict, verdict_of
+
+THREADS = 4
+IMAGES = 16  # different ones, whose right answers are known
+MEMORY_BAR = 1.1
+SWITCH_BAR = 1.0  # ms
+TAIL_GOAL = 1.05
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What a load found.
+
+    Attributes:
+      requests, wrong, compilations: counts.
+      same, other: ms of the requests whose thread had asked for the same mode, or the other one.
+    """
+
+    requests: int
+    wrong: int
+    compilations: int
+    same: np.ndarray
+    other: np.ndarray
+
+
+@contextlib.contextmanager
+def counted_compilations() -> Iterator[list[str]]:
+    """A list that grows by one with every program that XLA compiles, in any thread."""
+    found: list[str] = []
+    counting = True
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        if counting and event == _COMPILED:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        counting = False  # jax before 0.9 cannot take a listener back
+
+
+def under_load(predictor: Predictor, requests: int, threads: int = THREADS) -> Load:
+    """`requests` requests of one image, by threads that switch modes at random.
+
+    An answer is wrong if any bit differs from the one that the mode gave alone.
+    """
+    modes = predictor.precisions
+    rng = np.random.default_rng(0)
+    shape = (IMAGES, 1, *predictor.info.image_shape)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    right = {mode: [predictor.predict(image, mode) for image in images] for mode in modes}
+    per_thread = [requests // threads + (i < requests % threads) for i in range(threads)]
+    rows: list[list[tuple[bool, float, bool]]] = [[] for _ in per_thread]
+
+    def ask(thread: int) -> None:
+        own = np.random.default_rng(thread)
+        before = None
+        for _ in range(per_thread[thread]):
+            mode, index = modes[own.integers(len(modes))], int(own.integers(IMAGES))
+            start = time.perf_counter()
+            logits = predictor.predict(images[index], mode)
+            taken = 1e3 * (time.perf_counter() - start)
+            good = np.array_equal(logits, right[mode][index])
+            rows[thread].append((mode != before, taken, good))
+            before = mode
+
+    with counted_compilations() as compiled, ThreadPoolExecutor(threads) as pool:
+        workers = [pool.submit(ask, thread) for thread in range(threads)]
+    for worker in workers:
+        worker.result()  # raises what the thread raised
+    flat = [row for own in rows for row in own[1:]]  # a thread's first request follows none
+    load = Load(
+        requests=sum(map(len, rows)),
+        wrong=sum(not good for own in rows for *_, good in own),
+        compilations=len(compiled),
+        same=np.array([taken for switched, taken, _ in flat if not switched]),
+        other=np.array([taken for switched, taken, _ in flat if switched]),
+    )
+    assert load.requests == requests
+    return load
+
+
+def switch_cost(predictor: Predictor, repeats: int = 300) -> float:
+    """Ms that a request of one image takes longer, where each asks for another mode; medians."""
+    image = np.zeros((1, *predictor.info.image_shape), np.uint8)
+    modes = predictor.precisions
+    alternating = [modes[i % len(modes)] for i in range(repeats)]
+    taken = {}
+    for name, order in (("blocks", sorted(alternating)), ("alternating", alternating)):
+        times: dict[str, list[float]] = {mode: [] for mode in modes}
+        for mode in order:
+            start = time.perf_counter()
+            predictor.predict(image, mode)
+            times[mode].append(1e3 * (time.perf_counter() - start))
+        taken[name] = np.mean([np.median(own) for own in times.values()])
+    return float(taken["alternating"] - taken["blocks"])
+
+
+def measure(path: Path, requests: int) -> list[str]:
+    """Loads a packed file both ways; a line for each bar."""
+    print(f"\nswitching modes of {path}, {THREADS} threads, {requests:,} requests", flush=True)
+    predictor = Predictor(path, batch_sizes=(1,))
+    high = Predictor(path, batch_sizes=(1,), precisions=predictor.precisions[-1:])
+    load = under_load(predictor, requests)
+    cost = switch_cost(predictor)
+    memory = predictor.bytes / high.bytes
+    tails = [float(np.percentile(own, 99)) for own in (load.same, load.other)]
+    tail = tails[1] / tails[0]
+    return [
+        f"{load.requests:,} requests, compilations: {load.compilations} (bar 0)"
+        f" {verdict_of(load.compilations == 0, False)}",
+        f"wrong answers: {load.wrong} (bar 0) {verdict_of(load.wrong == 0, False)}",
+        f"99th percentile of a switch {tails[1]:.2f} ms, of no switch {tails[0]:.2f} ms:"
+        f" {tail:.2f} x (goal {TAIL_GOAL}) {goal_verdict(tail <= TAIL_GOAL)}",
+        f"one request after the other, a switch costs {cost:+.3f} ms (bar {SWITCH_BAR:g})"
+        f" {verdict_of(cost < SWITCH_BAR, False)}",
+        f"arrays held of both modes: {predictor.bytes:,} bytes, of high alone {high.bytes:,}:"
+        f" {memory:.3f} x (bar {MEMORY_BAR}) {verdict_of(memory <= MEMORY_BAR, False)}",
+    ]

@@ -1,0 +1,1 @@
+"""Recipes: ways to train, as plain data."""

@@ -1,0 +1,1 @@
+"""The study: is one dual-precision network as good as two trained apart?"""

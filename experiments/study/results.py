@@ -1,0 +1,177 @@
+"""From the results of a study's cells to means, spreads and paired differences."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from dual_precision.training.checkpoint import Checkpoints
+from experiments.cifar import RESULTS
+from experiments.recipes.recipes import passes_of
+from experiments.study.matrix import Cell, Entry, Pair
+from experiments.study.runner import finished
+from experiments.workdir import CONFIG
+
+CONFIDENCE = 0.95
+SPLITS = ("validation", "test")
+MODES = ("low", "high")
+TWINS, OURS = "twins", "two_phase joint"
+
+Summary = dict[str, Any]
+
+
+def spread(values: Sequence[float]) -> Summary:
+    """Mean, sample standard deviation and the confidence interval of the mean (Student's t).
+
+    sd and interval are None where there is a single value: nothing is known about its spread.
+
+    >>> spread([1.0, 2.0, 3.0])["interval"]
+    [-0.4841377117, 4.4841377117]
+    """
+    mean, count = statistics.fmean(values), len(values)
+    sd = statistics.stdev(values) if count > 1 else None
+    interval = None
+    if sd is not None:
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * sd / math.sqrt(count)
+        interval = [round(float(mean + sign * half), 10) for sign in (-1, 1)]
+    return {"values": list(values), "mean": mean, "sd": sd, "interval": interval}
+
+
+def read_cell(folder: Path, cell: Cell) -> dict[str, dict] | None:
+    """Mode -> row of the cell's results; None while it is not finished."""
+    if not finished(folder / cell.name):
+        return None
+    rows = json.loads((folder / cell.name / RESULTS).read_text())["rows"]
+    return {row["mode"]: row for row in rows}
+
+
+def collect(
+    rows: Sequence[Entry],
+    ablations: Mapping[str, tuple[Cell, str]],
+    folder: Path,
+    about: Mapping[str, Any],
+    line: Callable[[Cell], Sequence[str]],
+) -> dict[str, Any]:
+    """Everything that the study's table and plots show; cells that are not finished are left out.
+
+    Args:
+      ablations: title -> its cell, and the title that it is compared with.
+      about: goes into the results as it is.
+      line: the command of a cell.
+    """
+    cells = {cell.name: cell for row in rows for cell, _ in row.sources.values()}
+    cells |= {cell.name: cell for cell, _ in ablations.values()}
+    found = {name: read_cell(folder, cell) for name, cell in cells.items()}
+    done = [name for name in cells if found[name] is not None]
+    links = {name: _links(folder, cells[name]) for name in done}
+    complete = [r for r in rows if all(found[c.name] is not None for c, _ in r.sources.values())]
+    by_pair: dict[Pair, list[Entry]] = {row.pair: [] for row in rows}
+    for row in complete:
+        by_pair[row.pair].append(row)
+    return {
+        **about,
+        "confidence": CONFIDENCE,
+        "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
+        "ablations": _ablations(ablations, found),
+        "cells": {name: {**links[name], "command": " ".join(line(cells[name]))} for name in done},
+        "missing": [name for name in cells if name not in links],
+    }
+
+
+def _links(folder: Path, cell: Cell) -> dict[str, Any]:
+    """Where a cell's config and last checkpoint are, relative to the study's folder."""
+    workdir = folder / cell.name
+    updates = Checkpoints(workdir).steps()[-1]
+    last = workdir / "checkpoints" / str(updates)
+    links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{cell.name}.log"}
+    relative = {what: str(path.relative_to(folder.parent)) for what, path in links.items()}
+    return {"cost": passes_of(cell.config), "updates": updates, **relative}
+
+
+def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> dict[str, Any]:
+    methods: dict[str, dict[int, Entry]] = {}
+    for row in rows:
+        methods.setdefault(row.method, {})[row.seed] = row
+    accuracy = {method: _accuracy(own, found) for method, own in methods.items()}
+    summaries = {}
+    for method, own in methods.items():
+        first = next(iter(own.values()))
+        summaries[method] = {
+            "cost": first.cost,
+            "updates": max(links[cell.name]["updates"] for cell, _ in first.sources.values()),
+            "seeds": list(own),
+            "cells": {s: {m: c.name for m, (c, _) in r.sources.items()} for s, r in own.items()},
+            "accuracy": {
+                split: {mode: spread(list(by_seed.values())) for mode, by_seed in modes.items()}
+                for split, modes in accuracy[method].items()
+            },
+            "gap": _gaps(methods, accuracy, method, TWINS),
+        }
+    ours = {other: _gaps(methods, accuracy, OURS, other) for other in methods if other != OURS}
+    return {"low": pair[0], "high": pair[1], "methods": summaries, "ours_less": ours}
+
+
+def _accuracy(rows: Mapping[int, Entry], found: Mapping[str, Any]) -> dict[str, dict]:
+    """split -> mode -> seed -> percent."""
+    return {
+        split: {
+            mode: {
+                seed: found[row.sources[mode][0].name][row.sources[mode][1]][split]
+                for seed, row in rows.items()
+            }
+            for mode in next(iter(rows.values())).sources
+        }
+        for split in SPLITS
+    }
+
+
+def _gaps(methods: Mapping, accuracy: Mapping, method: str, other: str) -> Summary:
+    """split -> mode -> `method` less `other`, paired by seed; "worse" is a seed's smaller one.
+
+    Modes that both read from the same network are left out: there is nothing to compare.
+    """
+    if method == other or not {method, other} <= methods.keys():
+        return {}
+    own, theirs = methods[method], methods[other]
+    seeds = [seed for seed in own if seed in theirs]
+    modes = [mode for mode in MODES if seeds and _distinct(own[seeds[0]], theirs[seeds[0]], mode)]
+    gaps: Summary = {}
+    for split in SPLITS if modes else ():
+        left, right = accuracy[method][split], accuracy[other][split]
+        each = {mode: [left[mode][s] - right[mode][s] for s in seeds] for mode in modes}
+        each["worse"] = [min(values) for values in zip(*each.values(), strict=True)]
+        gaps[split] = {name: spread(values) for name, values in each.items()}
+    return gaps
+
+
+def _distinct(own: Entry, other: Entry, mode: str) -> bool:
+    return (
+        mode in own.sources and mode in other.sources and own.sources[mode] != other.sources[mode]
+    )
+
+
+def _ablations(
+    ablations: Mapping[str, tuple[Cell, str]], found: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Validation accuracy only: nothing here may be chosen by the test set."""
+    accuracy = {
+        title: {mode: row["validation"] for mode, row in found[cell.name].items()}
+        for title, (cell, _) in ablations.items()
+        if found[cell.name] is not None
+    }
+    return [
+        {
+            "title": title,
+            "against": ablations[title][1],
+            "cell": ablations[title][0].name,
+            "cost": passes_of(ablations[title][0].config),
+            "validation": own,
+            "change": {m: own[m] - start[m] for m in own},
+        }
+        for title, own in accuracy.items()
+        if (start := accuracy.get(ablations[title][1]))
+    ]

@@ -1,0 +1,217 @@
+"""Runs cells side by side, each as its own command in a process of its own.
+
+A cell that fails, for want of memory say, takes nothing else with it. Each running cell has its
+share of the CPU cores for itself: two single-core runs train more images a second than two runs
+in turn on both cores (1,730 against 1,500, resnet8_fast).
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.log import read_records
+from experiments.cifar import RESULTS
+from experiments.cli import FIELDS
+from experiments.recipes.config import Config, make_config
+from experiments.recipes.recipes import RECIPES, fields_without_effect, passes_of
+from experiments.study.matrix import Cell
+from experiments.workdir import in_use
+
+_POLL = 0.5  # seconds
+# On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they
+# finish on their own. Set by the new process, since a fork hook would run beside JAX's threads.
+_TIE = """\
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+_TIED = ["-c", _TIE] if sys.platform.startswith("linux") else []
+
+
+def command(cell: Cell, preset: str, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
+    """The command line that trains the cell, as a user would type it."""
+    plain = dataclasses.asdict(make_config(preset, {}))
+    idle = fields_without_effect(cell.config)
+    arguments = []
+    for name, value in dataclasses.asdict(cell.config).items():
+        if value != plain[name] and name not in idle:
+            arguments.append(f"--{name}={value}" if name in FIELDS else f"--set={name}={value}")
+    test = ["--test=false"] if cell.ablation else []
+    start = ["python", "-m", "experiments.cifar", f"--preset={preset}", f"--workdir={workdir}"]
+    return [*start, *arguments, *test, *extra]
+
+
+def finished(workdir: Path) -> bool:
+    """Whether the cell there needs no more training."""
+    return (workdir / RESULTS).exists()
+
+
+def passes_done(config: Config, workdir: Path) -> float:
+    """How much of its cost a cell has behind it, by its log."""
+    records = read_records(workdir / "metrics.jsonl")
+    epochs, done = (records[-1]["epoch"] if records else 0), 0
+    for phase in RECIPES[config.mode](config):
+        done += min(epochs, phase.epochs) * phase.passes_per_epoch
+        epochs -= min(epochs, phase.epochs)
+    return done
+
+
+@dataclasses.dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen
+    slot: int
+    started: float
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    folder: Path,
+    jobs: int,
+    line: Callable[[Cell], list[str]],
+    after: Callable[[], object],
+) -> dict[str, str]:
+    """Trains what is not finished yet, `jobs` at once; returns cell name -> why it failed.
+
+    Args:
+      folder: every cell has its workdir and its log, <name>.log, there.
+      line: the command of a cell.
+      after: called whenever a cell ended.
+
+    Raises:
+      KeyboardInterrupt: stopped; the running cells have saved themselves.
+    """
+    for cell in cells:
+        if finished(folder / cell.name):  # by a study that was stopped right after it
+            _prune(folder / cell.name)
+    waiting = [cell for cell in cells if not finished(folder / cell.name)]
+    running: list[_Running] = []
+    failures: dict[str, str] = {}
+    total = sum(passes_of(cell.config) for cell in waiting)
+    bar = tqdm(total=total, unit="pass", disable=None, bar_format=_BAR)
+    try:
+        with bar:
+            while waiting or running:
+                while len(running) < jobs and (ready := _next(waiting, folder)):
+                    waiting.remove(ready)
+                    slot = min(set(range(jobs)) - {other.slot for other in running})
+                    running.append(_start(ready, folder, slot, jobs, line))
+                time.sleep(_POLL)
+                for one in [r for r in running if r.process.poll() is not None]:
+                    running.remove(one)
+                    _end(one, folder, failures)
+                    after()
+                behind = sum(passes_done(r.cell.config, folder / r.cell.name) for r in running)
+                ahead = sum(passes_of(r.cell.config) for r in running)
+                ahead += sum(passes_of(cell.config) for cell in waiting)
+                _show(bar, total - ahead + behind, [r.cell.name for r in running])
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
+    return failures
+
+
+_BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} passes [{elapsed}<{remaining}] {desc}"
+
+
+def _next(waiting: Sequence[Cell], folder: Path) -> Cell | None:
+    """The first that nobody holds: a cell of a killed study may still be saving itself."""
+    return next((cell for cell in waiting if not in_use(folder / cell.name)), None)
+
+
+def _prune(workdir: Path) -> None:
+    try:
+        Checkpoints(workdir).prune()
+    except CheckpointError as error:  # the results are there all the same
+        tqdm.write(f"{workdir.name}: checkpoints not pruned, {error}")
+
+
+def _show(bar: tqdm, done: float, names: Sequence[str]) -> None:
+    bar.set_description_str(", ".join(names), refresh=False)
+    bar.update(done - bar.n)
+    bar.refresh()
+
+
+def _start(cell: Cell, folder: Path, slot: int, jobs: int, line) -> _Running:
+    arguments = line(cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{cell.name}.log"
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **os.environ,
+    }
+    with log.open("a") as out, _Cores(slot, jobs):
+        out.write(f"$ {' '.join(arguments)}\n")
+        out.flush()
+        process = subprocess.Popen(
+            [sys.executable, *_TIED, *arguments[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the study alone, which tells its cells once
+        )
+    return _Running(cell, process, slot, time.monotonic())
+
+
+def usable_cores() -> set[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: a task set or container may have fewer
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+class _Cores:
+    """Processes started inside have one job's share of the cores, where the system can do that."""
+
+    def __init__(self, slot: int, jobs: int):
+        self.every = usable_cores()
+        self.own = set(sorted(self.every)[slot::jobs])
+
+    def __enter__(self) -> None:
+        self._allow(self.own)
+
+    def __exit__(self, *_) -> None:
+        self._allow(self.every)
+
+    def _allow(self, cores: set[int]) -> None:
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+
+
+def _end(one: _Running, folder: Path, failures: dict[str, str]) -> None:
+    workdir = folder / one.cell.name
+    minutes = (time.monotonic() - one.started) / 60
+    if one.process.returncode == 0 and finished(workdir):
+        _prune(workdir)
+        rows = json.loads((workdir / RESULTS).read_text())["rows"]
+        accuracy = ", ".join(f"{row['mode']} {row['validation']:.2f} %" for row in rows)
+        tqdm.write(f"{one.cell.name}: validation {accuracy} ({minutes:.1f} min)")
+        return
+    log = folder / f"{one.cell.name}.log"
+    status = one.process.returncode
+    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+    why = f"{how}: {_last_words(log)} (log: {log})"
+    failures[one.cell.name] = why
+    tqdm.write(f"{one.cell.name} FAILED, {why}")
+
+
+def _last_words(log: Path) -> str:
+    """The error of the last start, else its last line."""
+    text = log.read_text(errors="replace").rpartition("$ python ")[2]
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines)[-1][:300]

@@ -1,0 +1,163 @@
+"""A study's results as Markdown tables and plots."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.figures.training import COLOURS
+from experiments.study.results import CONFIDENCE, OURS
+
+_DASH = "-"
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The whole study as Markdown."""
+    parts = [f"# Study `{results['preset']}`: {results['model']}, {results['dataset']}", ""]
+    parts += [f"`{results['command']}`", ""]
+    parts += [_LEGEND.format(confidence=round(100 * results["confidence"])), ""]
+    for pair in results["pairs"]:
+        if not pair["methods"]:
+            continue
+        parts += [f"## low {pair['low']}, high {pair['high']}", "", pair_table(pair), ""]
+        if pair["ours_less"] and OURS in pair["methods"]:
+            parts += [f"Paired differences, `{OURS}` less the others:", "", lead_table(pair), ""]
+    if results["ablations"]:
+        first = results["pairs"][0]
+        parts += [f"## What each part of `{OURS}` brings", ""]
+        parts += [_ABLATION_NOTE.format(**first), "", ablation_table(results["ablations"]), ""]
+    if results["missing"]:
+        parts += ["Not finished: " + ", ".join(f"`{name}`" for name in results["missing"]), ""]
+    return "\n".join(parts)
+
+
+_LEGEND = """\
+Test accuracy in percent, mean ± sample standard deviation over seeds. A gap is a mode's accuracy
+less its twin's of the same seed, in points, with the {confidence} % confidence interval of its
+mean (Student's t, each by itself, over seeds alone: one split, one test set); "worse" is the
+smaller of a seed's two gaps. Cost is in passes: one mode run forward and backward over one epoch.
+The twins together cost what one dual network costs; half-batch twins make twice the updates for
+that cost; each long twin gets the whole cost. Updates are those of one network. First and last
+layer have 8-bit weights throughout."""
+
+_ABLATION_NOTE = """\
+low {low}, high {high}, seed 0, validation accuracy alone. One seed:
+compare changes with the standard deviations over seeds in the tables above."""
+
+
+def pair_table(pair: Mapping[str, Any], split: str = "test") -> str:
+    """One row per method."""
+    lines = [
+        "| method | cost | updates | seeds | low | high | low gap | high gap | worse gap |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for method, summary in pair["methods"].items():
+        accuracy = summary["accuracy"][split]
+        gaps = summary["gap"].get(split, {})
+        both = [_number(accuracy.get(mode)) for mode in ("low", "high")]
+        if "float" in accuracy:
+            both = [_DASH, f"{_number(accuracy['float'])} (float)"]
+        cells = [
+            method,
+            f"{summary['cost']:g}",
+            f"{summary['updates']:,}",
+            str(len(summary["seeds"])),
+            *both,
+            *(_gap(gaps.get(name)) for name in ("low", "high", "worse")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def lead_table(pair: Mapping[str, Any], split: str = "test") -> str:
+    """By how much `two_phase joint` is ahead of each other method."""
+    lines = ["| less | low | high | worse |", "|---|---:|---:|---:|"]
+    for other, gaps in pair["ours_less"].items():
+        if split in gaps:
+            cells = [_gap(gaps[split].get(name)) for name in ("low", "high", "worse")]
+            lines.append(f"| {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every row with its change from the row that it differs from in one thing."""
+    lines = ["| change | compared with | low | high |", "|---|---|---:|---:|"]
+    for row in rows:
+        start = row["against"] == row["title"]
+        cells = [
+            f"{row['validation'][mode]:.2f}" + ("" if start else f" ({row['change'][mode]:+.2f})")
+            for mode in ("low", "high")
+        ]
+        lines.append(
+            f"| {row['title']} | {_DASH if start else row['against']} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return _DASH
+    sd = f" ± {value['sd']:.2f}" if value["sd"] is not None else ""
+    return f"{value['mean']:.2f}{sd}"
+
+
+def _gap(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return _DASH
+    interval = value["interval"]
+    around = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    return f"{value['mean']:+.2f}{around}"
+
+
+def plot_pair(pair: Mapping[str, Any], stem: Path, split: str = "test") -> list[Path]:
+    """Accuracy of every method's modes, and their gaps to the twins; writes PNG and SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    methods = list(pair["methods"])
+    height = 1.1 + 0.42 * len(methods)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.5, height), sharey=True, layout="constrained", width_ratios=(3, 2)
+    )
+    for place, method in enumerate(methods):
+        summary = pair["methods"][method]
+        _draw_row(left, place, summary["accuracy"][split], "values")
+        _draw_row(right, place, summary["gap"].get(split, {}), "interval")
+    left.set(yticks=range(len(methods)), yticklabels=methods, xlabel=f"{split} accuracy, %")
+    left.set_ylim(len(methods) - 0.4, -0.6)
+    right.axvline(0, color="k", lw=0.8)
+    right.set(xlabel=f"gap to the twin, points ({100 * CONFIDENCE:.0f} % interval)")
+    handles = [
+        plt.Line2D([], [], marker="o", ls="", color=COLOURS[mode], label=label)
+        for mode, label in (
+            ("low", f"low ({pair['low']})"),
+            ("high", f"high ({pair['high']})"),
+            ("float", "float"),
+        )
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    paths = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
+    with matplotlib.rc_context({"svg.hashsalt": "study"}):  # the same figure, the same file
+        for path in paths:
+            metadata = {"Date": None} if path.suffix == ".svg" else {}
+            figure.savefig(path, dpi=144, metadata=metadata)
+    plt.close(figure)
+    return paths
+
+
+def _draw_row(axes: Any, place: float, modes: Mapping[str, Any], whiskers: str) -> None:
+    """The mean of each mode, with every seed's value, or the confidence interval, behind it."""
+    for mode, offset in (("low", -0.12), ("high", 0.12), ("float", 0.0)):
+        if mode not in modes:
+            continue
+        value, y = modes[mode], place + offset
+        if whiskers == "interval" and value["interval"]:
+            axes.plot(value["interval"], [y, y], "-", color=COLOURS[mode], lw=1.5, alpha=0.7)
+        else:
+            axes.plot(value["values"], [y] * len(value["values"]), "|", color=COLOURS[mode], ms=8)
+        axes.plot(value["mean"], y, "o", color=COLOURS[mode], ms=5)

@@ -1,0 +1,128 @@
+"""The command around a packed file: the cascade, from a trained run to a file that carries it."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from safetensors.numpy import load_file
+
+from dual_precision import data
+from dual_precision.deploy import (
+    Cascade,
+    PackedError,
+    Predictor,
+    amend_metadata,
+    inspect_packed,
+)
+from experiments import cli
+from experiments.deploy import __main__ as deploy
+from experiments.deploy import cascade
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def packed(digits_study, tmp_path_factory):
+    (run,) = digits_study.glob("cells/two_phase*0")
+    path = tmp_path_factory.mktemp("deploy") / "digits.safetensors"
+    deploy.pack(run, path)
+    return path
+
+
+def test_cascade_command(packed, digits_study):
+    """The real command; then the file answers as the command said it would."""
+    before = packed.read_bytes()
+    arguments = ("cascade", str(packed), "--cost=0.5", "--write", f"--workdir={packed.parent}")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.deploy", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TFDS_DATA_DIR": str(digits_study.parent / "data")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "215 validation images calibrate" in done.stdout
+    assert re.search(r"\| +auto, chosen \|", done.stdout)
+    assert (packed.parent / "cascade.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((packed.parent / "cascade.json").read_text())
+    assert str(packed.parent) not in json.dumps([found, inspect_packed(packed).metadata])
+    chosen = Cascade.from_json(found["cascade"])
+    assert chosen.expected.relative <= 0.5
+    assert (chosen.mirror, chosen.blend) == (False, 0.0), "a mirrored digit is another one"
+    predictor = Predictor(packed, batch_sizes=(64,))
+    assert predictor.cascade == chosen
+    test = data.load("digits", data_dir=digits_study.parent / "data").test
+    right = predictor.predict(test.images, "auto").argmax(1) == test.labels
+    assert found["test"][1]["accuracy"] == pytest.approx(100 * right.mean(), abs=0.3)
+    after = packed.read_bytes()
+    lengths = [int.from_bytes(content[:8], "little") for content in (before, after)]
+    assert before[8 + lengths[0] :] == after[8 + lengths[1] :]
+
+
+def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
+    path = tmp_path / "net"
+    path.write_bytes(packed.read_bytes())
+    before, tensors = inspect_packed(path), load_file(path)
+    amend_metadata(path, {"note": [1, {"a": None}]})
+    after = inspect_packed(path)
+    assert after.metadata == {**before.metadata, "note": [1, {"a": None}]}
+    assert (after.network, after.layers) == (before.network, before.layers)
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(array, tensors[name])
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PackedError, match="altered"):
+        amend_metadata(path, {"note": 2})
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"dataset": "cifar10"}, r"expected \(8, 8, 1\), as the file takes"),
+        ({"dataset": "imagenet"}, "imagenet"),
+        ({"mirror": True}, "a mirrored image of digits is another image"),
+        ({"accuracy": -0.1, "cost": 0.5}, "--accuracy=-0.1 and --cost=0.5: expected one of them"),
+        ({"cost": 7.0}, "--cost=7: expected a share of high's BitOps"),
+        ({"cost": math.nan}, "--cost=nan: expected a share"),
+        ({"blend": -1.0}, "--blend=-1: expected a finite number, 0 or more"),
+        ({"blend": math.nan}, "--blend=nan: expected a finite number"),
+    ],
+)
+def test_settings_refused(packed, asked, message):
+    names = ("dataset", "accuracy", "cost", "mirror", "blend")
+    with pytest.raises(ValueError, match=message):
+        cascade.read_settings(inspect_packed(packed), **{**dict.fromkeys(names), **asked})
+
+
+def test_a_flag_without_effect_is_refused(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_float("cost", None, "as the command has", flag_values=values)
+    values(["deploy", "--cost=0.5"])
+    monkeypatch.setattr(cli, "FLAGS", values)
+    with pytest.raises(ValueError, match=r"\['cost'\] has no effect on 'report': leave it out"):
+        deploy.main("report", "net")
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["pack", "--workdir=/home/me/run/", "--out=/o/net"], "pack --workdir=run --out=net"),
+        (["pack", "--workdir", "../run", "-out", "a/net"], "pack --workdir run -out net"),
+        (
+            ["cascade", "/o/net", "--accuracy=-0.1", "--write"],
+            "cascade net --accuracy=-0.1 --write",
+        ),
+    ],
+)
+def test_a_file_tells_no_folders(words, kept):
+    assert deploy.command_line(words) == f"python -m experiments.deploy {kept}"

@@ -1,0 +1,187 @@
+"""Where the CPU kernel cannot be had, one log line says why, and nothing is raised."""
+
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dual_precision.primitives.native import build as native
+
+
+def available() -> bool:
+    """Without the answer of this process, which stays as it is."""
+    return native._why_not.__wrapped__() is None
+
+
+# Parts of a shell script that stands for a compiler; it finds no other command.
+VERSION = '[ "$1" = --version ] && { echo 1.0; exit; }'
+LAST = "for last; do :; done"  # the last argument is the file to write
+
+
+@pytest.fixture
+def lines(caplog, monkeypatch):
+    """What is logged, whatever other tests did to the logger."""
+    monkeypatch.setattr(native._LOG, "propagate", True)
+    monkeypatch.delenv(native.SWITCH, raising=False)
+    caplog.set_level(logging.INFO, "dual_precision")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """Puts a shell script in the place of every compiler; its cache is empty."""
+
+    def place(script: str) -> Path:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        (folder / "c++").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "c++").chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "dual_precision"
+
+    return place
+
+
+def left_out(line: str) -> str:
+    start = "bit planes run without the compiled CPU kernel: "
+    assert line.startswith(start)
+    assert "\n" not in line
+    return line.removeprefix(start)
+
+
+def test_switched_off(lines, monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "0")
+    monkeypatch.setattr(native, "_built", lambda: pytest.fail("it was built"))
+    assert available() is False
+    (line,) = lines()
+    assert left_out(line) == "DUAL_PRECISION_NATIVE=0 was set"
+
+
+def test_no_compiler(lines, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert available() is False
+    (line,) = lines()
+    assert left_out(line) == "no C++ compiler was found"
+
+
+def test_a_compiler_that_does_not_start(lines, compiler):
+    compiler("exit 3")
+    assert available() is False
+    (line,) = lines()
+    assert left_out(line).endswith("bin/c++ ended with status 3:")
+
+
+def test_a_compiler_that_refuses_the_source(lines, compiler):
+    cache = compiler(f"{VERSION}\nprintf 'immintrin.h:\\n  no such file \\377\\n' >&2\nexit 1")
+    assert available() is False
+    building, line = lines()
+    assert building.startswith("building the CPU kernel for bit planes, once: ")
+    assert "bin/c++ ended with status 1: immintrin.h: no such file" in left_out(line)
+    assert list(cache.iterdir()) == [], "nothing half done is left"
+
+
+def test_a_library_that_is_none(lines, compiler):
+    compiler(
+        '[ "$1" = --version ] && { echo 1.0; exit; }\nfor last; do :; done\necho text > "$last"'
+    )
+    assert available() is False
+    assert ".so: " in left_out(lines()[-1])
+
+
+def test_a_cache_that_cannot_be_written(lines, compiler, monkeypatch, tmp_path):
+    """A file in the place of the folder: permissions do not stop the root user."""
+    compiler("echo 1.0")
+    (tmp_path / "taken").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    assert available() is False
+    assert "Not a directory" in left_out(lines()[-1])
+
+
+def test_no_home(lines, compiler, monkeypatch):
+    compiler("echo 1.0")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert available() is False
+    assert left_out(lines()[-1]) == "Could not determine home directory."
+
+
+def test_another_cpu(lines, monkeypatch):
+    class Library:
+        @staticmethod
+        def dual_precision_supported():
+            return 0
+
+    monkeypatch.setattr(native, "_built", lambda: "library.so")
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Library)
+    assert available() is False
+    (line,) = lines()
+    assert left_out(line) == "this CPU has no AVX512-VNNI and GFNI"
+
+
+def test_another_cpu_builds_nothing(lines, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512bw avx512vl\n")
+    monkeypatch.setattr(native, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(native, "_built", lambda: pytest.fail("it was built"))
+    assert available() is False
+    assert left_out(lines()[0]) == "this CPU has no AVX512-VNNI and GFNI"
+
+
+def test_a_switch_without_meaning(monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "false")
+    with pytest.raises(ValueError, match=r"NATIVE=false: expected 0, .* or 1"):
+        available()
+
+
+def test_a_library_that_others_can_write(lines, compiler):
+    """Nobody but the user may put code there that this process loads."""
+    cache = compiler(f'{VERSION}\n{LAST}\n: > "$last"')
+    native._built()
+    (library,) = cache.iterdir()
+    library.chmod(0o722)
+    assert available() is False
+    assert "is not this user's alone to write" in left_out(lines()[-1])
+
+
+def test_a_relative_cache_is_none(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert native._folder() == Path.home() / ".cache" / "dual_precision"
+
+
+def test_where_it_can_be_built_it_is():
+    """Else a mistake in its source would pass as a machine without a compiler."""
+    if os.environ.get(native.SWITCH) == "0" or not shutil.which("c++"):
+        pytest.skip("no compiler here")
+    try:
+        native._check_cpu()
+    except OSError as error:
+        pytest.skip(str(error))
+    assert native.available()
+    strict = ("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
+    done = subprocess.run(
+        [*strict, *native.include(), native.SOURCE], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not native.available(), reason="there is no compiled kernel here")
+def test_it_is_built_once(compiler, monkeypatch, tmp_path):
+    """The library that is there is taken; its name holds the source and the compiler."""
+    cache = compiler(f'echo "$@" >> {tmp_path}/calls\n{VERSION}\n{LAST}\n: > "$last"')
+    first = native._built()
+    assert first.parent == cache
+    assert native._built() == first
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call == "--version" for call in calls] == [True, False, True]
+    other = tmp_path / "other.cc"
+    other.write_text("another source")
+    monkeypatch.setattr(native, "_MADE_OF", (other,))
+    assert native._built() != first
+    assert len(list(cache.iterdir())) == 2
