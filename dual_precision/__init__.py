@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dual_precision.precision import FLOAT, Modes, Precision, modes, parse
+from dual_precision.precision import FLOAT, Modes, Precision, Widths, modes, parse
 
 if TYPE_CHECKING:
     from dual_precision.loading import load as load
 
-__all__ = ["FLOAT", "Modes", "Precision", "load", "modes", "parse"]
+__all__ = ["FLOAT", "Modes", "Precision", "Widths", "load", "modes", "parse"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,14 @@
-"""What a mode costs in energy: a model with stated figures, not a measurement.
+"""What a mode costs: bytes, BitOps, and energy by a model with stated figures, not a measurement.
+
+    BitOps       MACs * w * a, of every call of a layer
 
     arithmetic   MACs * (multiply * w * a / 64 + add), or MACs * float_mac where one is float
     weights      bits of all weights, each read once per image from DRAM
     activations  inputs * 2 * a bits: written once and read once, in a 32 kB SRAM
 
 w and a are the bits of weights and activations. An array multiplier has w * a cells, so the energy
-of an 8x8-bit one is scaled by w * a / 64; the sum is kept in 32 bits. The first layer's pixels are
-8-bit, as BitOps count them. Not in it: normalisation, residual sums, instructions, leakage, and
+of an 8x8-bit one is scaled by w * a / 64; the sum is kept in 32 bits. Pixels, which the first
+layer takes as they are, count as 8-bit numbers. Not in it: normalisation, residual sums, instructions, leakage, and
 what a real memory hierarchy reads twice. Weights dominate where an image comes alone; in a batch
 they are read once for all of it.
 
@@ -19,7 +21,7 @@ import math
 from collections.abc import Mapping
 
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME
-from dual_precision.structure import Layer, Path
+from dual_precision.structure import Layer, LayerPath
 
 PIXEL_BITS = 8
 
@@ -39,20 +41,20 @@ class Cost:
     macs: int
 
 
-def pixel_layer(layers: Mapping[Path, Layer]) -> Path | None:
+def pixel_layer(layers: Mapping[LayerPath, Layer]) -> LayerPath | None:
     """The first layer, where no mode quantizes its input: so that all see the same pixels."""
     for path, layer in layers.items():
         return None if any(p.activations for p in layer.table.values()) else path
     return None
 
 
-def input_bits(layers: Mapping[Path, Layer], path: Path, mode: str) -> int:
+def input_bits(layers: Mapping[LayerPath, Layer], path: LayerPath, mode: str) -> int:
     """Width of a layer's input. Inputs of the first layer that no mode quantizes: 8-bit pixels."""
     pixels = path == pixel_layer(layers) and mode != FLOAT_NAME
     return layers[path].table[mode].activations or (PIXEL_BITS if pixels else FLOAT_BITS)
 
 
-def layer_cost(layers: Mapping[Path, Layer], path: Path, mode: str) -> Cost:
+def layer_cost(layers: Mapping[LayerPath, Layer], path: LayerPath, mode: str) -> Cost:
     """The cost of one layer in a mode."""
     layer = layers[path]
     bits = layer.table[mode].weights or FLOAT_BITS
@@ -66,7 +68,7 @@ def _stored_size(layer: Layer, mode: str) -> int:
     return math.prod(layer.kernel) * (bits or FLOAT_BITS) + (32 * layer.kernel[-1] if bits else 0)
 
 
-def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
+def mode_cost(layers: Mapping[LayerPath, Layer], mode: str) -> Cost:
     """The cost of a mode: the sum over its layers, parts of bytes counted up once."""
     own = [layer_cost(layers, path, mode) for path in layers]
     size = sum(_stored_size(layer, mode) for layer in layers.values())
@@ -74,7 +76,7 @@ def mode_cost(layers: Mapping[Path, Layer], mode: str) -> Cost:
     return Cost(math.ceil(size / 8), operations, macs)
 
 
-def reused_bit_operations(layers: Mapping[Path, Layer], low: str, high: str) -> int:
+def reused_bit_operations(layers: Mapping[LayerPath, Layer], low: str, high: str) -> int:
     """The part of `mode_cost(layers, high).bit_operations` that a run of `low` has done already.
 
     The pixel layer's sum over the planes that `low` reads is the first part of the same sum in
@@ -125,7 +127,7 @@ class Energy:
 
 
 def layer_energy(
-    layers: Mapping[Path, Layer], path: Path, mode: str, model: EnergyModel = HOROWITZ
+    layers: Mapping[LayerPath, Layer], path: LayerPath, mode: str, model: EnergyModel = HOROWITZ
 ) -> Energy:
     """The energy of one layer in one mode, by the equations at the top of this file."""
     layer = layers[path]
@@ -141,7 +143,9 @@ def layer_energy(
     )
 
 
-def mode_energy(layers: Mapping[Path, Layer], mode: str, model: EnergyModel = HOROWITZ) -> Energy:
+def mode_energy(
+    layers: Mapping[LayerPath, Layer], mode: str, model: EnergyModel = HOROWITZ
+) -> Energy:
     """The energy of all layers in one mode."""
     parts = [layer_energy(layers, path, mode, model) for path in layers]
     return Energy(

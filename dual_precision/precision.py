@@ -1,58 +1,131 @@
-"""What a precision mode is: a frozen pair of widths under a name, and each layer's own.
+"""What a precision mode is: a frozen set of widths under a name, and each layer's own.
 
 A mode is data. The call `model.apply(variables, x, precision="low")` names a mode; `Modes` says
-what the name means, for the whole network or, where `layers` says so, for one layer.
+what the name means, for the whole network or, where `layers` says so, for one layer. A call may
+also name a mode and give widths as values, `precision=Widths("high", weights=4)`: one program
+serves them all. Either way `Modes.resolve` says what the call means for a layer.
 """
 
 import dataclasses
+import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+import flax.struct
+import jax
 from flax.core import FrozenDict
 
 MAX_BITS = 8
 FLOAT_BITS = 32
 FLOAT_NAME = "float"
 
-_SPEC = re.compile(r"w(\d+)a(\d+)")
+Bits = int | jax.Array
+
+_SPEC = re.compile(r"w(\d{1,2})a(\d{1,2})(?:g(\d{1,2}))?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Widths of weights and activations in bits, 1 to 8; None is float."""
+    """Widths in bits, 1 to 8; None is float.
+
+    Attributes:
+      weights, activations: of a layer's kernel and of its input.
+      gradients: of the gradient that comes back to a layer's output (backward precision).
+    """
 
     weights: int | None
     activations: int | None
+    gradients: int | None = None
 
     def __post_init__(self) -> None:
-        for what, bits in (("weights", self.weights), ("activations", self.activations)):
-            if bits is not None and not 1 <= bits <= MAX_BITS:
+        for what, bits in dataclasses.asdict(self).items():
+            if bits is not None and (type(bits) is not int or not 1 <= bits <= MAX_BITS):
                 raise ValueError(
-                    f"{what} of {bits} bits: expected 1 to {MAX_BITS}, or None for float"
+                    f"{what} of {bits!r} bits: expected an integer from 1 to {MAX_BITS},"
+                    " or None for float"
                 )
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight, where float has 32."""
+        return self.weights or FLOAT_BITS
+
     def __str__(self) -> str:
-        return f"w{self.weights or FLOAT_BITS}a{self.activations or FLOAT_BITS}"
+        gradients = f"g{self.gradients}" if self.gradients else ""
+        return f"w{self.weight_bits}a{self.activations or FLOAT_BITS}{gradients}"
 
 
 FLOAT = Precision(None, None)
 
 
 def parse(text: str) -> Precision:
-    """Reads "w4a4" as Precision(4, 4); 32 stands for float ("w2a32").
+    """Reads "w4a4" as Precision(4, 4), and "w4a4g8" with 8-bit gradients; 32 stands for float.
 
     >>> parse("w2a32")
-    Precision(weights=2, activations=None)
+    Precision(weights=2, activations=None, gradients=None)
     """
-    match = _SPEC.fullmatch(text)
+    match = _SPEC.fullmatch(text) if isinstance(text, str) else None
     if match:
-        widths = [int(digits) for digits in match.groups()]
+        widths = [int(digits or FLOAT_BITS) for digits in match.groups()]
         if all(1 <= width <= MAX_BITS or width == FLOAT_BITS for width in widths):
             return Precision(*(None if width == FLOAT_BITS else width for width in widths))
     raise ValueError(
-        f"precision {text!r}: expected w<bits>a<bits>, bits from 1 to {MAX_BITS}"
-        f" or {FLOAT_BITS} for float, as in w2a2, w8a8 or w2a32"
+        f"precision {text!r}: expected w<bits>a<bits> or w<bits>a<bits>g<bits>, bits from 1 to"
+        f" {MAX_BITS} or {FLOAT_BITS} for float, as in w2a2, w8a8, w2a32 or w4a4g8"
     )
+
+
+@flax.struct.dataclass
+class Widths:
+    """A precision whose widths are values, traced or not: one program for all of them.
+
+    `model.apply(variables, x, precision=Widths("high", weights=4, activations=4))` uses the
+    normalisation and the input steps of the mode "high", and other widths. A width is an integer
+    or an int array of shape (), for every layer that is not pinned, or a mapping from layer paths
+    to such; layers that it does not name, and None, keep the widths of the mode. The range that an
+    input step covers stays: at n bits in the place of N the step is (2^N - 1) / (2^n - 1) times as
+    large.
+
+    Attributes:
+      mode: a mode of the model; the static part.
+    """
+
+    mode: str = flax.struct.field(pytree_node=False)
+    weights: Any = None
+    activations: Any = None
+    gradients: Any = None
+
+    @property
+    def named_layers(self) -> set[str]:
+        """Paths of the layers that a mapping names."""
+        given = (self.weights, self.activations, self.gradients)
+        return {path for value in given if isinstance(value, Mapping) for path in value}
+
+
+Asked = str | Widths  # what a call may give as `precision`
+
+
+def mode_of(precision: Asked) -> str:
+    """The name of the mode that a call asks for."""
+    return precision.mode if isinstance(precision, Widths) else precision
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resolved:
+    """What one call means for one layer.
+
+    Attributes:
+      mode: whose input step is used.
+      weights, activations, gradients: bits, traced or not; None is float.
+      own: what the mode itself means for this layer, whose range an input step covers.
+    """
+
+    mode: str
+    weights: Bits | None
+    activations: Bits | None
+    gradients: Bits | None
+    own: Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +134,12 @@ class Modes:
 
     Attributes:
       default: mode name -> Precision, for every layer that `layers` does not name.
-      layers: layer path ("stage1_block0/conv1") -> its own mode name -> Precision.
+      layers: layer path ("stage1_block0/conv1") or pattern ("stage3_*") -> mode name -> Precision;
+        modes that an entry leaves out keep their default.
+      stored: width of the stored grid. The meaning of a weight's step depends on it alone, not on
+        which modes there are.
+      norms: mode name -> the mode whose normalisation it uses; others have their own.
+      pinned: widths that a call gives for all layers do not reach layers of these modes.
 
     Hashable, so that a module may hold it and jit may use it as a static value.
     "float" is always a mode and needs no entry.
@@ -71,24 +149,39 @@ class Modes:
     layers: FrozenDict[str, FrozenDict[str, Precision]] = dataclasses.field(
         default_factory=FrozenDict
     )
+    stored: int = MAX_BITS
+    norms: FrozenDict[str, str] = dataclasses.field(default_factory=FrozenDict)
+    pinned: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "default", FrozenDict(self.default))
         layers: dict[str, FrozenDict[str, Precision]] = {
-            path: FrozenDict(own) for path, own in self.layers.items()
+            path: FrozenDict(entry) for path, entry in self.layers.items()
         }
-        object.__setattr__(self, "layers", FrozenDict(layers))
+        for field, value in (("default", self.default), ("layers", layers), ("norms", self.norms)):
+            object.__setattr__(self, field, FrozenDict(value))
+        if type(self.stored) is not int or not 1 <= self.stored <= MAX_BITS:
+            raise ValueError(
+                f"stored={self.stored!r}: expected an integer from 1 to {MAX_BITS}, the bits of"
+                " the stored grid"
+            )
         for name in self.default:
             if name == FLOAT_NAME or not name.isidentifier():
                 raise ValueError(
                     f"mode name {name!r}: expected an identifier other than {FLOAT_NAME!r},"
                     " which is always there"
                 )
-        for path, own in self.layers.items():
-            if set(own) != set(self.default):
+        _check_widths("the default", self.default, self.stored)
+        for path, entry in self.layers.items():
+            if unknown := sorted(set(entry) - set(self.default)):
                 raise ValueError(
-                    f"layer {path!r} has modes {sorted(own)}: expected {sorted(self.default)};"
-                    " give every mode a precision"
+                    f"layer {path!r} has modes {unknown}: expected some of {sorted(self.default)}"
+                )
+            _check_widths(f"layer {path!r}", entry, self.stored)
+        for name, source in self.norms.items():
+            if {name, source} - set(self.names) or source in self.norms:
+                raise ValueError(
+                    f"norms {name!r}: {source!r}: expected modes of {list(self.names)}, the second"
+                    " one with a normalisation of its own"
                 )
 
     @property
@@ -101,31 +194,155 @@ class Modes:
         if name not in self.names:
             raise ValueError(f"precision {name!r} is unknown: expected one of {list(self.names)}")
 
+    def norm_of(self, precision: Asked) -> str:
+        """The mode whose normalisation a call uses."""
+        name = mode_of(precision)
+        self.check_name(name)
+        return self.norms.get(name, name)
+
     def at(self, path: Sequence[str]) -> FrozenDict[str, Precision]:
-        """The layer's own table: mode name -> Precision, float included."""
-        own = self.layers.get("/".join(path), self.default)
-        return FrozenDict({FLOAT_NAME: FLOAT, **own})
+        """The table of a layer: mode name -> Precision, float included.
+
+        Raises:
+          ValueError: two patterns give the layer different widths.
+        """
+        name = "/".join(path)
+        entry = self.layers.get(name)
+        if entry is None:
+            found = [own for pattern, own in self.layers.items() if fnmatch.fnmatch(name, pattern)]
+            if len(set(found)) > 1:
+                raise ValueError(
+                    f"layer {name!r} has different widths by {len(found)} patterns: expected one;"
+                    " name the layer itself, which goes before patterns"
+                )
+            entry = found[0] if found else FrozenDict()
+        return FrozenDict({FLOAT_NAME: FLOAT, **self.default, **entry})
+
+    def stored_at(self, path: Sequence[str]) -> int | None:
+        """The stored width of a layer; None where all of its modes have float weights."""
+        return self.stored if any(p.weights for p in self.at(path).values()) else None
+
+    def check_layers(self, known: Collection[str], named: Collection[str] = ()) -> None:
+        """Raises ValueError where `layers`, or a call's `named` ones, are not among the known."""
+        patterns = [p for p in self.layers if not any(fnmatch.fnmatch(k, p) for k in known)]
+        unknown = sorted({*patterns, *named} - {*known})
+        if unknown:
+            raise ValueError(
+                f"own widths for unknown layers {unknown}: expected some of {sorted(known)}"
+            )
+
+    def resolve(self, path: Sequence[str], precision: Asked) -> Resolved:
+        """What a call with `precision` means for the layer at `path`.
+
+        Raises:
+          ValueError: an unknown mode; a width for activations that the mode keeps in float.
+        """
+        name = mode_of(precision)
+        self.check_name(name)
+        own = self.at(path)[name]
+        if isinstance(precision, str):
+            return Resolved(name, own.weights, own.activations, own.gradients, own)
+        layer = "/".join(path)
+
+        def width(value: Any, default: int | None, pinned: bool) -> Bits | None:
+            if isinstance(value, Mapping):
+                return value.get(layer, default)
+            return default if value is None or pinned else value
+
+        weights = width(precision.weights, own.weights, self.pinned)
+        activations = width(precision.activations, own.activations, self.pinned)
+        gradients = width(precision.gradients, own.gradients, False)
+        if activations is not None and own.activations is None:
+            raise ValueError(
+                f"layer {layer!r}: a width for activations, which mode {name!r} keeps in float:"
+                " expected a mode that has input steps; name another one, or give none"
+            )
+        if weights is not None and self.stored_at(path) is None:
+            raise ValueError(
+                f"layer {layer!r}: a width for weights, and no mode has codes: expected a model"
+                " with at least one mode such as low='w2a2'"
+            )
+        return Resolved(name, weights, activations, gradients, own)
 
     def pin(self, weights: int | None, activations: int | None) -> "Modes":
         """The same precision in every mode, except for layers that have their own entry."""
-        pinned = {name: Precision(weights, activations) for name in self.default}
-        return dataclasses.replace(self, default=FrozenDict(pinned))
+        pinned = {
+            name: Precision(weights, activations, own.gradients)
+            for name, own in self.default.items()
+        }
+        return dataclasses.replace(
+            self,
+            default=FrozenDict(pinned),
+            stored=max(self.stored, weights or 0),
+            pinned=True,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, which `modes_from` reads: the part of a network's description."""
+        return {
+            "modes": {name: str(p) for name, p in self.default.items()},
+            "layers": {
+                path: {name: str(p) for name, p in entry.items()}
+                for path, entry in self.layers.items()
+            },
+            "stored": self.stored,
+            "norms": dict(self.norms),
+        }
 
 
-def modes(layers: Mapping[str, Mapping[str, str]] | None = None, **default: str) -> Modes:
+def _check_widths(where: str, table: Mapping[str, Precision], stored: int) -> None:
+    for name, precision in table.items():
+        if (precision.weights or 0) > stored:
+            raise ValueError(
+                f"{where}: mode {name!r} has {precision}, wider weights than the {stored} bits"
+                " that are stored: expected at most these; give a larger stored="
+            )
+
+
+def modes(
+    layers: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    stored: int = MAX_BITS,
+    norms: Mapping[str, str] | None = None,
+    **default: str,
+) -> Modes:
     """Modes from texts.
 
     >>> modes(low="w2a2", high="w8a8").at(("conv1",))["low"]
-    Precision(weights=2, activations=2)
+    Precision(weights=2, activations=2, gradients=None)
     """
-    tables = {path: {n: parse(t) for n, t in own.items()} for path, own in (layers or {}).items()}
+    tables = {
+        path: FrozenDict({name: parse(text) for name, text in entry.items()})
+        for path, entry in (layers or {}).items()
+    }
     return Modes(
         FrozenDict({name: parse(text) for name, text in default.items()}),
-        FrozenDict({path: FrozenDict(own) for path, own in tables.items()}),
+        FrozenDict(tables),
+        stored,
+        FrozenDict(norms or {}),
     )
 
 
-def stored_bits(table: Mapping[str, Precision]) -> int | None:
-    """The width at which a layer's weights are stored: its widest mode. None if all are float."""
-    widths = [precision.weights for precision in table.values() if precision.weights]
-    return max(widths, default=None)
+def modes_from(description: Mapping[str, Any]) -> Modes:
+    """The modes that a network's description means, see `Modes.to_json`.
+
+    A description without "stored" was made when each layer was stored as wide as its widest mode:
+    the default then says the width.
+
+    Raises:
+      ValueError: such an old one with layers that were stored otherwise than the default.
+    """
+    default, layers = description["modes"], description.get("layers") or {}
+    stored = description.get("stored")
+    if stored is None:
+        widths = [parse(text).weights or 0 for text in default.values()]
+        stored = max(widths, default=0) or MAX_BITS
+        entries = [
+            [parse(text).weights or 0 for text in entry.values()] for entry in layers.values()
+        ]
+        if any(max(bits, default=0) != MAX_BITS for bits in (widths, *entries) if entries):
+            raise ValueError(
+                f"layers {sorted(layers)} have widths of their own, written by a version that did"
+                ' not say how wide weights are stored: expected an entry "stored"; train it again'
+            )
+    return modes(layers, stored=stored, norms=description.get("norms"), **default)

@@ -1,63 +1,170 @@
-"""What a model is made of: its quantized layers, their widths in every mode, their cost."""
+"""What a model is made of, read by one trace that computes nothing.
+
+Its layers and normalisations say their own facts (layers/facts.py); the trace adds which of them
+feeds which, the shapes of all variables, and whose each of them is.
+"""
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict
 
-from dual_precision.layers import QuantizedLayer
-from dual_precision.precision import FLOAT_NAME, Precision, stored_bits
+from dual_precision.layers.facts import Layer, Norm, facts_of
+from dual_precision.precision import FLOAT_NAME, Modes
 
-Path = tuple[str, ...]
+LayerPath = tuple[str, ...]
+Example = Any  # a pytree of ShapeDtypeStructs: what a model takes, of one example
+
+# Names that the layers give to what stands in their part of the tree.
+LEAVES = frozenset({"kernel", "bias", "step", "input_step", "scale", "mean", "var"})
+
+
+class TooManyLayers(ValueError):
+    """A model has more layers than it may have."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """One Dense or Conv of a model.
+class Structure:
+    """A model, described.
 
     Attributes:
-      table: mode name -> Precision of this layer, float included.
-      kernel: its shape, outputs last.
-      macs: multiply-accumulates per image.
-      inputs: numbers in its input, per image.
+      modes: of the model.
+      layers: path in the parameter tree -> Layer, in the order of the forward pass.
+      norms: path -> Norm of those that fold into one factor and offset.
+      sources: path of a norm -> path of the layer whose output it takes, where there is one.
+      first_norms: norms that come before every layer.
+      shapes: path of a variable, its collection first -> shape and dtype.
+      norm_calls: path of a norm -> times it is called.
     """
 
-    table: FrozenDict[str, Precision]
-    kernel: tuple[int, ...]
-    macs: int
-    inputs: int
+    modes: Modes
+    layers: Mapping[LayerPath, Layer]
+    norms: Mapping[LayerPath, Norm]
+    sources: Mapping[LayerPath, LayerPath]
+    first_norms: Collection[LayerPath]
+    shapes: Mapping[LayerPath, jax.ShapeDtypeStruct]
+    norm_calls: Mapping[LayerPath, int]
 
-    @property
-    def stored(self) -> int | None:
-        """Width at which the weights are stored; None is float."""
-        return stored_bits(self.table)
+    def owner(self, leaf: LayerPath) -> str | None:
+        """The mode that a leaf of the tree belongs to alone; None where modes share it."""
+        return next((key for key in leaf if key in self.modes.names), None)
+
+    def is_read(self, leaf: LayerPath, modes: Collection[str]) -> bool:
+        """Whether some mode of `modes` computes with a leaf of the tree."""
+        mode = self.owner(leaf)
+        if mode is None:
+            return True
+        if "input_step" in leaf:
+            return mode in modes
+        return mode in {self.modes.norm_of(name) for name in modes}
+
+    def leaves_of(self, modes: Collection[str]) -> dict[LayerPath, tuple[int, ...]]:
+        """Shapes of the leaves that all modes share, or that some of `modes` computes with."""
+        return {path: leaf.shape for path, leaf in self.shapes.items() if self.is_read(path, modes)}
+
+    @cached_property
+    def parts(self) -> set[str]:
+        """Names in the tree, which no mode may have."""
+        return LEAVES | {part for path in (*self.layers, *self.norms) for part in path}
 
 
-def describe_layers(model: nn.Module, image_shape: tuple[int, ...]) -> dict[Path, Layer]:
-    """Path in the parameter tree -> Layer, in the order of the forward pass; computes nothing.
+def structure_of(model: nn.Module, example: Example, most: int | None = None) -> Structure:
+    """Traces the model once.
 
     Args:
-      image_shape: [H, W, C].
-    """
-    found: dict[Path, Layer] = {}
+      example: what the model takes besides `precision`, of one example and without the axis of
+        the batch: a ShapeDtypeStruct, or a tuple of pytrees of them; see `Task.example`.
 
-    def note(call, args, kwargs, context):
+    Raises:
+      ValueError: a mode has the name of a part of the tree; widths for unknown layers.
+      TooManyLayers: it has more than `most` layers, found before they are all traced.
+    """
+    trace = _Trace(most)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
+        example if isinstance(example, tuple) else (example,),
+    )
+
+    def init(key: jax.Array, *inputs: Any) -> Any:
+        with nn.intercept_methods(trace.note):
+            return model.init(key, *inputs, precision=FLOAT_NAME)
+
+    variables = jax.eval_shape(init, jax.random.key(0), *batch)
+    structure = Structure(
+        model.modes,
+        trace.layers,
+        trace.norms,
+        trace.sources,
+        trace.first_norms,
+        flatten_dict(dict(variables)),
+        trace.norm_calls,
+    )
+    if clash := sorted(structure.parts & set(model.modes.names)):
+        raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")
+    model.modes.check_layers({"/".join(path) for path in structure.layers})
+    return structure
+
+
+class _Trace:
+    """What is noted while a model is traced."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self.layers: dict[LayerPath, Layer] = {}
+        self.norms: dict[LayerPath, Norm] = {}
+        self.sources: dict[LayerPath, LayerPath] = {}
+        self.first_norms: list[LayerPath] = []
+        self.norm_calls: dict[LayerPath, int] = {}
+        self._made: list[tuple[jax.Array, LayerPath]] = []  # outputs of layers, by identity
+
+    def note(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
-        module = context.module
-        if isinstance(module, QuantizedLayer) and context.method_name == "__call__":
-            shape = module.kernel_shape(args[0].shape[-1])
-            macs = math.prod(result.shape[1:-1]) * math.prod(shape)
-            inputs = math.prod(args[0].shape[1:])
-            found[module.path] = Layer(module.modes.at(module.path), shape, macs, inputs)
+        if context.method_name != "__call__":
+            return result
+        path, facts = context.module.path, facts_of(context.module, args[0], result)
+        if isinstance(facts, Layer):
+            known = self.layers.get(path)
+            self.layers[path] = facts if known is None else known.called_again(facts)
+            self._made.append((result, path))
+            if self.most is not None and len(self.layers) > self.most:
+                raise TooManyLayers(f"its network has more layers than the {self.most} listed")
+        elif isinstance(facts, Norm):
+            self.norms[path] = facts
+            self.norm_calls[path] = self.norm_calls.get(path, 0) + 1
+            if not self._made:
+                self.first_norms.append(path)
+            for array, source in self._made:
+                if array is args[0]:
+                    self.sources[path] = source
         return result
 
-    def init(images: jax.Array) -> Any:
-        with nn.intercept_methods(note):
-            return model.init(jax.random.key(0), images, precision=FLOAT_NAME)
 
-    jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8))
-    return found
+def mode_order(structure: Structure) -> list[str]:
+    """The named modes, fewest weight bits first.
+
+    Raises:
+      ValueError: there is none, or one that keeps float weights where another has codes.
+    """
+    names = list(structure.modes.default)
+    if not names:
+        raise ValueError("a model without modes: expected at least one, such as low='w2a2'")
+    for path, layer in structure.layers.items():
+        mixed = [n for n in names if layer.stored and layer.table[n].weights is None]
+        if mixed:
+            raise ValueError(
+                f"layer {'/'.join(path)!r} has float weights in {mixed} and codes in other modes:"
+                " what is deployed is codes alone; give the layer 1 to 8 bits in every mode"
+            )
+
+    def weight_bits(name: str) -> int:
+        return sum(
+            math.prod(layer.kernel) * layer.table[name].weight_bits
+            for layer in structure.layers.values()
+        )
+
+    return sorted(names, key=weight_bits)

@@ -1,11 +1,21 @@
 """Layers whose precision is an argument of the call."""
 
+from dual_precision.layers.norms import SwitchableBatchNorm
 from dual_precision.layers.quantized import (
     CALIBRATION,
+    ROUNDING,
     Conv,
     Dense,
     QuantizedLayer,
-    SwitchableBatchNorm,
+    check_named_layers,
 )
 
-__all__ = ["CALIBRATION", "Conv", "Dense", "QuantizedLayer", "SwitchableBatchNorm"]
+__all__ = [
+    "CALIBRATION",
+    "ROUNDING",
+    "Conv",
+    "Dense",
+    "QuantizedLayer",
+    "SwitchableBatchNorm",
+    "check_named_layers",
+]

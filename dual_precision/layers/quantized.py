@@ -5,54 +5,100 @@ gives the tree that every mode uses. What belongs to one mode alone stands under
 in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shared.
 """
 
-from collections.abc import Callable, Collection
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.precision import Modes, stored_bits
+from dual_precision.layers.facts import Layer
+from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths
 from dual_precision.primitives.convolution import conv2d
-from dual_precision.primitives.normalization import normalize_batch, per_channel, scale_and_shift
+from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
+from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.quantizers import (
     activation_step,
     gaussian_weight_step,
     quantize_activations,
     quantize_weights,
+    rescaled_step,
 )
 
 # The collection that, when mutable, has every layer fit its input step to the batch at hand.
 CALIBRATION = "calibration"
+# The stream of random numbers that gradients with a width are rounded by.
+ROUNDING = "rounding"
 
 Initializer = Callable[..., Any]
-_kernel_init = nn.initializers.he_normal()
-_dense_init = nn.initializers.lecun_normal()
 
 
 class QuantizedLayer(nn.Module):
-    """What Dense and Conv share: one latent kernel, a step per channel, an input step per mode."""
+    """One latent kernel, a step per channel, an input step per mode: what every layer shares.
+
+    A layer is a product that is linear in both of its operands: a class of its own says the shape
+    of its kernel and `product`, and costs, packed file and integer forward follow from these.
+
+    Attributes:
+      features: output channels.
+      modes: what the names of modes mean.
+      signed: whether its inputs may be negative; else what is negative counts as 0.
+      use_bias: adds a vector after the product.
+    """
 
     features: int
     modes: Modes
+    signed: bool = False
+    use_bias: bool = False
+
+    matrix: ClassVar[bool] = False  # see facts.Layer
+    kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.lecun_normal())
 
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
-        """Shape of the kernel for so many input channels, outputs last."""
+        """Shape of the kernel for so many input channels: [..., inputs, features]."""
         raise NotImplementedError
 
-    def _kernel(self, name: str, init: Initializer, inputs: int) -> jax.Array:
-        """The kernel as the mode sees it: latent in float, on the nested grid otherwise."""
-        self.modes.check_name(name)
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The layer on float arrays: x [..., inputs] and the kernel -> [..., features]."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        asked = self.modes.resolve(self.path, precision)
+        kernel = self._kernel(asked, x.shape[-1])
+        y = self.product(self._input(asked, x), kernel)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + per_channel(bias, y.ndim)
+        return self._output(asked, y)
+
+    def facts(self, x: jax.Array, y: jax.Array) -> Layer:
+        """What one call says: see `facts.Layer`; x and y have one example."""
+        kernel = self.kernel_shape(x.shape[-1])
+        return Layer(
+            table=self.modes.at(self.path),
+            kernel=kernel,
+            macs=math.prod(y.shape[1:-1]) * math.prod(kernel),
+            inputs=math.prod(x.shape[1:]),
+            stored=self.modes.stored_at(self.path),
+            signed=self.signed,
+            matrix=self.matrix,
+        )
+
+    def _kernel(self, asked: Resolved, inputs: int) -> jax.Array:
+        """The kernel as the call sees it: latent in float, on the nested grid otherwise."""
         self._check_inputs(inputs)
-        kernel = self.param("kernel", init, self.kernel_shape(inputs), jnp.float32)
-        table = self.modes.at(self.path)
-        stored = stored_bits(table)
+        shape = self.kernel_shape(inputs)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        stored = self.modes.stored_at(self.path)
         if stored is None:
             return kernel
-        narrowest = min(p.weights for p in table.values() if p.weights)
+        narrowest = min(p.weights for p in self.modes.at(self.path).values() if p.weights)
         step = self.param("step", lambda _: gaussian_weight_step(kernel, narrowest, stored))
-        bits = table[name].weights
-        return kernel if bits is None else quantize_weights(kernel, step, bits, stored)
+        if asked.weights is None:
+            return kernel
+        return quantize_weights(kernel, step, asked.weights, stored)
 
     def _check_inputs(self, inputs: int) -> None:
         if not self.has_variable("params", "kernel"):
@@ -64,30 +110,72 @@ class QuantizedLayer(nn.Module):
                 " give images of the size and channels that the model was made for"
             )
 
-    def _input(self, name: str, x: jax.Array) -> jax.Array:
-        """The input as the mode sees it: as it is in float, unsigned codes times a step else."""
+    def _input(self, asked: Resolved, x: jax.Array) -> jax.Array:
+        """The input as the call sees it: as it is in float, codes times a step else."""
         table = self.modes.at(self.path)
         widths = {mode: p.activations for mode, p in table.items() if p.activations}
         if not widths:
             return x
         steps = self.param("input_step", _initial_input_steps, widths)
-        if name not in widths:
+        if asked.activations is None or asked.own.activations is None:
             return x
-        _check_present(name, steps)
-        step = steps[name]
+        check_present(asked.mode, steps)
         if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
-            step = activation_step(x, widths[name])
-            self.sow(CALIBRATION, "input_step", {name: step}, reduce_fn=lambda _, new: new)
-        return quantize_activations(x, step, widths[name])
+            self._calibrate(asked.mode, x, asked.own)
+        step = self._calibrated(asked.mode, steps)
+        step = rescaled_step(step, asked.own.activations, asked.activations, self.signed)
+        return quantize_activations(x, step, asked.activations, self.signed)
+
+    def _calibrate(self, mode: str, x: jax.Array, own: Precision) -> None:
+        """Leaves the input step that suits this batch, and the smallest input."""
+        assert own.activations is not None
+        step = activation_step(x, own.activations, self.signed)
+        # Of the calls of one layer, the first decides; the smallest input is that of them all.
+        self.sow(CALIBRATION, "input_step", {mode: step}, reduce_fn=_first)
+        self.sow(CALIBRATION, "least", {mode: jnp.min(x)}, reduce_fn=_least)
+
+    def _calibrated(self, mode: str, steps: Mapping[str, jax.Array]) -> jax.Array:
+        if self.has_variable(CALIBRATION, "input_step"):
+            found: jax.Array = self.get_variable(CALIBRATION, "input_step")[mode]
+            return found
+        return steps[mode]
+
+    def _output(self, asked: Resolved, y: jax.Array) -> jax.Array:
+        """y, whose gradient is rounded on its way back where the call gives it a width."""
+        if asked.gradients is None or self.is_initializing():
+            return y
+        if not self.has_rng(ROUNDING):
+            return refuse_gradient(y)
+        return quantize_gradient(y, jnp.asarray(asked.gradients), self.make_rng(ROUNDING))
 
 
-def _check_present(name: str, present: Collection[str]) -> None:
+def _first(earlier: Any, new: Any) -> Any:
+    return earlier or new  # sow starts from ()
+
+
+def _least(earlier: Any, new: Any) -> Any:
+    return jax.tree.map(jnp.minimum, earlier, new) if earlier else new
+
+
+def check_present(name: str, present: Collection[str]) -> None:
     """Variables may hold some modes alone, as those that are read of a packed file do."""
     if name not in present:
         raise ValueError(
             f"these variables hold no values of precision {name!r}: expected one of"
             f" {list(present)}; load more of the packed file, or a checkpoint"
         )
+
+
+def check_named_layers(model: nn.Module, precision: Asked) -> None:
+    """Raises ValueError where widths name a layer that the model lacks; at the end of its call."""
+    asked = precision.named_layers if isinstance(precision, Widths) else set()
+    wanted = {*asked, *model.modes.layers}
+    if not wanted:
+        return
+    params = model.variables.get("params", {})
+    flat = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    known = {"/".join(key.key for key in path[:-1]) for path in flat if path[-1].key == "kernel"}
+    model.modes.check_layers(known, asked)
 
 
 def _initial_input_steps(_: jax.Array, widths: dict[str, int]) -> dict[str, jax.Array]:
@@ -100,21 +188,17 @@ class Dense(QuantizedLayer):
 
     use_bias: bool = True
 
+    matrix: ClassVar[bool] = True
+
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
         return (inputs, self.features)
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, precision: str) -> jax.Array:
-        kernel = self._kernel(precision, _dense_init, x.shape[-1])
-        y = self._input(precision, x) @ kernel
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + per_channel(bias, y.ndim)
-        return y
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return x @ kernel
 
 
 class Conv(QuantizedLayer):
-    """Two-dimensional convolution without bias, zero padding; x [N, H, W, in] -> [N, h, w, out].
+    """Two-dimensional convolution, zero padding; x [N, H, W, in] -> [N, h, w, out].
 
     The padding is symmetric, (kernel - 1) / 2 on every side, as in the published CIFAR networks
     (XLA's "SAME" pads strided convolutions on one side only).
@@ -123,54 +207,10 @@ class Conv(QuantizedLayer):
     kernel_size: int = 3
     stride: int = 1
 
+    kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.he_normal())
+
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
         return (self.kernel_size, self.kernel_size, inputs, self.features)
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, precision: str) -> jax.Array:
-        kernel = self._kernel(precision, _kernel_init, x.shape[-1])
-        return conv2d(self._input(precision, x), kernel, self.stride)
-
-
-class SwitchableBatchNorm(nn.Module):
-    """Batch normalisation with its own scale, bias, mean and variance in every mode.
-
-    The statistics of the mode that the call names are used, or updated when `train`; those of
-    the other modes are left as they are (Yu et al. 2019, arXiv 1812.08928, for widths).
-    """
-
-    modes: Modes
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
-        self.modes.check_name(precision)
-        channels = x.shape[-1]
-        names = self.modes.names
-        if not self.is_initializing():
-            names = tuple(name for name in names if self.has_variable("params", name))
-            _check_present(precision, names)
-        affine, statistics = {}, {}
-        for name in names:
-            affine[name] = self.param(name, _initial_affine, channels)
-            statistics[name] = self.variable("batch_stats", name, _initial_statistics, channels)
-        own, running = affine[precision], statistics[precision]
-        if not train:
-            gain = own["scale"] * jax.lax.rsqrt(running.value["var"] + self.epsilon)
-            return scale_and_shift(x, gain, own["bias"] - running.value["mean"] * gain)
-        y, mean, var = normalize_batch(x, own["scale"], own["bias"], self.epsilon)
-        if not self.is_initializing():
-            running.value = {
-                "mean": self.momentum * running.value["mean"] + (1 - self.momentum) * mean,
-                "var": self.momentum * running.value["var"] + (1 - self.momentum) * var,
-            }
-        return y
-
-
-def _initial_affine(_: jax.Array, channels: int) -> dict[str, jax.Array]:
-    return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
-
-
-def _initial_statistics(channels: int) -> dict[str, jax.Array]:
-    return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(x, kernel, self.stride)

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from dual_precision.models.mlp import MLP, mlp_4096
 from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
-from dual_precision.precision import modes
+from dual_precision.precision import modes_from
 
 MODELS: dict[str, Any] = {
     "mlp": MLP,
@@ -35,13 +35,12 @@ def build_from(description: Mapping[str, Any]) -> nn.Module:
     """The model that a config's "network" entry describes.
 
     Args:
-      description: {"name", "modes": {mode: "w2a2"}, "layers": {path: {mode: "w4a4"}}, and the
-        attributes of the model}; JSON types.
+      description: {"name", what `Modes.to_json` gives, and the attributes of the model}; JSON
+        types.
     """
     arguments = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in description.items()
-        if key not in ("name", "modes", "layers")
+        if key not in ("name", "modes", "layers", "stored", "norms")
     }
-    own = modes(layers=description.get("layers"), **description["modes"])
-    return build(description["name"], modes=own, **arguments)
+    return build(description["name"], modes=modes_from(description), **arguments)

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from dual_precision.layers import Dense, SwitchableBatchNorm
+from dual_precision.layers import Dense, SwitchableBatchNorm, check_named_layers
 from dual_precision.models.inputs import prepare_images
-from dual_precision.precision import Modes
+from dual_precision.precision import Asked, Modes, mode_of
 
 ModuleDef = Any
 
@@ -31,8 +31,8 @@ class MLP(nn.Module):
     norm: ModuleDef = SwitchableBatchNorm
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
-        self.modes.check_name(precision)
+    def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
+        self.modes.check_name(mode_of(precision))
         x = prepare_images(x, self.mean, self.std)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for index, width in enumerate(self.hidden):
@@ -46,7 +46,9 @@ class MLP(nn.Module):
                 x = norm(x, precision=precision, train=train)
             x = nn.relu(x)
         head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
-        return head(x, precision=precision)
+        logits = head(x, precision=precision)
+        check_named_layers(self, precision)
+        return logits
 
 
 # PrecisionBatching's MNIST network (Lam et al. 2020, arXiv 2003.00822): 20 M weights, no norm.

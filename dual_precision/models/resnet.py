@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.layers import Conv, Dense, SwitchableBatchNorm
+from dual_precision.layers import Conv, Dense, SwitchableBatchNorm, check_named_layers
 from dual_precision.models.inputs import prepare_images
-from dual_precision.precision import Modes
+from dual_precision.precision import Asked, Modes, mode_of
 
 ModuleDef = Any
 
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
     norm: ModuleDef
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, precision: str, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, precision: Asked, train: bool) -> jax.Array:
         y = self.conv(self.features, stride=self.stride, name="conv1")(x, precision=precision)
         y = nn.relu(self.norm(name="norm1")(y, precision=precision, train=train))
         y = self.conv(self.features, name="conv2")(y, precision=precision)
@@ -69,8 +69,8 @@ class ResNet(nn.Module):
     norm: ModuleDef = SwitchableBatchNorm
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
-        self.modes.check_name(precision)
+    def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
+        self.modes.check_name(mode_of(precision))
         x = prepare_images(x, self.mean, self.std)
         x = space_to_depth(x, self.space_to_depth)
         conv = partial(self.conv, modes=self.modes)
@@ -94,7 +94,9 @@ class ResNet(nn.Module):
                 )
         x = jnp.mean(x, axis=(1, 2))
         head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
-        return head(x, precision=precision)
+        logits = head(x, precision=precision)
+        check_named_layers(self, precision)
+        return logits
 
 
 def space_to_depth(x: jax.Array, side: int) -> jax.Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from dual_precision.primitives import nested
 from dual_precision.primitives.nested import Bits, power_of_two
 from dual_precision.primitives.normalization import per_channel
-from dual_precision.primitives.ste import midrise_ste, scale_gradient, unsigned_ste
+from dual_precision.primitives.ste import midrise_ste, scale_gradient, uniform_ste
 
 
 def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
@@ -37,33 +37,71 @@ def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) ->
     return midrise_ste(w, step, cell, power_of_two(jnp.asarray(bits) - 1))
 
 
-def quantize_activations(x: jax.Array, step: jax.Array, bits: Bits) -> jax.Array:
-    """Unsigned codes times a learned step, zero exact: clip(round(x/step), 0, 2^n - 1) * step.
+def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest code of activations, float32 (): 0 and 2^n - 1, or, signed,
+    -2^(n-1) and 2^(n-1) - 1.
 
-    The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * (2^n - 1)).
+    Raises:
+      ValueError: a width that is not 1 to 8; signed codes of one bit, of which none is positive.
+
+    >>> [float(code) for code in code_range(4, signed=True)]
+    [-8.0, 7.0]
+    """
+    nested.check_bits(bits, 8)
+    if not signed:
+        return jnp.float32(0.0), power_of_two(bits) - 1
+    if not isinstance(bits, jax.core.Tracer) and int(bits) == 1:
+        raise ValueError(
+            "signed activations of 1 bit: expected 2 or more, as -1 and 0 are no range"
+        )
+    half = power_of_two(jnp.asarray(bits) - 1)
+    return -half, half - 1
+
+
+def quantize_activations(
+    x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False
+) -> jax.Array:
+    """Codes times a learned step, zero exact: clip(round(x/step), low, top) * step.
+
+    The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top).
 
     Args:
-      x: activations [batch, ...], float32; what is negative becomes 0.
+      x: activations [batch, ...], float32; unsigned, what is negative becomes 0.
       step: positive, shape ().
       bits: n, 1 to 8; may be traced.
+      signed: see `code_range`.
 
     >>> quantize_activations(jnp.array([-1.0, 0.2, 0.6, 9.0]), jnp.array(0.5), 2)
     Array([0. , 0. , 0.5, 1.5], dtype=float32)
     """
-    nested.check_bits(bits, 8)
-    top = power_of_two(bits) - 1
+    low, top = code_range(bits, signed)
     per_example = max(x.size // max(x.shape[0], 1), 1)
-    return unsigned_ste(x, scale_gradient(step, jax.lax.rsqrt(per_example * top)), top)
+    return uniform_ste(x, scale_gradient(step, jax.lax.rsqrt(per_example * top)), low, top)
 
 
-def encode_activations(x: jax.Array, step: jax.Array, bits: Bits) -> jax.Array:
+def rescaled_step(step: jax.Array, own: int, bits: Bits, signed: bool = False) -> jax.Array:
+    """The step at `bits` that covers the range of `step` at `own` bits; the same bits where equal.
+
+        step * top(own) / top(bits)
+
+    >>> float(rescaled_step(jnp.array(0.1), 8, 2))
+    8.5
+    """
+    if isinstance(bits, int) and bits == own:
+        return step
+    return step * (code_range(own, signed)[1] / code_range(bits, signed)[1])
+
+
+def encode_activations(
+    x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False
+) -> jax.Array:
     """The integer codes that `quantize_activations` multiplies by its step; int32.
 
     >>> encode_activations(jnp.array([-1.0, 0.2, 0.6, 9.0]), jnp.array(0.5), 2)
     Array([0, 0, 1, 3], dtype=int32)
     """
-    nested.check_bits(bits, 8)
-    return jnp.clip(jnp.round(x / step), 0.0, power_of_two(bits) - 1).astype(jnp.int32)
+    low, top = code_range(bits, signed)
+    return jnp.clip(jnp.round(x / step), low, top).astype(jnp.int32)
 
 
 def gaussian_weight_step(w: jax.Array, bits: int, stored: int) -> jax.Array:
@@ -77,18 +115,17 @@ def gaussian_weight_step(w: jax.Array, bits: int, stored: int) -> jax.Array:
     return jnp.maximum(spread * nested.GAUSSIAN_STEP[bits] / 2 ** (stored - bits), floor)
 
 
-def activation_step(x: jax.Array, bits: int) -> jax.Array:
-    """A first step, shape (), for non-negative activations: least squares over a ladder of clips.
+def activation_step(x: jax.Array, bits: int, signed: bool = False) -> jax.Array:
+    """A first step, shape (), for activations: least squares over a ladder of clips.
 
-    Tries clipping points from the maximum down and keeps the step with the smallest squared
-    error on `x`.
+    Tries clipping points from the largest magnitude down and keeps the step with the smallest
+    squared error on `x`.
     """
-    nested.check_bits(bits, 8)
-    top = power_of_two(bits) - 1
-    peak = jnp.maximum(jnp.max(x), 1e-6)
+    low, top = code_range(bits, signed)
+    peak = jnp.maximum(jnp.max(jnp.abs(x) if signed else x), 1e-6)
 
     def error(step: jax.Array) -> jax.Array:
-        return jnp.mean((jnp.clip(jnp.round(x / step), 0.0, top) * step - x) ** 2)
+        return jnp.mean((jnp.clip(jnp.round(x / step), low, top) * step - x) ** 2)
 
     ladder = peak / top * 0.92 ** jnp.arange(48, dtype=jnp.float32)
     return ladder[jnp.argmin(jax.lax.map(error, ladder))]

@@ -98,33 +98,35 @@ midrise_ste.defvjp(_midrise_forward, _midrise_backward)
 
 
 @jax.custom_vjp
-def unsigned_ste(x: jax.Array, step: jax.Array, top: jax.Array) -> jax.Array:
-    """Unsigned uniform quantizer with zero exact, with LSQ's gradients.
+def uniform_ste(x: jax.Array, step: jax.Array, low: jax.Array, top: jax.Array) -> jax.Array:
+    """Uniform quantizer with zero exact, with LSQ's gradients.
 
-        value = clip(round(x/step), 0, top) * step
-        d value / d x    = 1 where 0 < x/step < top, else 0
-        d value / d step = round(x/step) - x/step inside; 0 below; top above
+        value = clip(round(x/step), low, top) * step
+        d value / d x    = 1 where low < x/step < top, else 0
+        d value / d step = round(x/step) - x/step inside; low below; top above
 
     Args:
       x: activations, any shape, float32.
       step: positive step, shape ().
-      top: the largest code, 2^n - 1, shape ().
+      low, top: the smallest and the largest code, shape (): 0 and 2^n - 1 for what is never
+        negative, -2^(n-1) and 2^(n-1) - 1 for what has a sign.
 
     Source: Esser et al. 2020, "Learned Step Size Quantization", arXiv 1902.08153, eq. 1 to 5.
     """
-    return jnp.clip(jnp.round(x / step), 0.0, top) * step
+    return jnp.clip(jnp.round(x / step), low, top) * step
 
 
-def _unsigned_forward(x, step, top):
-    return unsigned_ste(x, step, top), (x, step, top)
+def _uniform_forward(x, step, low, top):
+    return uniform_ste(x, step, low, top), (x, step, low, top)
 
 
-def _unsigned_backward(residuals, g):
-    x, step, top = residuals
+def _uniform_backward(residuals, g):
+    x, step, low, top = residuals
     ratio = x / step
-    inside = (ratio > 0) & (ratio < top)
-    slope = jnp.clip(jnp.round(ratio), 0.0, top) - jnp.where(inside, ratio, 0.0)
-    return jnp.where(inside, g, 0.0), jnp.sum(g * slope), jnp.zeros_like(top)
+    inside = (ratio > low) & (ratio < top)
+    slope = jnp.clip(jnp.round(ratio), low, top) - jnp.where(inside, ratio, 0.0)
+    to_step = jnp.sum(g * slope)
+    return jnp.where(inside, g, 0.0), to_step, jnp.zeros_like(low), jnp.zeros_like(top)
 
 
-unsigned_ste.defvjp(_unsigned_forward, _unsigned_backward)
+uniform_ste.defvjp(_uniform_forward, _uniform_backward)

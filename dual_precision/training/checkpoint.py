@@ -74,6 +74,12 @@ class Checkpoints:
         self.config = dict(config or {})
         self._manager: ocp.CheckpointManager | None = None
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             policies = ocp.checkpoint_managers
@@ -223,13 +229,31 @@ class Checkpoints:
             raise CheckpointError(f"step {step} does not match its manifest: it was altered")
         return state
 
-    def _as_numpy(self, step: int) -> ocp.args.PyTreeRestore:
+    def shapes(self, step: int) -> dict[str, Tree]:
+        """Shapes and dtypes of what was saved as params and batch_stats.
+
+        Raises:
+          CheckpointError: missing or damaged.
+        """
+        tree = self._metadata(step)
+        return {
+            name: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree.get(name) or {}
+            )
+            for name in ("params", "batch_stats")
+        }
+
+    def _metadata(self, step: int) -> Tree:
         try:
-            tree = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
+            return ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
         except Exception as error:  # as in _read
             raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
+
+    def _as_numpy(self, step: int) -> ocp.args.PyTreeRestore:
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy, tree))
+        return ocp.args.PyTreeRestore(
+            restore_args=jax.tree.map(lambda _: numpy, self._metadata(step))
+        )
 
     def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
         try:

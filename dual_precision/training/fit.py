@@ -3,48 +3,32 @@
 import dataclasses
 import logging
 import signal
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from tqdm import tqdm
 
-from dual_precision.structure import describe_layers
-from dual_precision.training import schedules
+from dual_precision.structure import Structure, structure_of
+from dual_precision.tasks.task import Network, Task
 from dual_precision.training.checkpoint import Checkpoints
-from dual_precision.training.initialize import prepare
-from dual_precision.training.log import append_record, drop_records_after
+from dual_precision.training.feed import Feed
+from dual_precision.training.log import Journal, Listener, Record
 from dual_precision.training.metrics import evaluate
-from dual_precision.training.optimizers import phase_optimizer, trained_leaves
-from dual_precision.training.phases import Phase, Preparation, check_recipe
-from dual_precision.training.sharding import batch_mesh, place_batches, replicate
+from dual_precision.training.phases import Event, Moment, Phase, Stage, check_recipe, stages_of
+from dual_precision.training.sharding import replicate
 from dual_precision.training.signals import Interrupted, Signals
-from dual_precision.training.state import TrainState, check_layers, initial_variables
-from dual_precision.training.step import Augment, compile_chunk
+from dual_precision.training.state import TrainState, initial_variables
+from dual_precision.training.step import compile_steps
 
 log = logging.getLogger(__name__)
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing after the last checkpoint was saved."""
-
-
-class Split(Protocol):
-    """images uint8 [N, H, W, C] and labels int [N]."""
-
-    @property
-    def images(self) -> np.ndarray: ...
-
-    @property
-    def labels(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +36,7 @@ class FitOptions:
     """How a recipe is run, apart from what it trains.
 
     Attributes:
-      batch_size: images per update, over all devices.
+      batch_size: examples per update, over all devices.
       seed: of initial weights, data order and augmentation.
       steps_per_dispatch: at most so many updates per program launch; 0 chooses: 64 on an
         accelerator, 1 on a CPU, where XLA runs what is inside a loop on a single core.
@@ -64,15 +48,20 @@ class FitOptions:
     steps_per_dispatch: int = 0
     epochs_per_evaluation: int = 1
 
+    @property
+    def most(self) -> int:
+        """Updates in one program launch, at most."""
+        return self.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 64)
+
 
 def fit(
     model: nn.Module,
+    task: Task,
     phases: Sequence[Phase],
-    train: Split,
-    validation: Split,
-    augment: Augment,
+    train: Any,
+    validation: Any,
     options: FitOptions,
-    workdir: Path,
+    workdir: Path | str,
     config: dict[str, Any] | None = None,
     variables: Any = None,
     listeners: Sequence[Listener] = (),
@@ -84,8 +73,9 @@ def fit(
     bits as one that was not.
 
     Args:
-      model: called as model.apply(variables, images, precision=..., train=...); has `modes`.
-      augment: (key, uint8 images) -> uint8 images, inside the jitted step.
+      model: called as model.apply(variables, inputs, precision=..., train=...); has `modes`.
+      task: says what an example is and what is good.
+      train, validation: sets of examples of the task.
       config: kept as JSON beside each checkpoint.
       variables: start from these in the place of fresh ones.
       listeners: called with every record that goes to metrics.jsonl.
@@ -94,211 +84,184 @@ def fit(
       ValueError: a recipe or batch size that cannot work.
       NonFiniteLoss, CheckpointError, Interrupted: see there.
     """
-    check_recipe(tuple(phases), model.modes)
-    run = _Run(
-        model, tuple(phases), train, validation, augment, options, Path(workdir), config, listeners
+    check_recipe(phases, model.modes)
+    network, workdir = Network(model, task), Path(workdir)
+    structure = structure_of(model, task.example)
+    feed = Feed(task, train, options.batch_size, options.seed, options.most)
+    stages = stages_of(phases, structure, feed.steps_per_epoch)
+    last = stages[-1].end
+    checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
+    workdir.mkdir(parents=True, exist_ok=True)
+    state, begun = resume(checkpoints, stages, task, options, feed) or (
+        _fresh(network, options, feed, variables),
+        -1,
     )
-    return run.run(variables)
+    journal = Journal(workdir, last, int(state.step), options.batch_size, listeners)
+    with checkpoints, journal, Signals() as signals:
+        for stage in stages:
+            if int(state.step) >= stage.end:
+                continue
+            happen = _events_of(network, structure, stage, feed)
+            if stage.index > begun:
+                state = happen(_restarted(state, stage, task, options), stage.phase.start)
+                log.info("phase %s: %d updates", stage.phase.name, stage.end - stage.start)
+            program = compile_steps(network, stage, feed.key)
+            while (step := int(state.step)) < stage.end:
+                state, metrics = program(state, feed.arrays, feed.order(step))
+                _check_finite(metrics["loss"], step, stage, checkpoints)
+                journal.show(stage.phase.name, float(metrics["loss"][-1]), feed.chunk)
+                step += feed.chunk
+                epoch, rest = divmod(step, feed.steps_per_epoch)
+                if rest == 0:
+                    state = happen(_rewound(state, stage, task, options), stage.due(step))
+                if rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end):
+                    record, scores = _validate(network, state, validation, stage, metrics, epoch)
+                    journal.write(record, scores)
+                    _save(checkpoints, state, stage, float(np.mean([*scores.values()])))
+                if signals.received and step < last:
+                    _stop(checkpoints, state, stage, signals.received, last)
+    return state
 
 
-class _Run:
-    """The moving parts of one `fit`: what stays the same through the phases."""
+def resume(
+    checkpoints: Checkpoints,
+    stages: Sequence[Stage],
+    task: Task,
+    options: FitOptions,
+    feed: Feed,
+) -> tuple[TrainState, int] | None:
+    """The newest sound checkpoint and the index of its phase; None where there is none.
 
-    def __init__(
-        self, model, phases, train, validation, augment, options, workdir, config, listeners
-    ):
-        self.model, self.phases, self.options = model, phases, options
-        self.listeners = listeners
-        self.augment, self.validation = augment, validation
-        self.mesh = batch_mesh(options.batch_size)
-        self.layers = describe_layers(model, train.images.shape[1:])
-        check_layers(model.modes, self.layers)
-        self.size = len(train.images)
-        self.steps_per_epoch = self.size // options.batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"batch of {options.batch_size} images from a split of {self.size}:"
-                " expected at most the split; make batch_size smaller"
-            )
-        most = options.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 64)
-        self.chunk = _largest_divisor(self.steps_per_epoch, most)
-        self.starts = schedules.phase_starts(phases, self.steps_per_epoch)
-        self.images = replicate(train.images, self.mesh)
-        self.labels = replicate(train.labels.astype(np.int32), self.mesh)
-        self.key = jax.random.key(options.seed)
-        self.permutation = (-1, np.zeros(0, np.int32))  # of which epoch, and its order
-        self.workdir = workdir
-        self.checkpoints = Checkpoints(workdir, config, milestones=self.starts[1:])
-        workdir.mkdir(parents=True, exist_ok=True)
-        self.log_path = workdir / "metrics.jsonl"
-        rates = ("learning_rate", "step_learning_rate")
-        self.rates = {f: schedules.joined(phases, self.steps_per_epoch, f) for f in rates}
+    Later checkpoints, which are damaged, are set aside.
 
-    def run(self, variables: Any) -> TrainState:
-        restored = self.checkpoints.newest(self._restore)
-        if restored is None:
-            if variables is None:
-                shape = self.images.shape[1:]
-                variables = initial_variables(self.model, shape, self.options.seed)
-            variables = replicate(variables, self.mesh)
-            state = TrainState(replicate(jnp.int32(0), self.mesh), **variables, opt_state=())
-            begun = -1
-        else:
-            state, begun = restored
-            self.checkpoints.set_aside_after(int(state.step))
-            log.info("resumed at step %d", int(state.step))
-        drop_records_after(self.log_path, int(state.step))
-        images = self.starts[-1] * self.options.batch_size
-        bar = tqdm(total=images, unit=" images", unit_scale=True, disable=None, smoothing=0.05)
-        bar.update(int(state.step) * self.options.batch_size)
-        try:
-            with Signals() as signals, bar:
-                for index, phase in enumerate(self.phases):
-                    if int(state.step) < self.starts[index + 1]:
-                        state = self._phase(state, index, phase, begun >= index, bar, signals)
-        finally:
-            self.checkpoints.close()
-        return state
+    Raises:
+      CheckpointError: there are some, and none can be read.
+    """
 
-    def _phase(self, state, index, phase, begun, bar, signals) -> TrainState:
-        optimizer = self._optimizer(index)
-        if not begun:
-            state = self._set(state, phase.prepare)
-            opt_state = jax.jit(optimizer.init)(state.params)
-            state = replicate(dataclasses.replace(state, opt_state=opt_state), self.mesh)
-            log.info(
-                "phase %s trains %s", phase.name, trained_leaves(state.params, phase, self.layers)
-            )
-        run_chunk = compile_chunk(self.model, phase, optimizer, self.augment, self.key)
-        end, every = self.starts[index + 1], self.options.epochs_per_evaluation
-        started, seen = time.perf_counter(), int(state.step)
-        while (step := int(state.step)) < end:
-            state, metrics = run_chunk(state, self.images, self.labels, self._order(step))
-            self._check_finite(metrics["loss"], step, phase)
-            self._show(bar, phase, metrics)
-            step += self.chunk
-            epoch, rest = divmod(step, self.steps_per_epoch)
-            if step == end:
-                state = self._set(state, phase.finish)
-            if rest == 0 and (epoch % every == 0 or step == end):
-                elapsed = time.perf_counter() - started
-                speed = (step - seen) * self.options.batch_size / elapsed
-                self._evaluate_and_save(state, index, phase, metrics, speed)
-                started, seen = time.perf_counter(), step
-            if signals.received and step < self.starts[-1]:
-                self._stop(state, index, signals.received)
-        return state
-
-    def _optimizer(self, index: int):
-        start = self.starts[index]
-        shifted = {f: partial(_shifted, rate, start) for f, rate in self.rates.items()}
-        return phase_optimizer(
-            self.phases[index],
-            self.layers,
-            shifted["learning_rate"],
-            shifted["step_learning_rate"],
+    def read(step: int) -> tuple[TrainState, int]:
+        stage = stages[int(checkpoints.about(step)["progress"]["phase"])]
+        variables = checkpoints.shapes(step)
+        state = TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32),
+            variables["params"],
+            variables["batch_stats"],
+            jax.eval_shape(lambda: _carry_of(stage, task, options)),
+            jax.eval_shape(stage.optimizer.init, variables["params"]),
         )
+        target = replicate(_as_dict(state), feed.mesh)
+        return TrainState(**checkpoints.restore(step, target)), stage.index
 
-    def _order(self, step: int) -> jax.Array:
-        """Indices [chunk, batch] of the next updates; every epoch has its own permutation."""
-        epoch, offset = divmod(step, self.steps_per_epoch)
-        if self.permutation[0] != epoch:  # made once an epoch: on a CPU it costs a tenth of a step
-            key = jax.random.fold_in(self.key, epoch)
-            self.permutation = (epoch, np.asarray(_permutation(key, self.size)))
-        start = offset * self.options.batch_size
-        count = self.chunk * self.options.batch_size
-        part = self.permutation[1][start : start + count]
-        return place_batches(part.reshape(self.chunk, -1), self.mesh)
+    found: tuple[TrainState, int] | None = checkpoints.newest(read)
+    if found is not None:
+        step = int(found[0].step)
+        checkpoints.set_aside_after(step)
+        log.info("resumed at step %d", step)
+    return found
 
-    def _set(self, state: TrainState, setting: Preparation) -> TrainState:
-        if setting == Preparation():
-            return state
+
+def _fresh(network: Network, options: FitOptions, feed: Feed, variables: Any) -> TrainState:
+    """The state before the first phase."""
+    if variables is None:
+        variables = initial_variables(network.model, network.task.example, options.seed)
+    variables = jax.tree.map(jnp.copy, dict(variables))  # the step gives its state's memory away
+    state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=())
+    return replicate(state, feed.mesh)
+
+
+def _carry_of(stage: Stage, task: Task, options: FitOptions) -> dict[str, Any]:
+    return {mode: task.carry(options.batch_size) for mode in stage.phase.precisions}
+
+
+def _rewound(state: TrainState, stage: Stage, task: Task, options: FitOptions) -> TrainState:
+    """At the begin of an epoch nothing is carried."""
+    return dataclasses.replace(state, carry=_carry_of(stage, task, options))
+
+
+def _restarted(state: TrainState, stage: Stage, task: Task, options: FitOptions) -> TrainState:
+    return dataclasses.replace(_rewound(state, stage, task, options), opt_state=None)
+
+
+def _events_of(
+    network: Network, structure: Structure, stage: Stage, feed: Feed
+) -> Callable[[TrainState, Sequence[Event]], TrainState]:
+    """A function that lets events happen, and gives the optimizer a state where it has none."""
+
+    def happen(state: TrainState, events: Sequence[Event]) -> TrainState:
         step = int(state.step)
-        index = self._order(step - step % self.chunk)[0]
-        images = self.augment(jax.random.fold_in(self.key, step), self.images[index])
-        state = prepare(state, self.model, self.layers, setting, images)
-        return replicate(state, self.mesh)
-
-    def _check_finite(self, losses: jax.Array, step: int, phase: Phase) -> None:
-        bad = ~np.isfinite(np.asarray(losses))
-        if bad.any():
-            self._refuse("loss is", step + int(bad.argmax()), phase)
-
-    def _refuse(self, what: str, step: int, phase: Phase) -> NoReturn:
-        self.checkpoints.wait()
-        kept = self.checkpoints.steps()
-        raise NonFiniteLoss(
-            f"{what} not finite at step {step} (phase {phase.name});"
-            f" the last good checkpoint is {f'step {kept[-1]}' if kept else 'none'}."
-            " Try a smaller learning rate, in a new workdir"
-        )
-
-    def _show(self, bar: tqdm, phase: Phase, metrics: dict[str, jax.Array]) -> None:
-        bar.set_description(phase.name)
-        bar.set_postfix(loss=f"{float(metrics['loss'][-1]):.3f}", refresh=False)
-        bar.update(self.chunk * self.options.batch_size)
-
-    def _evaluate_and_save(self, state, index, phase, metrics, speed) -> None:
-        step = int(state.step)
-        record: dict[str, Any] = {
-            "step": step,
-            "epoch": step // self.steps_per_epoch,
-            "phase": phase.name,
-            "images_per_second": round(speed, 1),
-            "learning_rate": float(self.rates["learning_rate"](float(step - 1))),
-            **{name: float(np.mean(value)) for name, value in metrics.items()},
-        }
-        made = {name for p in self.phases[: index + 1] for name in p.precisions}
-        made |= set(phase.finish.input_steps) if step == self.starts[index + 1] else set()
-        for precision in sorted(made):
-            result = evaluate(
-                self.model,
-                state.variables,
-                self.validation.images,
-                self.validation.labels,
-                precision=precision,
+        for event in events:
+            moment = Moment(
+                network,
+                structure,
+                batches=lambda count: feed.batches(step, count),
+                key=jax.random.fold_in(jax.random.fold_in(feed.key, step), 2),
+                epoch=(step - stage.start) // stage.steps_per_epoch,
             )
-            record |= {f"validation_{precision}_{k}": v for k, v in result.items()}
-        accuracies = {name: record[f"validation_{name}_accuracy"] for name in sorted(made)}
-        score = float(np.mean(list(accuracies.values())))
-        append_record(self.log_path, record)
-        report = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
-        for listener in self.listeners:
-            listener(record)
-        tqdm.write(f"{phase.name} epoch {record['epoch']}: validation {report}")
-        self._save(state, index, score)
+            state = event(state, moment)
+        if state.opt_state is None:
+            opt_state = jax.jit(stage.optimizer.init)(state.params)
+            state = dataclasses.replace(state, opt_state=opt_state)
+        return replicate(state, feed.mesh)
 
-    def _save(self, state: TrainState, index: int, score: float) -> None:
-        if not _all_finite(state.variables):  # by the last update, whose loss nobody has computed
-            self._refuse("parameters are", int(state.step), self.phases[index])
-        self.checkpoints.save(int(state.step), _as_dict(state), {"phase": index}, score)
+    return happen
 
-    def _stop(self, state: TrainState, index: int, signum: int) -> None:
-        step = int(state.step)
-        self.checkpoints.wait()  # until then an evaluation's checkpoint is not among the steps
-        if step not in self.checkpoints.steps():
-            self._save(state, index, -1.0)
-        self.checkpoints.wait()
-        name = signal.Signals(signum).name
-        raise Interrupted(
-            f"{name}: saved at step {step} of {self.starts[-1]};"
-            f" start the same command again to go on (workdir {self.workdir})",
-            signum,
-        )
 
-    def _restore(self, step: int) -> tuple[TrainState, int]:
-        index = int(self.checkpoints.about(step)["progress"]["phase"])
-        optimizer = self._optimizer(index)
+def _check_finite(losses: Any, step: int, stage: Stage, checkpoints: Checkpoints) -> None:
+    bad = ~np.isfinite(np.asarray(losses))
+    if bad.any():
+        raise _not_finite("loss is", step + int(bad.argmax()), stage, checkpoints)
 
-        def empty() -> TrainState:
-            shape = self.images.shape[1:]
-            variables = initial_variables(self.model, shape, self.options.seed)
-            state = optimizer.init(variables["params"])
-            return TrainState(jnp.int32(0), **variables, opt_state=state)
 
-        target = replicate(jax.eval_shape(empty), self.mesh)
-        state = self.checkpoints.restore(step, _as_dict(target))
-        return TrainState(**state), index
+def _not_finite(what: str, step: int, stage: Stage, checkpoints: Checkpoints) -> NonFiniteLoss:
+    checkpoints.wait()
+    kept = checkpoints.steps()
+    return NonFiniteLoss(
+        f"{what} not finite at step {step} (phase {stage.phase.name});"
+        f" the last good checkpoint is {f'step {kept[-1]}' if kept else 'none'}."
+        " Try a smaller learning rate, in a new workdir"
+    )
+
+
+def _validate(
+    network: Network,
+    state: TrainState,
+    validation: Any,
+    stage: Stage,
+    metrics: Mapping[str, jax.Array],
+    epoch: int,
+) -> tuple[Record, dict[str, float]]:
+    """A record of all that is measured, and the score of each mode."""
+    step, model, task = int(state.step), network.model, network.task
+    rates = jax.jit(stage.values)(jnp.int32(step - 1))
+    record: Record = {"step": step, "epoch": epoch, "phase": stage.phase.name}
+    record |= {name: float(value) for name, value in rates.items() if name != "step"}
+    record |= {name: float(np.mean(value)) for name, value in metrics.items()}
+    scores = {}
+    for mode in stage.validated(step):
+        found = evaluate(model, state.variables, validation, task=task, precision=mode)
+        record |= {f"validation_{mode}_{name}": value for name, value in found.items()}
+        scores[mode] = task.score(found)
+    return record, scores
+
+
+def _save(checkpoints: Checkpoints, state: TrainState, stage: Stage, score: float) -> None:
+    if not _all_finite(state.variables):  # by the last update, whose loss nobody has computed
+        raise _not_finite("parameters are", int(state.step), stage, checkpoints)
+    checkpoints.save(int(state.step), _as_dict(state), {"phase": stage.index}, score)
+
+
+def _stop(
+    checkpoints: Checkpoints, state: TrainState, stage: Stage, signum: int, last: int
+) -> None:
+    step = int(state.step)
+    checkpoints.wait()  # until then an evaluation's checkpoint is not among the steps
+    if step not in checkpoints.steps():
+        _save(checkpoints, state, stage, -1.0)
+    checkpoints.wait()
+    raise Interrupted(
+        f"{signal.Signals(signum).name}: saved at step {step} of {last};"
+        f" start the same command again to go on (workdir {checkpoints.folder.parent})",
+        signum,
+    )
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -308,16 +271,3 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
-
-
-def _shifted(schedule: Callable, start: int, count: jax.Array) -> jax.Array:
-    return schedule((count + start).astype(jnp.float32))  # optax mixes its floats into the count
-
-
-@partial(jax.jit, static_argnames="size")
-def _permutation(key: jax.Array, size: int) -> jax.Array:
-    return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)

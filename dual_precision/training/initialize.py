@@ -1,49 +1,97 @@
-"""What is set, not learned, when a phase starts: steps fitted to weights and to activations."""
+"""Events that set what is not learned: steps fitted to weights and to activations, normalisation.
+
+Each is a value with the names that it needs; `phases.Event` says how it is called.
+"""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.layers import CALIBRATION
+from dual_precision.precision import FLOAT_NAME, Modes
 from dual_precision.primitives.quantizers import gaussian_weight_step
-from dual_precision.structure import Layer, Path
-from dual_precision.training.phases import Preparation
-from dual_precision.training.state import TrainState, Tree
+from dual_precision.structure import Structure
+from dual_precision.tasks.task import Batch, Network, Tree
+from dual_precision.training.phases import Moment, Phase
+from dual_precision.training.state import TrainState
 
 
-def prepare(
-    state: TrainState,
-    model: nn.Module,
-    layers: Mapping[Path, Layer],
-    setting: Preparation,
-    images: jax.Array,
-) -> TrainState:
-    """Carries out a phase's `prepare` or `finish`: weight steps, normalisation, input steps.
+@dataclasses.dataclass(frozen=True)
+class FitWeightSteps:
+    """Every kernel's step becomes the best grid of `mode`'s width for a normal variable."""
 
-    Args:
-      images: uint8 [batch, H, W, C], the batch that input steps are fitted to.
-    """
-    params, batch_stats = state.params, state.batch_stats
-    if setting.weight_steps is not None:
-        params = fit_weight_steps(params, layers, setting.weight_steps)
-    for mode, source in setting.norms:
-        params = copy_mode(params, mode, source)
-        batch_stats = copy_mode(batch_stats, mode, source)
-    for mode in setting.input_steps:
-        params = fit_input_steps(params, batch_stats, model, mode, images)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
+    mode: str
+
+    def check(self, modes: Modes, phase: Phase) -> None:
+        modes.check_name(self.mode)
+
+    def __call__(self, state: TrainState, moment: Moment) -> TrainState:
+        params = fit_weight_steps(state.params, moment.structure, self.mode)
+        return dataclasses.replace(state, params=params)
 
 
-def fit_weight_steps(params: Tree, layers: Mapping[Path, Layer], mode: str) -> Tree:
-    """Every kernel's step, set to the best grid of `mode`'s width for a normal variable."""
+@dataclasses.dataclass(frozen=True)
+class CopyNorms:
+    """`mode` takes over the normalisation of `source`, statistics included."""
+
+    mode: str
+    source: str
+
+    def check(self, modes: Modes, phase: Phase) -> None:
+        for name in (self.mode, self.source):
+            modes.check_name(name)
+
+    def __call__(self, state: TrainState, moment: Moment) -> TrainState:
+        params = copy_mode(state.params, self.mode, self.source)
+        statistics = copy_mode(state.batch_stats, self.mode, self.source)
+        return dataclasses.replace(state, params=params, batch_stats=statistics)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitInputSteps:
+    """The input steps of `mode`, layer after layer, least squares on one training batch."""
+
+    mode: str
+
+    def check(self, modes: Modes, phase: Phase) -> None:
+        modes.check_name(self.mode)
+        if self.mode == FLOAT_NAME:
+            raise ValueError(f"phase {phase.name!r} fits input steps of 'float', which has none")
+
+    def __call__(self, state: TrainState, moment: Moment) -> TrainState:
+        batch = next(moment.batches(1))
+        params = fit_input_steps(state, moment.network, moment.structure, self.mode, batch)
+        return dataclasses.replace(state, params=params)
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimateNorms:
+    """The statistics of `mode` become their mean over so many training batches, weights as they
+    are."""
+
+    mode: str
+    count: int
+
+    def check(self, modes: Modes, phase: Phase) -> None:
+        modes.check_name(self.mode)
+        if self.count < 1:
+            raise ValueError(f"statistics of {self.count} batches: expected 1 or more")
+
+    def __call__(self, state: TrainState, moment: Moment) -> TrainState:
+        batches = moment.batches(self.count)
+        statistics = estimate_norms(state, moment.network, moment.structure, self.mode, batches)
+        return dataclasses.replace(state, batch_stats=statistics)
+
+
+def fit_weight_steps(params: Tree, structure: Structure, mode: str) -> Tree:
+    """The parameters with every weight step fitted; see FitWeightSteps."""
     flat = flatten_dict(params)
     for path in [p for p in flat if p[-1] == "step"]:
-        layer = layers[path[:-1]]
+        layer = structure.layers[path[:-1]]
         bits, stored = layer.table[mode].weights, layer.stored
         if bits is not None and stored is not None:
             flat[path] = gaussian_weight_step(flat[(*path[:-1], "kernel")], bits, stored)
@@ -52,7 +100,7 @@ def fit_weight_steps(params: Tree, layers: Mapping[Path, Layer], mode: str) -> T
 
 def copy_mode(tree: Tree, mode: str, source: str) -> Tree:
     """Normalisation values of `source` for `mode`; input steps, which depend on widths, stay."""
-    flat: dict[tuple[str, ...], Any] = flatten_dict(tree)
+    flat = flatten_dict(tree)
     for path in flat:
         if mode in path and "input_step" not in path:
             from_path = tuple(source if key == mode else key for key in path)
@@ -61,16 +109,57 @@ def copy_mode(tree: Tree, mode: str, source: str) -> Tree:
 
 
 def fit_input_steps(
-    params: Tree, batch_stats: Tree, model: nn.Module, mode: str, images: jax.Array
+    state: TrainState, network: Network, structure: Structure, mode: str, batch: Batch
 ) -> Tree:
-    """Input steps of `mode`, layer after layer, least squares on what reaches each of them."""
+    """The parameters with the input steps of `mode` fitted to a batch; see FitInputSteps.
+
+    Raises:
+      ValueError: a layer that takes its inputs for non-negative gets negative ones.
+    """
+    inputs = batch["inputs"] if isinstance(batch["inputs"], tuple) else (batch["inputs"],)
+    carried = state.carry.get(mode, ())
+    given = (*inputs, carried) if jax.tree.leaves(carried) else inputs
 
     @jax.jit
-    def measure(params: Tree, batch_stats: Tree, images: jax.Array) -> Tree:
-        variables = {"params": params, "batch_stats": batch_stats}
+    def measure(variables: Tree, *given: Tree) -> Tree:
         collections = [CALIBRATION, "batch_stats"]
-        _, updates = model.apply(variables, images, precision=mode, train=True, mutable=collections)
+        _, updates = network.model.apply(
+            variables, *given, precision=mode, train=True, mutable=collections
+        )
         return updates.get(CALIBRATION, {})
 
-    fitted = flatten_dict(measure(params, batch_stats, images))
-    return unflatten_dict({**flatten_dict(params), **fitted})
+    found = flatten_dict(measure(state.variables, *given))
+    for path, least in found.items():
+        layer = structure.layers.get(path[:-2])
+        if path[-2] == "least" and layer and not layer.signed and float(np.min(least)) < 0:
+            raise ValueError(
+                f"layer {'/'.join(path[:-2])!r} takes inputs of 0 or more and gets"
+                f" {float(np.min(least)):.3g}: expected a rectifier before it, or signed=True"
+            )
+    fitted = {path: step for path, step in found.items() if path[-2] == "input_step"}
+    return unflatten_dict({**flatten_dict(state.params), **fitted})
+
+
+def estimate_norms(
+    state: TrainState,
+    network: Network,
+    structure: Structure,
+    mode: str,
+    batches: Iterable[Batch],
+) -> Tree:
+    """batch_stats whose mean and variance of `mode` are the averages of those of `batches`."""
+
+    @jax.jit
+    def once(params: Tree, statistics: Tree, carry: Tree, batch: Batch) -> Tree:
+        moving = {"batch_stats": statistics, "carry": carry}
+        return network(params, moving, batch, precision=mode, train=True)[1]["batch_stats"]
+
+    # From zeros a running average becomes (1 - momentum) times what the batch has.
+    zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    found = [flatten_dict(once(state.params, zeros, state.carry, batch)) for batch in batches]
+    flat, name = flatten_dict(state.batch_stats), structure.modes.norm_of(mode)
+    for path, norm in structure.norms.items():
+        for leaf in [leaf for leaf in flat if leaf[: len(path) + 1] == (*path, name)]:
+            mean = sum(own[leaf] for own in found) / np.float32(len(found))
+            flat[leaf] = mean / np.float32(1 - norm.momentum)
+    return unflatten_dict(flat)

@@ -1,9 +1,72 @@
-"""metrics.jsonl: one JSON line per evaluation, kept in step with the checkpoints."""
+"""What a run says: a progress bar, metrics.jsonl, and whoever listens.
+
+metrics.jsonl has one JSON line per evaluation and is kept in step with the checkpoints.
+"""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+Record = dict[str, Any]
+Listener = Callable[[Record], None]
+
+
+class Journal:
+    """The log of one run, open while its block runs.
+
+    Args:
+      folder: where metrics.jsonl stands.
+      total: updates of the whole run.
+      done: updates that are behind it; what was written after them is dropped.
+      batch_size: examples per update.
+      listeners: called with every record.
+    """
+
+    def __init__(
+        self, folder: Path, total: int, done: int, batch_size: int, listeners: Sequence[Listener]
+    ) -> None:
+        self.path, self.batch_size, self.listeners = folder / "metrics.jsonl", batch_size, listeners
+        drop_records_after(self.path, done)
+        self._bar = tqdm(
+            total=total * batch_size,
+            unit=" examples",
+            unit_scale=True,
+            disable=None,
+            smoothing=0.05,
+        )
+        self._bar.update(done * batch_size)
+        self._since = (time.perf_counter(), done)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def show(self, phase: str, loss: float, updates: int) -> None:
+        """Moves the bar on."""
+        self._bar.set_description(phase)
+        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.update(updates * self.batch_size)
+
+    def write(self, record: Record, scores: Mapping[str, float]) -> None:
+        """Adds a record, tells the listeners, and prints a line with the scores of the modes."""
+        record = record | {"examples_per_second": round(self._speed(record["step"]), 1)}
+        append_record(self.path, record)
+        for listener in self.listeners:
+            listener(record)
+        report = "  ".join(f"{mode} {score:.4f}" for mode, score in scores.items())
+        tqdm.write(f"{record['phase']} epoch {record['epoch']}: validation {report}")
+
+    def _speed(self, step: int) -> float:
+        """Examples a second since the last record."""
+        (since, before), now = self._since, time.perf_counter()
+        self._since = (now, step)
+        return (step - before) * self.batch_size / max(now - since, 1e-9)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

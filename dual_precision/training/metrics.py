@@ -1,38 +1,32 @@
-"""Accuracy and loss of a mode over a set, with clu.metrics."""
+"""What a mode is worth on a set of examples, with clu.metrics."""
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from clu import metrics as clu_metrics
 from flax import linen as nn
 
+from dual_precision.precision import Asked, mode_of
+from dual_precision.tasks.task import Batch, Network, State, Task, Tree
 from dual_precision.training.compilation import compiler_options
-from dual_precision.training.state import Tree
-
-
-@flax.struct.dataclass
-class EvaluationMetrics(clu_metrics.Collection):
-    """Top-1 accuracy and mean cross entropy."""
-
-    accuracy: clu_metrics.Accuracy
-    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
 
 
 @cache
-def _batch_program(model: nn.Module, precision: str) -> Callable[..., EvaluationMetrics]:
-    """The jitted evaluation of one batch, one for each model and mode."""
+def _batch_program(network: Network, mode: str | None) -> Callable[..., tuple[Any, State]]:
+    """The jitted evaluation of one batch, one for each network and mode; None takes widths."""
 
-    def batch(variables: Tree, images: jax.Array, labels: jax.Array, mask: jax.Array):
-        logits = model.apply(variables, images, precision=precision)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return EvaluationMetrics.single_from_model_output(
-            logits=logits, labels=labels, loss=loss, mask=mask
-        )
+    def batch(variables: Tree, carry: Tree, batch: Batch, mask: jax.Array, precision: Any):
+        asked = precision if mode is None else mode
+        state = {"batch_stats": variables.get("batch_stats", {}), "carry": carry}
+        outputs, state = network(variables["params"], state, batch, precision=asked)
+        measured = network.task.measures(outputs, batch)
+        sums = {
+            name: clu_metrics.Average.from_model_output(value, mask=mask)
+            for name, value in measured.items()
+        }
+        return sums, state["carry"]
 
     return jax.jit(batch, compiler_options=compiler_options())
 
@@ -40,28 +34,30 @@ def _batch_program(model: nn.Module, precision: str) -> Callable[..., Evaluation
 def evaluate(
     model: nn.Module,
     variables: Tree,
-    images: np.ndarray | jax.Array,
-    labels: np.ndarray | jax.Array,
+    split: Any,
     *,
-    precision: str,
+    task: Task,
+    precision: Asked,
     batch_size: int = 500,
 ) -> dict[str, float]:
-    """{"accuracy", "loss"} of one mode over a whole set; one trace per precision.
+    """Name -> mean over a whole split, of what the task measures; one trace per mode.
 
     Args:
-      images: uint8 [N, H, W, C]; labels: int [N].
+      split: examples of the task, such as `data.Images`.
+      precision: a mode, or `Widths`, which are traced: one trace for all of them.
+
+    Raises:
+      ValueError: a split of no examples.
     """
-    if len(images) == 0:
-        raise ValueError("no images to evaluate on: expected at least one")
-    program = _batch_program(model, precision)
-    total = EvaluationMetrics.empty()
-    for start in range(0, len(images), batch_size):
-        part, wanted = images[start : start + batch_size], labels[start : start + batch_size]
-        missing = batch_size - len(part)
-        mask = jnp.arange(batch_size) < len(part)
-        if missing:  # pad the last batch, so that it runs through the same program
-            part = np.pad(np.asarray(part), ((0, missing), *[(0, 0)] * (part.ndim - 1)))
-            wanted = np.pad(np.asarray(wanted), (0, missing))
-        total = total.merge(program(variables, part, wanted, mask))
+    network = Network(model, task)
+    named = precision if isinstance(precision, str) else None
+    program = _batch_program(network, named)
+    carry = {mode_of(precision): task.carry(batch_size)}
+    total: dict[str, Any] = {}
+    for batch, mask in task.batches(split, batch_size):
+        sums, carry = program(variables, carry, batch, mask, None if named else precision)
+        total = {name: total[name].merge(new) if total else new for name, new in sums.items()}
+    if not total:
+        raise ValueError("nothing to evaluate on: expected at least one example")
     with jax.numpy_dtype_promotion("standard"):  # clu divides a float sum by an int count
-        return {name: float(value) for name, value in total.compute().items()}
+        return {name: float(value.compute()) for name, value in total.items()}

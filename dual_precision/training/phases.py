@@ -1,23 +1,56 @@
-"""A training recipe is a tuple of phases: plain data that `fit` runs in order."""
+"""A training recipe is a tuple of phases: plain data that `fit` runs in order.
+
+A phase carries values, not switches: what is made small is a loss, how weights move is an
+optimizer, what changes from update to update is a schedule, what is set at its start, at its end
+and in between is an event. A method of training is such values; nothing else knows about it.
+"""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from dual_precision.precision import FLOAT_NAME, Modes, Precision
+import jax
+import jax.numpy as jnp
+import optax
+
+from dual_precision.precision import Modes
+from dual_precision.structure import Structure
+from dual_precision.tasks.task import Batch, Network, State, Tree
+from dual_precision.training.state import TrainState
+
+# (network, params, state, batch, key, values) -> (loss, (state, metrics)). `values` holds what the
+# schedules give for this update, by name, and "step", the update's number in the phase.
+Loss = Callable[
+    [Network, Tree, State, Batch, jax.Array, Mapping[str, jax.Array]],
+    tuple[jax.Array, tuple[State, dict[str, jax.Array]]],
+]
+Schedule = Callable[[jax.Array], jax.Array]
+# How a phase moves its parameters: (structure, the phase's modes, schedules by name) -> transform.
+Optimizer = Callable[
+    [Structure, Sequence[str], Mapping[str, Schedule]], optax.GradientTransformation
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class Preparation:
-    """What is set, not learned, when a phase starts or ends.
+class Moment:
+    """Where training stands when an event happens.
 
     Attributes:
-      weight_steps: the mode to whose width every weight step is fitted, from the kernels.
-      norms: (mode, source) pairs; the mode takes over the source's normalisation.
-      input_steps: modes whose activation steps are fitted to one training batch.
+      batches: count -> so many training batches, drawn as those of the next updates.
+      key: of random numbers that belong to this moment.
+      epoch: epochs of the phase that are over.
     """
 
-    weight_steps: str | None = None
-    norms: tuple[tuple[str, str], ...] = ()
-    input_steps: tuple[str, ...] = ()
+    network: Network
+    structure: Structure
+    batches: Callable[[int], Iterator[Batch]]
+    key: jax.Array
+    epoch: int
+
+
+# What is set, not learned. An event may drop the optimizer's state (opt_state=None): it is then
+# made anew, for parameters that are no longer those that it belonged to.
+Event = Callable[[TrainState, Moment], TrainState]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,91 +60,111 @@ class Phase:
     Attributes:
       name: for logs.
       epochs: passes over the training split.
-      precisions: the modes that run on each batch, or on their shares of it; the loss is the sum.
-      learning_rate: peak; warmed up linearly, then annealed by a cosine.
-      step_learning_rate: peak for quantizer steps, which are learned in the log domain by Adam,
-        so that it is a relative change per update whatever the width.
-      weight_decay: on kernels only.
-      warmup: fraction of the phase.
-      final_rate: where the cosine ends, relative to the peak.
-      split: each mode runs on its own share of every batch, instead of each on all of it: a pass
-        over the images then costs one mode's work, not the sum over the modes.
-      teacher: the mode of `precisions` whose logits the others learn from.
-      distillation: share of the teacher's soft labels in the others' loss; the rest is the labels'.
-      label_smoothing: in every cross entropy.
-      protect: a mode whose function must not change: all it reads is frozen, and weights move
-        only inside its cells.
-      prepare: what is set when the phase starts.
-      finish: what is set when it ends, before its last validation and checkpoint.
+      precisions: the modes whose values it trains; validated after every evaluation's epochs.
+      loss: see Loss. A loss, an optimizer or an event may have a method `check(modes)`, which is
+        called before anything is trained and raises ValueError where it cannot work.
+      optimizer: see Optimizer.
+      schedules: name -> (updates of the phase) -> (update -> value). The loss gets the values, the
+        optimizer the schedules, the log the last values before an evaluation.
+      start, end: events before its first update, and after its last one.
+      events: (every so many epochs, event); one that falls on the end comes before `end`.
+      reports: more modes to validate at its end: those that an event has made.
+      passes: modes that an example goes through, forward and backward, in one epoch: its cost.
     """
 
     name: str
     epochs: int
     precisions: tuple[str, ...]
-    learning_rate: float
-    step_learning_rate: float = 1e-2
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
-    final_rate: float = 0.0
-    split: bool = False
-    teacher: str | None = None
-    distillation: float = 0.0
-    label_smoothing: float = 0.0
-    protect: str | None = None
-    prepare: Preparation = Preparation()
-    finish: Preparation = Preparation()
-
-    @property
-    def passes_per_epoch(self) -> int:
-        """Modes that an image goes through, forward and backward, in one epoch."""
-        return 1 if self.split else len(self.precisions)
+    loss: Loss
+    optimizer: Optimizer
+    schedules: Mapping[str, Callable[[int], Schedule]] = dataclasses.field(default_factory=dict)
+    start: tuple[Event, ...] = ()
+    end: tuple[Event, ...] = ()
+    events: tuple[tuple[int, Event], ...] = ()
+    reports: tuple[str, ...] = ()
+    passes: float = 1
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"phase {self.name!r} has {self.epochs} epochs: expected at least 1")
         if not self.precisions:
             raise ValueError(f"phase {self.name!r} runs no mode: expected at least one")
-        if (self.teacher is None) != (self.distillation == 0.0):
+        if bad := [every for every, _ in self.events if every < 1]:
             raise ValueError(
-                f"phase {self.name!r}: teacher {self.teacher!r} with distillation"
-                f" {self.distillation}; expected both or neither"
-            )
-        if self.teacher is not None and self.teacher not in self.precisions:
-            raise ValueError(
-                f"phase {self.name!r}: teacher {self.teacher!r} does not run;"
-                f" expected one of {self.precisions}"
-            )
-        if self.split and (self.teacher or len(self.precisions) < 2):
-            raise ValueError(
-                f"phase {self.name!r} splits batches among {self.precisions} with teacher"
-                f" {self.teacher!r}: expected two modes or more, and no teacher, whose logits"
-                " would be of other images"
-            )
-        if self.protect in self.precisions:
-            raise ValueError(
-                f"phase {self.name!r} trains {self.protect!r}, which it protects: drop one"
+                f"phase {self.name!r} has an event every {bad[0]} epochs: expected 1 or more"
             )
 
-
-def check_recipe(phases: tuple[Phase, ...], modes: Modes) -> None:
-    """Raises ValueError where a phase names unknown modes or cannot keep what it promises."""
-    for phase in phases:
-        named = [*phase.precisions, *([phase.protect] if phase.protect else [])]
-        for setting in (phase.prepare, phase.finish):
-            named += [*setting.input_steps, *(name for pair in setting.norms for name in pair)]
-            named += [setting.weight_steps] if setting.weight_steps else []
-        for name in named:
-            modes.check_name(name)
-        if phase.protect is not None:
-            for path, table in {"the model": modes.default, **modes.layers}.items():
-                for trained in phase.precisions:
-                    if trained != FLOAT_NAME:
-                        _check_wider(path, table[phase.protect], phase.protect, table[trained])
+    def due(self, epoch: int) -> tuple[Event, ...]:
+        """The events after so many epochs of the phase."""
+        between = tuple(event for every, event in self.events if epoch % every == 0)
+        return between + (self.end if epoch == self.epochs else ())
 
 
-def _check_wider(path: str, low: Precision, name: str, high: Precision) -> None:
-    if (low.weights or 99) > (high.weights or 99):
-        raise ValueError(
-            f"{path}: mode {name!r} has {low}, wider weights than {high}, and must stay as it is;"
-            " expected it to be the narrower one; swap them, or protect neither"
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A phase in its place: for one network, between two updates of the recipe.
+
+    Attributes:
+      index: of the phase in the recipe.
+      start, end: the step before its first update, and after its last one.
+      steps_per_epoch: updates in an epoch.
+      modes: that are validated with it: its own, and those of the phases before.
+      schedules: by name, update of the phase -> value.
+    """
+
+    index: int
+    phase: Phase
+    start: int
+    end: int
+    steps_per_epoch: int
+    modes: tuple[str, ...]
+    schedules: Mapping[str, Schedule]
+    optimizer: optax.GradientTransformation
+
+    def values(self, step: jax.Array) -> dict[str, jax.Array]:
+        """What the schedules give for the update after `step`, and its number as "step"."""
+        count = step - self.start
+        rates = {name: rate(count.astype(jnp.float32)) for name, rate in self.schedules.items()}
+        return {"step": count, **rates}
+
+    def due(self, step: int) -> tuple[Event, ...]:
+        """The events that happen when an epoch ends at `step`."""
+        return self.phase.due((step - self.start) // self.steps_per_epoch)
+
+    def validated(self, step: int) -> tuple[str, ...]:
+        """The modes to validate at `step`."""
+        made = self.phase.reports if step == self.end else ()
+        return tuple(sorted({*self.modes, *made}))
+
+
+def stages_of(
+    phases: Sequence[Phase], structure: Structure, steps_per_epoch: int
+) -> tuple[Stage, ...]:
+    """The phases of a recipe, one after the other."""
+    stages: list[Stage] = []
+    start, modes = 0, set[str]()
+    for index, phase in enumerate(phases):
+        updates = phase.epochs * steps_per_epoch
+        schedules = {name: make(updates) for name, make in phase.schedules.items()}
+        optimizer = phase.optimizer(structure, phase.precisions, schedules)
+        modes |= {*phase.precisions}
+        end = start + updates
+        stages.append(
+            Stage(index, phase, start, end, steps_per_epoch, (*modes,), schedules, optimizer)
         )
+        start = end
+    return tuple(stages)
+
+
+def check_recipe(phases: Sequence[Phase], modes: Modes) -> None:
+    """Raises ValueError where a phase names unknown modes or cannot keep what it promises."""
+    if not phases:
+        raise ValueError("a recipe of no phases: expected at least one")
+    for phase in phases:
+        for name in (*phase.precisions, *phase.reports):
+            modes.check_name(name)
+        events = (event for _, event in phase.events)
+        parts: list[Any] = [phase.loss, phase.optimizer, *phase.start, *events, *phase.end]
+        for part in parts:
+            if check := getattr(part, "check", None):
+                check(modes, phase)

@@ -1,0 +1,67 @@
+"""What layers say of themselves: the facts that others would else have to guess from their class.
+
+A module that is a layer or a normalisation has a method `facts(x, y)`, of one call's input and
+output. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None for all the rest.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.core import FrozenDict
+
+from dual_precision.precision import Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer with quantized weights, over all of its calls.
+
+    Attributes:
+      table: mode name -> Precision of this layer, float included.
+      kernel: its shape, outputs last.
+      macs: multiply-accumulates per example, of all calls.
+      inputs: numbers in its inputs, per example, of all calls.
+      stored: width at which the weights are stored; None is float.
+      signed: whether its inputs may be negative.
+      matrix: whether it is the product of a matrix with the last axis of its input.
+      calls: in one forward pass.
+    """
+
+    table: FrozenDict[str, Precision]
+    kernel: tuple[int, ...]
+    macs: int
+    inputs: int
+    stored: int | None = None
+    signed: bool = False
+    matrix: bool = False
+    calls: int = 1
+
+    def called_again(self, other: "Layer") -> "Layer":
+        """The facts of both calls together."""
+        return dataclasses.replace(
+            self,
+            macs=self.macs + other.macs,
+            inputs=self.inputs + other.inputs,
+            calls=self.calls + other.calls,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A normalisation that is y = x * gain + offset at inference, by its statistics.
+
+    Attributes:
+      epsilon: gain = scale / sqrt(var + epsilon), offset = bias - mean * gain.
+      momentum: share of the old statistics that a training batch leaves.
+    """
+
+    epsilon: float
+    momentum: float = 0.9
+
+
+def facts_of(module: nn.Module, x: jax.Array, y: Any) -> Layer | Norm | None:
+    """What `module` says of a call that took x and gave y; None if it has nothing to say."""
+    facts = getattr(module, "facts", None)
+    return None if facts is None else facts(x, y)

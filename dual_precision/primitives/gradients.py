@@ -1,0 +1,74 @@
+"""Gradients of a given width: what comes back to a layer's output, rounded at random."""
+
+import jax
+import jax.numpy as jnp
+
+from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+
+_SMALLEST = 1e-8  # of a grid's step: a gradient of zeros stays one
+
+
+def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
+    """g on the grid of 2^n levels between its minimum and its maximum, unbiased.
+
+        step = max(max g - min g, 0) / (2^n - 1), at least 1e-8
+        code = clip(round((g - min g) / step + u), 0, 2^n - 1),   u uniform in [-1/2, 1/2)
+        value = code * step + min g
+
+    Args:
+      g: any shape, float32; one grid for all of it.
+      bits: n, 1 to 8; may be traced.
+      key: of the random numbers.
+
+    Source: the error quantizer of Banner et al. 2018 (arXiv 1805.11046) as Cyclic Precision
+    Training (Fu et al. 2021, arXiv 2101.09868) uses it. Maxima over the batch are largest ones
+    here; the code published with the latter takes the smallest of the examples' maxima.
+
+    >>> round_at_random(jnp.array([-1.0, 0.0, 2.0]), 2, jax.random.key(0))
+    Array([-1.,  0.,  2.], dtype=float32)
+    """
+    check_bits(bits, 8)
+    top = power_of_two(bits) - 1
+    least = jnp.min(g)
+    step = jnp.maximum((jnp.max(g) - least) / top, _SMALLEST)
+    noise = jax.random.uniform(key, g.shape, g.dtype, -0.5, 0.5)
+    return jnp.clip(jnp.round((g - least) / step + noise), 0.0, top) * step + least
+
+
+@jax.custom_vjp
+def quantize_gradient(y: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
+    """y; the gradient that comes back is `round_at_random` of it.
+
+    >>> key = jax.random.key(0)
+    >>> jax.grad(lambda y: jnp.sum(quantize_gradient(y, 8, key) * 3))(jnp.ones(2))
+    Array([3., 3.], dtype=float32)
+    """
+    return y
+
+
+def _gradient_forward(y, bits, key):
+    return y, (bits, key)
+
+
+def _gradient_backward(residuals, g):
+    bits, key = residuals
+    return round_at_random(g, bits, key), None, None
+
+
+quantize_gradient.defvjp(_gradient_forward, _gradient_backward)
+
+
+@jax.custom_vjp
+def refuse_gradient(y: jax.Array) -> jax.Array:
+    """y, where no gradient may be asked for, as there are no random numbers to round it with."""
+    return y
+
+
+def _refuse(_residuals, _g):
+    raise ValueError(
+        "gradients with a width are rounded at random, and this call has no random numbers:"
+        " expected model.apply(..., rngs={'rounding': key})"
+    )
+
+
+refuse_gradient.defvjp(lambda y: (y, None), _refuse)

@@ -1,0 +1,105 @@
+"""What a network is trained for: the questions that `fit`, `evaluate` and the rest ask of a task.
+
+A task says what an example is, how batches are drawn, and what is good. Nothing else in training
+knows about images or text. A batch is a dict of arrays whose first axis is the batch; its entry
+"inputs" is what the model takes.
+
+A model with carried state (a recurrent one, whose next batch goes on where the last one ended)
+takes it as its last argument and gives (outputs, the new state); its task gives the first one as
+`carry`. Each mode has its own.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from dual_precision.layers import ROUNDING
+from dual_precision.precision import Asked, mode_of
+
+Tree = Any
+Batch = Mapping[str, Any]
+State = dict[str, Any]  # {"batch_stats": ..., "carry": {mode: ...}}
+
+
+class Task(Protocol):
+    """What an example is and what is good; `Split` is any set of examples that it knows."""
+
+    @property
+    def example(self) -> Any:
+        """What the model takes, of one example without the batch's axis: ShapeDtypeStructs."""
+
+    def carry(self, rows: int) -> Tree:
+        """The state that `rows` rows of a batch start with; () where nothing is carried."""
+
+    def arrays(self, split: Any) -> dict[str, Any]:
+        """The examples of a split as arrays, which are put on the devices whole."""
+
+    def order(self, split: Any, batch_size: int, key: jax.Array) -> np.ndarray:
+        """Which examples the updates of one epoch take: int32 [updates, batch]."""
+
+    def draw(self, arrays: Mapping[str, jax.Array], index: jax.Array, key: jax.Array) -> Batch:
+        """The batch of one update, augmented; inside of the compiled step. index: int32 [batch]."""
+
+    def batches(self, split: Any, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
+        """All examples in order, for evaluation: (batch, bool [batch] of the rows that count)."""
+
+    def loss(self, outputs: Any, batch: Batch) -> jax.Array:
+        """What training makes small, a mean over the batch; shape ()."""
+
+    def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Name -> float32 [batch], what is reported of every row; "loss" is among them."""
+
+    def score(self, measured: Mapping[str, float]) -> float:
+        """The larger, the better: what the best checkpoint is chosen by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and the task that it is for."""
+
+    model: nn.Module
+    task: Task
+
+    def __call__(
+        self,
+        params: Tree,
+        state: State,
+        batch: Batch,
+        *,
+        precision: Asked,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> tuple[Any, State]:
+        """(outputs, state) of a batch in a precision; in training the statistics move too.
+
+        Args:
+          state: {"batch_stats": ..., "carry": mode -> what it carries}.
+          key: of random numbers that layers may ask for; None is none.
+        """
+        mode = mode_of(precision)
+        variables = {"params": params, "batch_stats": state["batch_stats"]}
+        inputs = batch["inputs"] if isinstance(batch["inputs"], tuple) else (batch["inputs"],)
+        carried = state["carry"].get(mode, ())
+        given = inputs if _is_empty(carried) else (*inputs, carried)
+        outputs, updates = self.model.apply(
+            variables,
+            *given,
+            precision=precision,
+            train=train,
+            mutable=["batch_stats"] if train else [],
+            rngs=None if key is None else {ROUNDING: key},
+        )
+        statistics = {**state["batch_stats"], **updates.get("batch_stats", {})}
+        if _is_empty(carried):
+            return outputs, {**state, "batch_stats": statistics}
+        outputs, carried = outputs
+        carry = {**state["carry"], mode: carried}
+        return outputs, {"batch_stats": statistics, "carry": carry}
+
+
+def _is_empty(tree: Tree) -> bool:
+    return not jax.tree.leaves(tree)

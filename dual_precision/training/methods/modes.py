@@ -1,0 +1,158 @@
+"""Losses of the modes of one network: each on its own share of a batch, or all on all of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from dual_precision.precision import Modes
+from dual_precision.tasks.losses import distillation
+from dual_precision.tasks.task import Batch, Network, State, Tree
+
+if TYPE_CHECKING:
+    from dual_precision.training.phases import Phase
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Each mode runs on its own rows of every batch; the loss is the sum of their losses.
+
+    A pass over the data then costs the work of one mode, not of all, and every update moves the
+    weights that the modes share for each of them.
+
+    Attributes:
+      precisions: in the order in which they run: statistics go from one to the next.
+    """
+
+    precisions: tuple[str, ...]
+
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        """Raises ValueError where there is nothing to split."""
+        del modes
+        if len(self.precisions) < 2:
+            raise ValueError(
+                f"phase {phase.name!r} splits batches among {self.precisions}: expected two modes"
+                " or more"
+            )
+
+    def __call__(
+        self,
+        network: Network,
+        params: Tree,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        values: Mapping[str, jax.Array],
+    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+        del values
+        count, rows = len(self.precisions), _rows_of(batch)
+        if rows < count:
+            raise ValueError(f"a batch of {rows} split among {self.precisions}: expected {count}")
+        outputs, shares = {}, {}
+        for index, mode in enumerate(self.precisions):
+            # Strided, so that every device of a sharded batch holds a part of each share.
+            share = slice(index, None, count)
+            shares[mode] = jax.tree.map(lambda array, own=share: array[own], batch)
+            outputs[mode], state = _run_share(
+                network, params, state, shares[mode], mode, share, jax.random.fold_in(key, index)
+            )
+        total, metrics = jnp.float32(0.0), {}
+        for mode, found in outputs.items():
+            loss = network.task.loss(found, shares[mode])
+            total, metrics = total + loss, metrics | _metrics(network, mode, found, shares[mode])
+            metrics[f"{mode}_loss"] = loss
+        return total, (state, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Every mode runs on all of every batch; the loss is the sum of their losses.
+
+    Attributes:
+      precisions: in the order in which they run: statistics go from one to the next.
+      teacher: the mode whose outputs (logits) the others learn from; None is none.
+      distillation: share of the teacher's soft labels in the loss of the others.
+    """
+
+    precisions: tuple[str, ...]
+    teacher: str | None = None
+    distillation: float = 0.0
+
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        """Raises ValueError where the teacher does not run, or teaches nothing."""
+        del modes
+        if (self.teacher is None) != (self.distillation == 0.0):
+            raise ValueError(
+                f"phase {phase.name!r}: teacher {self.teacher!r} with distillation"
+                f" {self.distillation}; expected both or neither"
+            )
+        if self.teacher is not None and self.teacher not in self.precisions:
+            raise ValueError(
+                f"phase {phase.name!r}: teacher {self.teacher!r} does not run;"
+                f" expected one of {self.precisions}"
+            )
+
+    def __call__(
+        self,
+        network: Network,
+        params: Tree,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        values: Mapping[str, jax.Array],
+    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+        del values
+        outputs = {}
+        for index, mode in enumerate(self.precisions):
+            outputs[mode], state = network(
+                params,
+                state,
+                batch,
+                precision=mode,
+                train=True,
+                key=jax.random.fold_in(key, index),
+            )
+        total, metrics = jnp.float32(0.0), {}
+        for mode, found in outputs.items():
+            loss = network.task.loss(found, batch)
+            metrics |= _metrics(network, mode, found, batch) | {f"{mode}_loss": loss}
+            if self.teacher is not None and mode != self.teacher:
+                soft = distillation(found, outputs[self.teacher])
+                loss = (1 - self.distillation) * loss + self.distillation * soft
+            total = total + loss
+        return total, (state, metrics)
+
+
+def _rows_of(batch: Batch) -> int:
+    rows: int = jax.tree.leaves(batch)[0].shape[0]
+    return rows
+
+
+def _run_share(
+    network: Network,
+    params: Tree,
+    state: State,
+    batch: Batch,
+    mode: str,
+    share: slice,
+    key: jax.Array,
+) -> tuple[Any, State]:
+    """Runs a mode on its rows, which alone go on from what they carry."""
+    carry = state["carry"].get(mode, ())
+    own = {**state["carry"], mode: jax.tree.map(lambda array: array[share], carry)}
+    outputs, after = network(
+        params, {**state, "carry": own}, batch, precision=mode, train=True, key=key
+    )
+    moved = jax.tree.map(
+        lambda whole, part: whole.at[share].set(part), carry, after["carry"].get(mode, ())
+    )
+    return outputs, {**after, "carry": {**state["carry"], mode: moved}}
+
+
+def _metrics(network: Network, mode: str, outputs: Any, batch: Batch) -> Metrics:
+    measured = network.task.measures(outputs, batch)
+    return {f"{mode}_{name}": jnp.mean(value) for name, value in measured.items()}
