@@ -1,4 +1,4 @@
-"""What the commands share: absl flags to a Config, errors to one line and an exit status."""
+"""What the commands share: flags, errors as one line and an exit status."""
 
 import errno
 import logging
@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -15,69 +14,8 @@ from dual_precision.data import DataError
 from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.compilation import keep_freed_memory
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
-from experiments.recipes.config import Config, make_config, read_settings
-from experiments.recipes.recipes import fields_without_effect
 
 FLAGS = flags.FLAGS
-# Flags that are fields of Config by the same name.
-FIELDS = ("mode", "order", "low", "high", "model", "dataset", "seed")
-
-
-def define_flags() -> None:
-    """The flags of `python -m experiments.cifar`."""
-    flags.DEFINE_string("mode", None, "recipe: float, low, high, truncate, joint or two_phase")
-    flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
-    flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
-    flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
-    flags.DEFINE_string("model", None, "mlp, resnet8_fast, resnet8, resnet20, resnet32, resnet56")
-    flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
-    flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
-    flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
-    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
-    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
-    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
-    define_shared_flags()
-
-
-def define_shared_flags() -> None:
-    """The flags that every training command has."""
-    flags.DEFINE_multi_string("set", [], "name=value for any field of experiments/config.py")
-    flags.DEFINE_string("workdir", None, "folder of the run; by default one under runs/")
-    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-    flags.DEFINE_string("archive", None, "archive of the data set, where it cannot be fetched")
-    flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
-
-
-def read_config() -> tuple[Config, str]:
-    """The Config that the flags ask for, and the name of its preset.
-
-    Raises:
-      ValueError: an unknown name or value, or a setting that has no effect on the recipe.
-    """
-    settings = read_settings(FLAGS.set)
-    for name in FIELDS:
-        value = getattr(FLAGS, name)
-        if value is not None:
-            if name in settings:
-                raise ValueError(f"--{name} and --set {name}=...: expected one of them")
-            settings[name] = value
-    config = make_config(preset := _preset(settings.get("dataset")), settings)
-    idle = fields_without_effect(config) & set(settings)
-    if idle:
-        raise ValueError(
-            f"{sorted(idle)} has no effect with --mode={config.mode}"
-            f"{f' --order={config.order}' if config.mode == 'two_phase' else ''}"
-            f"{' and split=True' if 'distillation' in idle else ''}: leave it out"
-        )
-    return config, preset
-
-
-def _preset(dataset: str | None) -> str:
-    if FLAGS.preset is not None:
-        return FLAGS.preset
-    if dataset == "digits":
-        return "digits"
-    return "quick" if jax.default_backend() == "cpu" else "paper"
 
 
 def run(main: Callable[..., None], trains: bool = True, words: bool = False) -> None:

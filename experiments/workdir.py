@@ -9,12 +9,12 @@ from typing import Any
 
 from dual_precision.training.checkpoint import Checkpoints
 from experiments.recipes.config import Config
-from experiments.recipes.recipes import fields_without_effect
 
 CONFIG = "config.json"
+RESULTS = "results.json"  # that it is there says that the run is finished
 _LOCK = ".lock"
 # What runs did that were begun before these fields existed.
-_BEFORE = {"split": False}
+_BEFORE: dict[str, Any] = {"split": False, "widths": {}, "stored": 8, "init": "", "reestimate": 0}
 
 
 def in_use(workdir: Path) -> bool:
@@ -82,6 +82,8 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
             f"workdir {workdir} has checkpoints and --resume=false was given:"
             " choose another --workdir, or delete this one"
         )
+    if begun:
+        print(f"going on with the run in {workdir} (--resume=false refuses to)")
     if path.exists():
         _check_same(path, description)
     else:
@@ -112,9 +114,9 @@ def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, A
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
     found = {**_BEFORE, **found}
-    idle = fields_without_effect(Config(**wanted))
+    # An older config may hold fields that its recipe did not read.
     return {
-        name: (found.get(name), wanted.get(name))
-        for name in sorted((found.keys() | wanted.keys()) - idle)
-        if found.get(name) != wanted.get(name)
+        name: (found.get(name), value)
+        for name, value in sorted(wanted.items())
+        if found.get(name) != value
     }
