@@ -2,8 +2,8 @@
 
 Every checkpoint holds the state, and beside it as JSON the run's config, where the run stands,
 and a manifest: the sha256 of every array. The manifest is committed with the state in one atomic
-rename, so that a checkpoint that is there is complete; restoring recomputes it, so that a
-damaged one is noticed, said, and passed over for the one before.
+rename, so that a checkpoint that is there is complete. Restoring recomputes it: a damaged
+checkpoint is reported, and the one before it is used.
 """
 
 import errno
