@@ -176,7 +176,7 @@ def start_from(
         leaves[leaf] = value
         place = _place_of(leaf, structure.owner(leaf), trained.modes, fallback)
         found = source.get(place) if place else None
-        if found is None:
+        if place is None or found is None:
             if place and not {"step", "input_step"} & {*leaf}:
                 notes.append(f"{'/'.join(leaf)}: missing there, starts fresh")
             continue

@@ -311,7 +311,7 @@ def modes(
     >>> modes(low="w2a2", high="w8a8").at(("conv1",))["low"]
     Precision(weights=2, activations=2, gradients=None)
     """
-    tables = {
+    tables: dict[str, FrozenDict[str, Precision]] = {
         path: FrozenDict({name: parse(text) for name, text in entry.items()})
         for path, entry in (layers or {}).items()
     }

@@ -68,7 +68,7 @@ class Structure:
         return {path: leaf.shape for path, leaf in self.shapes.items() if self.is_read(path, modes)}
 
     @cached_property
-    def parts(self) -> set[str]:
+    def parts(self) -> frozenset[str]:
         """Names in the tree, which no mode may have."""
         return LEAVES | {part for path in (*self.layers, *self.norms) for part in path}
 

@@ -48,6 +48,15 @@ class FitOptions:
     steps_per_dispatch: int = 0
     epochs_per_evaluation: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
+        for name, least in (("batch_size", 1), ("steps_per_dispatch", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
+        if self.epochs_per_evaluation < 1:
+            raise ValueError(f"epochs_per_evaluation={self.epochs_per_evaluation}: expected 1")
+
     @property
     def most(self) -> int:
         """Updates in one program launch, at most."""
@@ -142,7 +151,7 @@ def resume(
         stage = stages[int(checkpoints.about(step)["progress"]["phase"])]
         variables = checkpoints.shapes(step)
         state = TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.eval_shape(lambda: jnp.int32(0)),
             variables["params"],
             variables["batch_stats"],
             jax.eval_shape(lambda: _carry_of(stage, task, options)),
