@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,11 @@ def fit(
 ) -> TrainState:
     """Trains `model` through all phases and returns the last state.
 
-    Continues from the newest sound checkpoint in `workdir`. Data order and augmentation follow
-    from the seed and the step alone, so that a run that was stopped anywhere ends with the same
-    bits as one that was not.
+    Continues from the newest sound checkpoint in `workdir`. All that is random follows from the
+    seed and the step alone: a run that was stopped anywhere ends with the same bits.
 
     Args:
       model: called as model.apply(variables, inputs, precision=..., train=...); has `modes`.
-      task: says what an example is and what is good.
       train, validation: sets of examples of the task.
       config: kept as JSON beside each checkpoint.
       variables: start from these in the place of fresh ones.
@@ -101,10 +100,8 @@ def fit(
     last = stages[-1].end
     checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
     workdir.mkdir(parents=True, exist_ok=True)
-    state, begun = resume(checkpoints, stages, task, options, feed) or (
-        _fresh(network, options, feed, variables),
-        -1,
-    )
+    fresh = partial(_fresh, network, options, feed, variables)
+    state, begun = resume(checkpoints, stages, task, options, feed) or (fresh(), -1)
     journal = Journal(workdir, last, int(state.step), options.batch_size, listeners)
     with checkpoints, journal, Signals() as signals:
         for stage in stages:
@@ -124,9 +121,8 @@ def fit(
                 if rest == 0:
                     state = happen(_rewound(state, stage, task, options), stage.due(step))
                 if rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end):
-                    record, scores = _validate(network, state, validation, stage, metrics, epoch)
-                    journal.write(record, scores)
-                    _save(checkpoints, state, stage, float(np.mean([*scores.values()])))
+                    scores = _evaluate(network, state, validation, stage, metrics, journal)
+                    _save(checkpoints, state, stage, float(np.mean(scores)))
                 if signals.received and step < last:
                     _stop(checkpoints, state, stage, signals.received, last)
     return state
@@ -230,18 +226,19 @@ def _not_finite(what: str, step: int, stage: Stage, checkpoints: Checkpoints) ->
     )
 
 
-def _validate(
+def _evaluate(
     network: Network,
     state: TrainState,
     validation: Any,
     stage: Stage,
     metrics: Mapping[str, jax.Array],
-    epoch: int,
-) -> tuple[Record, dict[str, float]]:
-    """A record of all that is measured, and the score of each mode."""
+    journal: Journal,
+) -> list[float]:
+    """Writes a record of all that is measured; the score of each mode."""
     step, model, task = int(state.step), network.model, network.task
     rates = jax.jit(stage.values)(jnp.int32(step - 1))
-    record: Record = {"step": step, "epoch": epoch, "phase": stage.phase.name}
+    record: Record = {"step": step, "epoch": step // stage.steps_per_epoch}
+    record |= {"phase": stage.phase.name}
     record |= {name: float(value) for name, value in rates.items() if name != "step"}
     record |= {name: float(np.mean(value)) for name, value in metrics.items()}
     scores = {}
@@ -249,7 +246,8 @@ def _validate(
         found = evaluate(model, state.variables, validation, task=task, precision=mode)
         record |= {f"validation_{mode}_{name}": value for name, value in found.items()}
         scores[mode] = task.score(found)
-    return record, scores
+    journal.write(record, scores)
+    return [*scores.values()]
 
 
 def _save(checkpoints: Checkpoints, state: TrainState, stage: Stage, score: float) -> None:
