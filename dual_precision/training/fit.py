@@ -99,14 +99,11 @@ def fit(
     stages = stages_of(phases, structure, feed.steps_per_epoch)
     last = stages[-1].end
     checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
-    workdir.mkdir(parents=True, exist_ok=True)
     fresh = partial(_fresh, network, options, feed, variables)
     state, begun = resume(checkpoints, stages, task, options, feed) or (fresh(), -1)
     journal = Journal(workdir, last, int(state.step), options.batch_size, listeners)
     with checkpoints, journal, Signals() as signals:
-        for stage in stages:
-            if int(state.step) >= stage.end:
-                continue
+        for stage in [stage for stage in stages if stage.end > int(state.step)]:
             happen = _events_of(network, structure, stage, feed)
             if stage.index > begun:
                 state = happen(_restarted(state, stage, task, options), stage.phase.start)
