@@ -21,7 +21,13 @@ from dual_precision import data
 from dual_precision.costs import mode_cost, reused_bit_operations
 from dual_precision.data.catalog import lookup
 from dual_precision.deploy import PackedInfo, Predictor, inspect_packed
-from dual_precision.deploy.cascade.calibration import Costs, Evidence, calibrate, curve, measure
+from dual_precision.deploy.cascade.calibration import (
+    Costs,
+    Evidence,
+    calibrate,
+    curve,
+    measure_point,
+)
 from dual_precision.deploy.cascade.rule import Cascade, Point, mirrored
 from dual_precision.deploy.predictor import runs_on_codes
 from experiments.figures.training import Rows, table
@@ -54,7 +60,7 @@ class Settings:
 
     Attributes:
       dataset: its validation images calibrate.
-      accuracy, cost: see `dual_precision.deploy.cascade.calibration.choose`; one of them is given.
+      accuracy, cost: see `dual_precision.deploy.cascade.calibration.choose_point`; one of them is given.
       mirror: a second look of low at the mirrored image.
       blend: weight of low's logits in the answers of high.
     """
@@ -151,8 +157,8 @@ def mode_rows(logits: Mapping[str, np.ndarray], labels: np.ndarray, costs: Costs
     low, high = (own.argmax(1) == labels for own in logits.values())
     none, alone = np.zeros(len(labels), bool), dataclasses.replace(costs, first=0.0, reused=0.0)
     points = (
-        measure(0.0, low, high, none, none, costs),
-        measure(0.0, high, high, none, ~none, alone),
+        measure_point(0.0, low, high, none, none, costs),
+        measure_point(0.0, high, high, none, ~none, alone),
     )
     hidden = ("threshold", "mirrored", "escalated")
     rows = [point_row(point, alone, name) for name, point in zip(logits, points, strict=True)]
@@ -253,7 +259,7 @@ def on_test(predictor: Predictor, chosen: Cascade, test: data.Images, costs: Cos
     logits = {name: predictor.predict(test.images, name) for name in names}
     got = predictor.answer(test.images, chosen)
     right, then = (z.argmax(1) == test.labels for z in (got.logits, logits[chosen.then]))
-    point = measure(chosen.threshold, right, then, got.mirrored, got.escalated, costs)
+    point = measure_point(chosen.threshold, right, then, got.mirrored, got.escalated, costs)
     low, high = mode_rows(logits, test.labels, costs)
     return [low, point_row(point, costs, CHOSEN), high]
 
