@@ -145,7 +145,7 @@ def run(config: Config, preset: str, workdir: Path) -> None:
     report.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
     # Last: that it is there says the run is finished.
     write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
-    print(f"\n{report.table(rows)}\n\nplot: {picture}")
+    print(f"\n{report.results_table(rows)}\n\nplot: {picture}")
 
 
 if __name__ == "__main__":
