@@ -177,7 +177,7 @@ def leave_results(rows: pictures.Rows, workdir: Path) -> None:
     picture = workdir / "training.png"
     pictures.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
     write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
-    print(f"\n{pictures.table(rows)}\n\nplot: {picture}")
+    print(f"\n{pictures.results_table(rows)}\n\nplot: {picture}")
 
 
 def write_overview(

@@ -1,11 +1,12 @@
-"""What the commands share: flags, errors as one line and an exit status."""
+"""What the commands share: flags, sub-commands, errors as one line and an exit status."""
 
 import errno
+import inspect
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -15,25 +16,31 @@ from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.compilation import keep_freed_memory
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
 
+Command = Callable[..., None]  # see `run`
+Commands = Mapping[str, Command]
+
 FLAGS = flags.FLAGS
+flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
 
 
-def run(main: Callable[..., None], trains: bool = True, words: bool = False) -> None:
-    """Runs `main` under absl; what users can mend ends as one line and exit status 1 or more.
+def run(command: Command | Commands, trains: bool = True) -> None:
+    """Runs a command; what its user can mend ends as one line and exit status 1 or more.
+
+    A command is a function. Its positional parameters are words of the command line, its
+    keyword-only ones are the values of the flags that it reads, by their names: one without a
+    default must be given. Of several commands by name, the first word says which is run, and a
+    flag that only others read is an error.
 
     Args:
       trains: this process trains, and not only others that it starts.
-      words: `main` takes what is not a flag on the command line.
     """
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
         if trains:
             keep_freed_memory()
-        if argv[1:] and not words:
-            sys.exit(f"error: unexpected arguments {argv[1:]}: flags have the form --name=value")
         try:
-            main(*argv[1:])
+            start_command(command, argv[1:])
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(128 + stop.signum)
@@ -50,7 +57,52 @@ def run(main: Callable[..., None], trains: bool = True, words: bool = False) -> 
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def start_command(command: Command | Commands, words: Sequence[str]) -> None:
+    """Calls a command with what the command line says; see `run`.
+
+    Raises:
+      ValueError: an unknown sub-command; other words than the command takes; a flag that it needs
+        is missing; one that only other sub-commands read is given.
+    """
+    if isinstance(command, Mapping):
+        command, words = _choose_command(command, words)
+    elif words and not _words_of(command):
+        raise ValueError(f"unexpected arguments {words}: flags have the form --name=value")
+    flags_read = _flags_of(command)
+    given = {flag: FLAGS[flag].value for flag in flags_read}
+    if missing := [f"--{flag}" for flag in given if flags_read[flag] and given[flag] is None]:
+        raise ValueError(f"{', '.join(missing)} missing: expected it as --name=value")
+    command(*words, **given)
+
+
+def _choose_command(commands: Commands, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The sub-command that the first word names, and the words behind it."""
+    name, *rest = words or [""]
+    own = commands.get(name)
+    if own is None or len(rest) != len(_words_of(own)):
+        usages = [" ".join([key, *_words_of(other)]) for key, other in commands.items()]
+        raise ValueError(f"command {' '.join(words)!r}: expected one of {usages}")
+    others = {flag for other in commands.values() for flag in _flags_of(other)} - {*_flags_of(own)}
+    if idle := [flag for flag in sorted(others) if FLAGS[flag].present]:
+        raise ValueError(f"{idle} has no effect on {name!r}: leave it out")
+    return own, rest
+
+
+def _words_of(command: Command) -> list[str]:
+    """The words that a command takes, as a usage line names them."""
+    parameters = inspect.signature(command).parameters.values()
+    return [p.name.upper() for p in parameters if p.kind is not p.KEYWORD_ONLY]
+
+
+def _flags_of(command: Command) -> dict[str, bool]:
+    """Flag that a command reads -> whether it must be given."""
+    parameters = inspect.signature(command).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
+    for flag in FLAGS.flags_by_module_dict().get(__name__, []):  # so that --help lists them
+        FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         return FLAGS(argv)
     except flags.Error as error:

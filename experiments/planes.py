@@ -27,8 +27,9 @@ from dual_precision.primitives.fixed_point import WIDTHS
 from dual_precision.structure import describe_layers
 from dual_precision.training.metrics import evaluate
 from experiments import cli
-from experiments.figures.training import Rows, table
-from experiments.workdir import CONFIG, write_whole
+from experiments.figures.drawing import pyplot_for_files, save_figure
+from experiments.figures.tables import Rows, markdown_table
+from experiments.workdir import read_description, write_whole
 
 _COLUMNS = (
     ("precision", "precision", "{}"),
@@ -59,7 +60,7 @@ def bytes_read(params: Mapping[str, Mapping[str, Any]], planes: int) -> int:
     )
 
 
-def measure(
+def measure_planes(
     model: nn.Module,
     variables: Mapping[str, Any],
     splits: Mapping[str, Images],
@@ -105,40 +106,43 @@ def curves_of(rows: Rows, split: str) -> dict[str, dict[int, float]]:
     }
 
 
-def plot(rows: Rows, title: str, path: Path) -> None:
+def plot_planes(rows: Rows, title: str, path: Path) -> None:
     """Error against planes, as PNG; see `draw_planes`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from experiments.figures import deployed as deploy_figures
+    pyplot_for_files()  # before a figure is made
+    from experiments.figures.bit_planes import draw_planes
 
     split = "test" if "test" in rows[0] else "validation"
     whole = (FLOAT_NAME, rows[0][split])
-    figure = deploy_figures.draw_planes(curves_of(rows, split), whole, title, split)
-    deploy_figures.save(figure, path)
+    save_figure(draw_planes(curves_of(rows, split), whole, title, split), path)
 
 
-def main() -> None:
-    clock = cli.Stopwatch()
-    activations = read_widths(cli.FLAGS.activations)
-    workdir = Path(cli.FLAGS.workdir or "")
-    if not (workdir / CONFIG).exists():
-        raise ValueError(f"--workdir={workdir} has no {CONFIG}: expected the folder of a run")
-    experiment = json.loads((workdir / CONFIG).read_text())["experiment"]
+def main(
+    *, workdir: str, activations: Sequence[str], test: bool, data_dir: str | None = None
+) -> None:
+    """The command; its arguments are the flags.
+
+    Raises:
+      ValueError: `workdir` is not the folder of a run of --mode=float; other activations than
+        8, 16 and 32 bits.
+    """
+    clock, folder, widths = cli.Stopwatch(), Path(workdir), read_widths(activations)
+    experiment = read_description(folder)["experiment"]
     if experiment["mode"] != FLOAT_NAME:
         raise ValueError(f"a run of --mode={experiment['mode']}: expected one of --mode=float")
-    model, variables = load(workdir)
-    dataset = data.load(experiment["dataset"], data_dir=cli.FLAGS.data_dir)
+    model, variables = load(folder)
+    dataset = data.load(experiment["dataset"], data_dir=data_dir)
     splits = {"validation": dataset.validation}
-    if cli.FLAGS.test:
+    if test:
         splits["test"] = dataset.test
-    rows = measure(model, variables, splits, activations)
-    picture = workdir / "planes.png"
-    plot(rows, f"{experiment['model']} on {experiment['dataset']}, trained in float", picture)
+    rows = measure_planes(model, variables, splits, widths)
+    picture = folder / "planes.png"
+    plot_planes(
+        rows, f"{experiment['model']} on {experiment['dataset']}, trained in float", picture
+    )
     run = {key: experiment[key] for key in ("dataset", "model", "passes", "seed")}
     content = {"run": run, "split_of_difference": list(splits)[-1], "rows": rows}
-    write_whole(workdir / "planes.json", json.dumps(content, indent=1) + "\n")
-    print(f"{table(rows, _COLUMNS)}\n\nplot: {picture}\n{clock} in all")
+    write_whole(folder / "planes.json", json.dumps(content, indent=1) + "\n")
+    print(f"{markdown_table(rows, _COLUMNS)}\n\nplot: {picture}\n{clock} in all")
 
 
 if __name__ == "__main__":
@@ -146,5 +150,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("activations", ["8", "16"], "bits of fixed-point activations: 8, 16, 32")
     flags.DEFINE_bool("test", True, "read the test set, once")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-    flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
     cli.run(main, trains=False)

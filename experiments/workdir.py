@@ -120,3 +120,14 @@ def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, A
         for name, value in sorted(wanted.items())
         if found.get(name) != value
     }
+
+
+def read_description(workdir: Path) -> dict[str, Any]:
+    """What config.json of a run holds: preset, experiment and network.
+
+    Raises:
+      ValueError: `workdir` is not the folder of a run.
+    """
+    if not (workdir / CONFIG).exists():
+        raise ValueError(f"{workdir} has no {CONFIG}: expected the folder of a run")
+    return json.loads((workdir / CONFIG).read_text())

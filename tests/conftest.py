@@ -16,7 +16,6 @@ import pytest
 
 from dual_precision import modes
 from dual_precision.models import MLP
-from dual_precision.structure import structure_of
 from dual_precision.training.state import initial_variables
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 from absl import flags
 
+from experiments import cli
 from experiments.recipes.config import Config, make_config, read_settings, read_widths
 
-FLAGS = flags.FLAGS
+FLAGS = cli.FLAGS
 # Flags that are fields of Config by the same name.
 FIELDS = ("mode", "order", "low", "high", "model", "dataset", "init", "seed")
 
@@ -38,7 +39,6 @@ def define_shared_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the run; by default one under runs/")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
     flags.DEFINE_string("archive", None, "archive of the data set, where it cannot be fetched")
-    flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
 
 
 def read_config() -> tuple[Config, str]:

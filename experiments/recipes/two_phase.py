@@ -27,7 +27,9 @@ class TwoPhase(Recipe):
     """Phase 1 trains high on the grid that low will share; phase 2 both (order=joint)."""
 
     split: bool = True  # in phase 2 each mode has its own half of every batch
-    distillation: float | None = None  # of the loss of low, for soft labels of high; 0.5 if no split
+    distillation: float | None = (
+        None  # of the loss of low, for soft labels of high; 0.5 if no split
+    )
     first_share: float = 0.5  # of the passes, for phase 1
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
     second_rate: float = 0.7  # learning rate of phase 2, relative to learning_rate

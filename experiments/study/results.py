@@ -10,11 +10,10 @@ from typing import Any
 from scipy import stats
 
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.cifar import RESULTS
 from experiments.recipes.recipes import passes_of
 from experiments.study.matrix import Cell, Entry, Pair
 from experiments.study.runner import finished
-from experiments.workdir import CONFIG
+from experiments.workdir import CONFIG, RESULTS
 
 CONFIDENCE = 0.95
 SPLITS = ("validation", "test")

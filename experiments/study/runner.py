@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.log import read_records
-from experiments.cifar import RESULTS
 from experiments.cli import FIELDS
 from experiments.recipes.config import Config, make_config
 from experiments.recipes.recipes import RECIPES, fields_without_effect, passes_of
 from experiments.study.matrix import Cell
-from experiments.workdir import in_use
+from experiments.workdir import RESULTS, in_use
 
 _POLL = 0.5  # seconds
 # On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they

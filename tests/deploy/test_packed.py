@@ -19,15 +19,14 @@ from safetensors.numpy import load as load_safetensors
 from dual_precision.deploy import (
     PackedError,
     PackedFile,
-    contents,
     inspect_packed,
     load_packed,
     save_packed,
 )
-from dual_precision.deploy.file import container
+from dual_precision.deploy.file import container, contents
 from dual_precision.models import build_from
 from dual_precision.primitives import nested
-from experiments.deploy import __main__ as deploy
+from experiments.deploy import pack, report
 
 MLP = {"name": "mlp", "num_classes": 4, "modes": {"low": "w2a2", "high": "w8a8"}}
 TINY = {**MLP, "num_classes": 2, "hidden": [2]}
@@ -414,13 +413,14 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     model, variables = as_if_trained(network, (8, 8, 1))
-    monkeypatch.setattr(deploy, "load", lambda workdir: (model, variables))
-    deploy.pack(tmp_path, tmp_path / "net.safetensors")
+    monkeypatch.setattr(pack, "load", lambda workdir: (model, variables))
+    pack.pack_run(tmp_path, tmp_path / "net.safetensors")
     info = inspect_packed(tmp_path / "net.safetensors")
     assert info.metadata["results"] == rows
     assert info.metadata["run"]["experiment"] == {"dataset": "digits"}
     lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in deploy.report(info).split("\n")
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in report.packed_report(info).split("\n")
     ]
     weights = 64 * 8 * 8 + 8 * 8 * 2 + 8 * 4 * 8
     assert lines[2][:3] == ["low", f"{info.bytes_read['low']:,}", f"{weights:,}"]
@@ -428,10 +428,8 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     (dense2,) = [line for line in lines if line[:1] == ["dense2"]]
     # 64 weights of 2 or 8 bits and 8 steps; BitOps 64 * 4 and 64 * 64; see test_energy.py.
     assert dense2[1:9] == ["8x8", "64", "w2a2", "w8a8", "48", "96", "256", "4.1e+03"]
-    assert "Energy is a model, not a measurement" in deploy.report(info)
-    deploy.main("report", str(tmp_path / "net.safetensors"))
-    assert capsys.readouterr().out.endswith(f"{deploy.report(info)}\n")
-    with pytest.raises(ValueError, match="command 'unpack': expected pack --workdir"):
-        deploy.main("unpack")
+    assert "Energy is a model, not a measurement" in report.packed_report(info)
+    report.report_command(str(tmp_path / "net.safetensors"))
+    assert capsys.readouterr().out.endswith(f"{report.packed_report(info)}\n")
     with pytest.raises(ValueError, match=r"has no config\.json"):
-        deploy.pack(tmp_path / "nowhere", tmp_path / "net.safetensors")
+        pack.pack_run(tmp_path / "nowhere", tmp_path / "net.safetensors")

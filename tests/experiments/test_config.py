@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 
 import pytest
+from experiments.recipes.recipes import RECIPES, fields_without_effect, reported_modes
 
 from dual_precision import modes
 from dual_precision.training.phases import Phase, Preparation, check_recipe
 from dual_precision.training.schedules import joined, phase_starts
 from experiments.recipes.config import MODES, ORDERS, PRESETS, Config, make_config, read_settings
-from experiments.recipes.recipes import RECIPES, fields_without_effect, reported_modes
 
 EVERY = [
     *((mode, "joint") for mode in MODES if mode != "two_phase"),

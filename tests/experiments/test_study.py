@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from experiments.recipes.recipes import fields_without_effect, passes_of
 
 from experiments import cli
 from experiments.recipes.config import Config, make_config
-from experiments.recipes.recipes import fields_without_effect, passes_of
 from experiments.study import __main__ as study
 from experiments.study import results as evidence
 from experiments.study import runner

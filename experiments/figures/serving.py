@@ -1,12 +1,10 @@
-"""Figures of a packed network at work; numbers come as arguments.
+"""A packed network that answers requests: their times, the margins of low, the cascade.
 
-For notebooks/03_deploy.ipynb and for the commands in deploy.py and planes.py.
+For notebooks/03_deploy.ipynb and `python -m experiments.deploy cascade`.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -14,15 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dual_precision.deploy.cascade.rule import Point
-from experiments.figures.training import COLOURS
+from experiments.figures.drawing import AUTO, COLOURS, DARK, DASHES, GREY
 
-AUTO = "#6a4c93"
-_GREY, _DARK = "#8d99ae", "#343a40"
-_DASHES = (0, (4, 3))
-# Of curves beside the one that matters.
-_BESIDE = ((_DARK, _DASHES), (_GREY, "-"))
-# Of widths of activations.
-_LINES = (("#c3b1d9", 5.0), (AUTO, 1.8), (_DARK, 0.8))
+_BESIDE = ((DARK, DASHES), (GREY, "-"))  # curves beside the one that matters
 
 
 def draw_requests(milliseconds: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -42,7 +34,7 @@ def draw_requests(milliseconds: Mapping[str, Mapping[int, float]]) -> Figure:
         label = f"{mode}, median {medians[mode]:.2f} ms"
         axes.plot(turns[~held], times[~held], "o", ms=4, color=COLOURS[mode], label=label)
         axes.plot(turns[held], np.full(held.sum(), 0.98 * top), "^", ms=6, color=COLOURS[mode])
-        axes.axhline(medians[mode], color=COLOURS[mode], lw=0.8, ls=_DASHES, zorder=0)
+        axes.axhline(medians[mode], color=COLOURS[mode], lw=0.8, ls=DASHES, zorder=0)
     held_up = sum(ms > top for own in milliseconds.values() for ms in own.values())
     title = f"; {held_up} above this scale (triangles)" if held_up else ""
     axes.set_title(f"one image a request, another mode each time{title}")
@@ -62,7 +54,7 @@ def draw_margins(margins: np.ndarray, right: Mapping[str, np.ndarray], groups: i
     figure, (left, along) = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
     edges = np.linspace(0, np.quantile(margins, 0.995), 25)
     inside = np.minimum(margins, edges[-1])
-    for is_right, colour in ((True, _GREY), (False, COLOURS["low"])):
+    for is_right, colour in ((True, GREY), (False, COLOURS["low"])):
         own = inside[right["low"] == is_right]
         if not len(own):
             continue
@@ -162,93 +154,3 @@ def _mark_ways(
     axes.axhline(accuracy, color=COLOURS["high"], lw=0.8, ls=":", zorder=0)
     axes.plot(*chosen, "*", ms=17, color=AUTO, mec="w", label=mark)
     axes.grid(alpha=0.25)
-
-
-def first_kernels(values: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """A first layer's kernels as pictures: [height, width, channels, kernels].
-
-    Args:
-      values: [H * W * C, kernels] of a Dense, or [h, w, side * side * C, kernels] of a Conv whose
-        stem stacked blocks of side x side pixels into channels.
-      image_shape: [H, W, C].
-    """
-    if values.ndim == 2:
-        return values.reshape(*image_shape, -1)
-    height, width, inputs, count = values.shape
-    channels = image_shape[-1]
-    side = math.isqrt(inputs // channels)
-    blocks = values.reshape(height, width, side, side, channels, count)
-    return blocks.transpose(0, 2, 1, 3, 4, 5).reshape(height * side, width * side, channels, count)
-
-
-def draw_kernels(kept: Mapping[int, np.ndarray]) -> Figure:
-    """Kernels as images, a row for every number of planes; each on the scale of its last row.
-
-    Args:
-      kept: number of planes -> values [H, W, 1 or 3, kernels]; the last row is the whole.
-    """
-    *_, whole = kept.values()
-    largest = np.abs(whole).max(axis=(0, 1, 2))
-    count = whole.shape[-1]
-    figure, grid = plt.subplots(
-        len(kept), count, figsize=(0.8 + 0.72 * count, 0.78 * len(kept)), layout="constrained"
-    )
-    for row, (planes, values) in zip(grid, kept.items(), strict=True):
-        for index, axes in enumerate(row):
-            shown = np.clip(0.5 + 0.5 * values[..., index] / largest[index], 0, 1)
-            axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        label = f"{planes} plane{'s' * (planes > 1)}"
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    return figure
-
-
-def draw_planes(
-    curves: Mapping[str, Mapping[int, float]], whole: tuple[str, float], title: str, split: str
-) -> Figure:
-    """Error over the number of planes, a line for each width of activations.
-
-    The axis ends at one and a half times the error of the whole network, so that a tenth of a point
-    can be seen; of points above it the largest number is written.
-
-    Args:
-      curves: name -> planes -> accuracy in percent.
-      whole: the mode that the planes come from, and its accuracy.
-    """
-    mode, value = whole
-    top = max(1.5 * (100 - value), 0.5)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    worst: dict[int, float] = {}
-    # They lie on one another: the wider line below shows at both sides of the narrower.
-    for (name, accuracy), (colour, width) in zip(curves.items(), _LINES, strict=False):
-        errors = {planes: 100 - own for planes, own in accuracy.items()}
-        counts = range(1, max(errors) + 1)  # no line over what was not measured
-        drawn = [errors.get(planes, math.nan) for planes in counts]
-        axes.plot(counts, drawn, "o-", color=colour, lw=width, ms=4 + width, label=name)
-        worst |= {planes: max(error, worst.get(planes, 0)) for planes, error in errors.items()}
-    label = f"{mode}, as it was trained"
-    axes.axhline(100 - value, color=COLOURS[mode], lw=1.2, ls=_DASHES, label=label)
-    for planes, error in worst.items():
-        if error > top:
-            axes.annotate(
-                f"\u2191 {error:.1f}",
-                (planes, top),
-                xytext=(0, -14),
-                ha="center",
-                textcoords="offset points",
-                color=_DARK,
-            )
-    lowest = min(100 - value, *(100 - own for curve in curves.values() for own in curve.values()))
-    axes.set(xlabel="planes of the weights that are read", ylabel=f"{split} error, %", title=title)
-    axes.set_ylim(lowest - 0.1 * top, top)
-    axes.set_xticks(range(1, max(worst) + 1))
-    axes.grid(alpha=0.25)
-    axes.legend(loc="upper right")
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, and closes it."""
-    figure.savefig(path, dpi=144)
-    plt.close(figure)

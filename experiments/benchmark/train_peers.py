@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from experiments.benchmark.comparison import relative_difference
+
 
 class PlainResNet(nn.Module):
     """Images [N, H, W, C], floats that are normalised -> logits [N, classes], in training mode.
@@ -160,7 +162,7 @@ PEERS: dict[str, tuple[Callable[..., nn.Module], str]] = {
 }
 
 
-def available(
+def runnable_peers(
     names: Sequence[str], sizes: dict[str, Any], variables: Any, images: jax.Array
 ) -> tuple[dict[str, tuple[nn.Module, jax.Array]], list[str]]:
     """Name -> network and its logits, of those peers that run here; a line on each."""
@@ -179,25 +181,25 @@ def available(
     return found, notes
 
 
-def relative_difference(logits: jax.Array, exact: jax.Array) -> float:
+def quantized_difference(logits: jax.Array, exact: jax.Array) -> float:
     """|logits - exact| / |exact|.
 
     Raises:
       ValueError: it is nothing; then nothing is quantized, and the comparison means nothing.
     """
-    difference = float(jnp.linalg.norm(logits - exact) / jnp.linalg.norm(exact))
+    difference = relative_difference(logits, exact)
     if not difference > 1e-4:
         raise ValueError(f"logits differ from float's by {difference:.1e}: nothing is quantized")
     return difference
 
 
 def initial_state(variables: Any, optimizer: optax.GradientTransformation) -> Any:
-    """What `train_step` carries, with buffers of its own."""
+    """What `peer_step` carries, with buffers of its own."""
     params, statistics = jax.tree.map(jnp.copy, (variables["params"], variables["batch_stats"]))
     return params, statistics, optimizer.init(params)
 
 
-def train_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
+def peer_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
     """(params, batch_stats, opt_state), images, labels -> the next state and the loss."""
 
     def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:

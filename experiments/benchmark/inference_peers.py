@@ -1,4 +1,4 @@
-"""PyTorch's float32 and dynamic int8 of the networks in inference.py; nothing if not installed."""
+"""PyTorch, float32 and dynamic int8, on the networks of plane_speed.py, where it is installed."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from dual_precision.deploy.planes.bit_layers import join_gates
 Request = Callable[[], Any]
 
 
-def available() -> bool:
+def has_torch() -> bool:
     """Whether PyTorch can be imported."""
     try:
         import torch  # noqa: F401
@@ -20,9 +20,9 @@ def available() -> bool:
     return True
 
 
-def conditions() -> dict[str, Any]:
+def torch_conditions() -> dict[str, Any]:
     """What its times depend on, for a report; without PyTorch a word that it is not there."""
-    if not available():
+    if not has_torch():
         return {"torch": "not installed"}
     import torch
 
@@ -33,7 +33,7 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def mlp(
+def torch_mlp(
     layers: Sequence[Mapping[str, Any]], x: np.ndarray, plain: str, quantized: str
 ) -> dict[str, Request]:
     """Name -> a request of x [B, in] to Linear, ReLU, ..., Linear with these weights.
@@ -42,7 +42,7 @@ def mlp(
       layers: {"kernel": [in, out], "bias": [out]} each.
       plain, quantized: names of the float32 and the dynamic int8 program.
     """
-    if not available():
+    if not has_torch():
         return {}
     import torch
 
@@ -57,14 +57,14 @@ def mlp(
     return requests
 
 
-def lstm(
+def torch_lstm(
     params: Mapping[str, Any],
     given: tuple[np.ndarray, np.ndarray, np.ndarray],
     plain: str,
     quantized: str,
 ) -> dict[str, Request]:
     """Name -> a step of flax's LSTM cell of these parameters, given (x, h, c); it gives (c, h)."""
-    if not available():
+    if not has_torch():
         return {}
     import torch
 
