@@ -24,7 +24,8 @@ from dual_precision.deploy.planes.bit_layers import STORED, to_bit_layers
 from dual_precision.loading import load
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.fixed_point import WIDTHS
-from dual_precision.structure import describe_layers
+from dual_precision.structure import structure_of
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
 from experiments import cli
 from experiments.figures.drawing import pyplot_for_files, save_figure
@@ -72,20 +73,20 @@ def measure_planes(
       model: an MLP; variables: as `load` gives.
       splits: "validation", and "test" if it is to be read; the difference is that of the last.
     """
-    shape = splits["validation"].images.shape[1:]
-    layered, packed = to_bit_layers(model, variables, shape)
+    task = Classification(splits["validation"].images.shape[1:])
+    layered, packed = to_bit_layers(model, variables, task.example)
 
     def row(precision: str, size: int, **about: int) -> dict[str, Any]:
         is_float = precision == FLOAT_NAME
         network, own = (model, variables) if is_float else (layered, packed)
         accuracy = {
-            split: 100
-            * evaluate(network, own, part.images, part.labels, precision=precision)["accuracy"]
+            split: 100 * evaluate(network, own, part, task=task, precision=precision)["accuracy"]
             for split, part in splits.items()
         }
         return {"precision": precision, **about, "megabytes": size / 1e6, **accuracy}
 
-    rows = [row(FLOAT_NAME, mode_cost(describe_layers(model, shape), FLOAT_NAME).weight_bytes)]
+    layers = structure_of(model, task.example).layers
+    rows = [row(FLOAT_NAME, mode_cost(layers, FLOAT_NAME).weight_bytes)]
     wanted = [(n, bits) for bits in activations for n in range(1, STORED + 1)]
     for n, bits in tqdm(wanted, unit=" precisions", disable=None):
         size = bytes_read(packed["params"], n)

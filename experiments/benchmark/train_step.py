@@ -23,12 +23,13 @@ import optax
 from dual_precision.models import MODELS
 from dual_precision.models.resnet import ResNet
 from dual_precision.precision import modes
-from dual_precision.structure import describe_layers
+from dual_precision.structure import structure_of
+from dual_precision.tasks.classification import Classification
+from dual_precision.tasks.task import Network
 from dual_precision.training.compilation import compiler_options, keep_freed_memory
-from dual_precision.training.optimizers import phase_optimizer
-from dual_precision.training.phases import Phase
+from dual_precision.training.phases import Phase, stages_of
 from dual_precision.training.state import TrainState, initial_variables
-from dual_precision.training.step import compile_chunk
+from dual_precision.training.step import compile_steps
 from experiments.benchmark import train_peers
 from experiments.benchmark.comparison import (
     Bar,
@@ -41,8 +42,8 @@ from experiments.benchmark.comparison import (
 from experiments.benchmark.machine import describe_machine
 from experiments.benchmark.timing import time_rounds, timed
 from experiments.figures.tables import markdown_table
-from experiments.recipes.config import Config
-from experiments.recipes.recipes import RECIPES
+from experiments.recipes.single import Float, High, Low
+from experiments.recipes.two_phase import TwoPhase
 from experiments.workdir import write_whole
 
 IMAGE, CLASSES = (32, 32, 3), 10
@@ -118,28 +119,25 @@ def random_batch(batch_size: int) -> tuple[jax.Array, jax.Array]:
 
 def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[str, Program]:
     """The programs that `fit` runs, one update per dispatch; the batch is not augmented."""
-    config = Config()
-    phases = {
-        FLOAT: RECIPES["float"](config)[0],
-        HIGH: RECIPES["high"](config)[0],
-        LOW: RECIPES["low"](config)[0],
-        BOTH: RECIPES["two_phase"](config)[-1],
-    }
-    layers = describe_layers(model, IMAGE)
-    variables = initial_variables(model, IMAGE, seed=0)
+    task = Classification(IMAGE)
+    network, structure = Network(model, task), structure_of(model, task.example)
+    variables = initial_variables(model, task.example, seed=0)
+    arrays = {"images": images, "labels": labels}
     order = jnp.arange(len(images), dtype=jnp.int32)[None]
     logits = jax.jit(partial(_our_logits, model), static_argnames="precision")
     exact = logits(variables, images[:8], precision="float")
 
     def program(phase: Phase) -> Program:
-        rate = optax.constant_schedule(RATE)
-        optimizer = phase_optimizer(phase, layers, rate, rate)
+        rates = dict.fromkeys(phase.schedules, _constant)
+        (stage,) = stages_of([dataclasses.replace(phase, schedules=rates)], structure, 1)
         own = jax.tree.map(jnp.copy, variables)  # the step donates its state
-        state = TrainState(jnp.int32(0), **own, opt_state=jax.jit(optimizer.init)(own["params"]))
-        chunk = compile_chunk(model, phase, optimizer, lambda _, x: x, jax.random.key(0))
+        carry = dict.fromkeys(phase.precisions, ())
+        opt_state = jax.jit(stage.optimizer.init)(own["params"])
+        state = TrainState(jnp.int32(0), **own, carry=carry, opt_state=opt_state)
+        chunk = compile_steps(network, stage, jax.random.key(0))
 
         def step(state: TrainState) -> tuple[TrainState, jax.Array]:
-            state, metrics = chunk(state, images, labels, order)
+            state, metrics = chunk(state, arrays, order)
             return state, metrics["loss"][0]
 
         if phase.precisions in (("high",), ("low",)):
@@ -147,7 +145,18 @@ def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[st
             return Program(step, state, train_peers.quantized_difference(found, exact))
         return Program(step, state)
 
+    phases = {
+        FLOAT: Float().phases()[0],
+        HIGH: High().phases()[0],
+        LOW: Low().phases()[0],
+        BOTH: TwoPhase().phases()[-1],
+    }
     return {name: program(phase) for name, phase in phases.items()}
+
+
+def _constant(updates: int) -> optax.Schedule:
+    del updates
+    return optax.constant_schedule(RATE)
 
 
 def _our_logits(model: ResNet, variables: Any, images: jax.Array, *, precision: str) -> jax.Array:
@@ -195,7 +204,7 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
         traces += 1  # Python runs when jax traces, and not when it takes a compiled program
         return model.apply(variables, images, precision=precision)
 
-    variables = initial_variables(model, IMAGE, seed=0)
+    variables = initial_variables(model, Classification(IMAGE).example, seed=0)
     for precision in ("low", "high"):
         predict(variables, images, precision=precision)
     warm = traces

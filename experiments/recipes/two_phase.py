@@ -27,9 +27,7 @@ class TwoPhase(Recipe):
     """Phase 1 trains high on the grid that low will share; phase 2 both (order=joint)."""
 
     split: bool = True  # in phase 2 each mode has its own half of every batch
-    distillation: float | None = (
-        None  # of the loss of low, for soft labels of high; 0.5 if no split
-    )
+    distillation: float | None = None  # share of soft labels in low; 0.5 if no split
     first_share: float = 0.5  # of the passes, for phase 1
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
     second_rate: float = 0.7  # learning rate of phase 2, relative to learning_rate
@@ -91,7 +89,7 @@ class TwoPhase(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class Refine(Recipe):
-    """Low first; then high inside of its cells: low keeps every bit of its logits (order=refine)."""
+    """Low first; then high inside of its cells, so that low keeps every bit (order=refine)."""
 
     refine_rate: float = 0.2  # learning rate inside of the cells, relative to learning_rate
 
