@@ -32,7 +32,7 @@ _OFFSETS = {"low": -0.14, "high": 0.14, "float": 0.0}
 def draw_accuracy(pairs: Sequence[Mapping[str, Any]], split: str) -> Figure:
     """Each method's modes, a panel per pair on one scale: means as dots, seeds as strokes.
 
-    `truncate` may fall far behind: it does not set the scale, and is written at the edge then.
+    A truncated network may be far behind: it does not set the scale, and is written at the edge.
     """
     methods = list(dict.fromkeys(method for pair in pairs for method in pair["methods"]))
     columns = min(len(pairs), 2)
@@ -93,7 +93,7 @@ def _limits(pairs: Sequence[Mapping[str, Any]], split: str) -> tuple[float, floa
         for method, summary in pair["methods"].items()
         for found in summary["accuracy"][split].values()
         for value in found["values"]
-        if method != "truncate" or len(pair["methods"]) == 1
+        if not method.startswith("truncate") or len(pair["methods"]) == 1
     ]
     room = max(0.12 * (max(values) - min(values)), 0.3)
     return min(values) - 1.5 * room, max(values) + room
