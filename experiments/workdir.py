@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.recipes.config import Config
+from experiments.recipes.config import (
+    ORDERED,
+    Config,
+    config_from,
+    fields_of,
+    read_widths,
+    recipe_of,
+)
 from experiments.recipes.two_phase import DISTILLATION
 
 CONFIG = "config.json"
@@ -124,11 +131,7 @@ def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, A
     Raises:
       ValueError: the file is not a run's config.
     """
-    try:
-        found = dict(json.loads(path.read_text())["experiment"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
-    found = {**_BEFORE, **found}
+    found = _experiment(path)
     # An older config may hold fields that its recipe did not read.
     then, now = _meaning(found), _meaning(wanted)
     return {
@@ -136,6 +139,29 @@ def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, A
         for name, value in sorted(wanted.items())
         if then.get(name) != now[name]
     }
+
+
+def config_of_run(workdir: Path) -> Config:
+    """The Config of a run, of an earlier version too: the fields that its recipe has now.
+
+    Raises:
+      ValueError: not the folder of a run, or one of a recipe that this version does not have.
+    """
+    found = _meaning(_experiment(workdir / CONFIG))
+    mode = found.get("mode", "")
+    order = found.get("order", "") if mode == ORDERED else ""
+    known = fields_of(recipe_of(mode, order))
+    values = {name: value for name, value in found.items() if name in known}
+    values["widths"] = read_widths(found["widths"])
+    return config_from({**values, "order": order})
+
+
+def _experiment(path: Path) -> dict[str, Any]:
+    try:
+        found = dict(json.loads(path.read_text())["experiment"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
+    return {**_BEFORE, **found}
 
 
 def _meaning(experiment: Mapping[str, Any]) -> dict[str, Any]:

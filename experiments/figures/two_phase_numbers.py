@@ -12,17 +12,17 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dual_precision.data import Images
 from dual_precision.loading import load
 from dual_precision.primitives.nested import encode
-from dual_precision.structure import Layer
+from dual_precision.structure import Example, Layer, structure_of
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.checkpoint import Checkpoints
-from dual_precision.training.initialize import fit_weight_steps
+from dual_precision.training.initialize import FitWeightSteps, fit_weight_steps
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.state import initial_variables
-from experiments.recipes.config import Config
-from experiments.recipes.recipes import RECIPES
 from experiments.study.runner import finished
-from experiments.workdir import CONFIG
+from experiments.workdir import config_of_run
 
 TreePath = tuple[str, ...]
 Variables = Mapping[str, Any]
@@ -62,21 +62,25 @@ def find_network(study: Path, results: Mapping[str, Any]) -> Path:
     )
 
 
-def stages(
-    workdir: Path, model: nn.Module, layers: Mapping[TreePath, Layer], image_shape: tuple[int, ...]
-) -> dict[str, Variables]:
+def stages(workdir: Path, model: nn.Module, example: Example) -> dict[str, Variables]:
     """Title -> variables: before phase 1, as its start prepares them, then after every phase.
 
-    Phases whose end the workdir no longer holds are left out.
+    Phases whose end the workdir no longer holds are left out, and so is the start of a run that
+    began with a trained network.
+
+    Args:
+      example: what the model takes, see `structure_of`.
     """
-    experiment = json.loads((workdir / CONFIG).read_text())["experiment"]
-    known = {field.name for field in dataclasses.fields(Config)}
-    config = Config(**{name: value for name, value in experiment.items() if name in known})
-    phases = RECIPES[config.mode](config)
-    start = initial_variables(model, image_shape, config.seed)
-    if grid := phases[0].prepare.weight_steps:
-        start = {**start, "params": fit_weight_steps(start["params"], layers, grid)}
-    found: dict[str, Variables] = {"before phase 1": start}
+    config = config_of_run(workdir)
+    phases = config.recipe.phases()
+    found: dict[str, Variables] = {}
+    if not config.init:
+        start = initial_variables(model, example, config.seed)
+        for event in phases[0].start:
+            if isinstance(event, FitWeightSteps):
+                structure = structure_of(model, example)
+                start["params"] = fit_weight_steps(start["params"], structure, event.mode)
+        found["before phase 1"] = start
     checkpoints = Checkpoints(workdir)
     for step in checkpoints.phase_ends():
         index = checkpoints.about(step)["progress"]["phase"]
@@ -256,10 +260,13 @@ def losses_along(
     precision: str,
 ) -> np.ndarray:
     """Mean cross entropy of a mode at parameters + t * direction, for each t of `places`."""
+    task, split = Classification(images.shape[1:]), Images(images, labels)
     flat, losses = flatten_dict(variables["params"]), []
     for t in places:
         moved = {p: np.asarray(flat[p]) + np.float32(t) * each for p, each in direction.items()}
         there = {**variables, "params": unflatten_dict({**flat, **moved})}
-        result = evaluate(model, there, images, labels, precision=precision, batch_size=len(images))
+        result = evaluate(
+            model, there, split, task=task, precision=precision, batch_size=len(images)
+        )
         losses.append(result["loss"])
     return np.array(losses)

@@ -1,19 +1,40 @@
 """The numbers behind notebooks/02_two_phase.ipynb, against small cases done by hand."""
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import strategies
 
+from dual_precision import modes
+from dual_precision.data import Images
+from dual_precision.models import MLP
 from dual_precision.primitives.nested import encode
+from dual_precision.structure import structure_of
+from dual_precision.tasks.classification import Classification
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.initialize import fit_weight_steps
+from dual_precision.training.metrics import evaluate
+from dual_precision.training.state import initial_variables
 from experiments.figures import two_phase_numbers as numbers
+from experiments.recipes.config import make_config
 
+MODEL = MLP(num_classes=4, modes=modes(low="w2a2", high="w8a8"), hidden=(16, 16))
+EXAMPLE = Classification((8, 8, 1)).example
 RESULTS = {"preset": "digits", "pairs": [{"low": "w2a2", "high": "w8a8"}]}
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    """Variables of MODEL, not trained."""
+    return initial_variables(MODEL, EXAMPLE, seed=0)
 
 
 def make_cell(study: Path, name: str, finished: bool = True) -> Path:
@@ -42,6 +63,30 @@ def test_the_first_pair_comes_before_any_other(tmp_path: Path) -> None:
     assert numbers.find_network(tmp_path, RESULTS) == other
     first = make_cell(tmp_path, "two_phase-joint-w2a2-w8a8-seed0")
     assert numbers.find_network(tmp_path, RESULTS) == first
+
+
+@pytest.mark.parametrize("init", ["", "runs/another"])
+def test_stages_are_the_start_and_the_end_of_every_phase(
+    tmp_path: Path, fresh: dict[str, Any], init: str
+) -> None:
+    """Steps at the start are those of the grid that low will share; not where another network was
+    started from."""
+    config = make_config("digits", {"dataset": "digits", "init": init})
+    (tmp_path / "config.json").write_text(json.dumps({"experiment": config.to_json()}))
+    network = {"name": "mlp", "num_classes": 4, "hidden": [16, 16], **MODEL.modes.to_json()}
+    ends = [jax.tree.map(lambda leaf, end=end: leaf + end, fresh) for end in (1.0, 2.0)]
+    with Checkpoints(tmp_path, {"network": network}, milestones=[10, 20]) as checkpoints:
+        for phase, end in enumerate(ends):
+            state = {"step": np.int32(0), **end, "carry": {}, "opt_state": ()}
+            checkpoints.save(10 * (phase + 1), state, {"phase": phase}, score=0.0)
+    found = numbers.stages(tmp_path, MODEL, EXAMPLE)
+    start = [] if init else ["before phase 1"]
+    assert list(found) == [*start, "after phase 1 (high)", "after phase 2 (both)"]
+    for stage, end in zip(list(found.values())[-2:], ends, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, stage, end)
+    if start:
+        fitted = fit_weight_steps(fresh["params"], structure_of(MODEL, EXAMPLE), "low")
+        jax.tree.map(np.testing.assert_array_equal, found[start[0]]["params"], fitted)
 
 
 def test_verdicts_count_every_image_once() -> None:
@@ -113,9 +158,9 @@ def test_codes_stay_between_crossings(seed: int, bits: int) -> None:
         previous = codes[1]
 
 
-def test_one_low_code_changes_from_stretch_to_stretch(network) -> None:
-    layers = numbers.switching_layers(network.layers)
-    params = network.variables["params"]
+def test_one_low_code_changes_from_stretch_to_stretch(fresh: dict[str, Any]) -> None:
+    layers = numbers.switching_layers(structure_of(MODEL, EXAMPLE).layers)
+    params = fresh["params"]
     kernels = numbers.leaves(params, layers, "kernel")
     direction = numbers.random_direction(kernels, seed=0)
     edges = numbers.stretches(params, layers, direction, changes=6)
@@ -133,3 +178,24 @@ def test_one_low_code_changes_from_stretch_to_stretch(network) -> None:
         np.testing.assert_array_equal(near, far)
     for (_, before), (after, _) in itertools.pairwise(found):
         assert np.sum(before != after) == 1
+
+
+def test_the_loss_of_low_is_a_staircase(fresh: dict[str, Any]) -> None:
+    """It changes where a code does, and nowhere else; at t = 0 it is that of the network."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (32, 8, 8, 1)).astype(np.uint8)
+    labels = generator.integers(0, 4, 32).astype(np.int32)
+    layers = numbers.switching_layers(structure_of(MODEL, EXAMPLE).layers)
+    kernels = numbers.leaves(fresh["params"], layers, "kernel")
+    direction = numbers.random_direction(kernels, seed=0)
+    edges = numbers.stretches(fresh["params"], layers, direction, changes=4)
+    places = [a + s * (b - a) for a, b in itertools.pairwise(edges) for s in (0.2, 0.8)]
+    along = (MODEL, fresh, direction)
+    low = numbers.losses_along(*along, [*places, 0.0], images, labels, "low")
+    steps = low[:-1].reshape(-1, 2)
+    np.testing.assert_array_equal(steps[:, 0], steps[:, 1])
+    assert len(set(steps[:, 0])) > 1
+    split = Images(images, labels)
+    there = evaluate(MODEL, fresh, split, task=Classification((8, 8, 1)), precision="low")
+    assert low[-1] == pytest.approx(there["loss"])
+    assert low[-1] == steps[np.searchsorted(edges, 0) - 1, 0]

@@ -8,7 +8,7 @@ from experiments.study import disk
 from experiments.study.matrix import base_settings, matrix_of
 from experiments.study.plans import PLANS
 from experiments.study.runner import finished
-from experiments.workdir import differences
+from experiments.workdir import config_of_run, differences
 
 PLAN = PLANS["quick"]
 BASE = base_settings(PLAN, {})
@@ -90,6 +90,7 @@ def test_cells_of_before_are_kept(name, tmp_path):
         return list(differences(path, cell.config.to_json()))
 
     assert not changed()
+    assert config_of_run(tmp_path) == cell.config
     assert changed(seed=1) == ["seed"]
     assert changed(learning_rate=0.2, passes=7.0) == ["learning_rate", "passes"]
     reads = "first_share" in cell.config.to_json()
