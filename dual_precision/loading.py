@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
-from dual_precision.structure import LayerPath, Structure
+from dual_precision.structure import Example, LayerPath, Structure, structure_of
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 
 
@@ -69,19 +69,22 @@ class Trained:
     Attributes:
       variables: params and batch_stats.
       modes: that were trained: whose normalisation and input steps are worth something.
-      stored: width of the grid that its steps belong to; None has no steps.
+      stored: layer -> width of the grid that its steps belong to; empty where there are no steps.
     """
 
     variables: Mapping[str, Any]
     modes: tuple[str, ...]
-    stored: int | None
+    stored: Mapping[LayerPath, int]
 
 
-def load_trained(source: str | Path) -> Trained:
+def load_trained(source: str | Path, example: Example) -> Trained:
     """What `start_from` takes, of a workdir, a packed file, or a safetensors file of floats.
 
     A safetensors file holds float32 parameters under the names of the layers: "stem/kernel",
     "stem_norm/scale", "stem_norm/mean", "classifier/bias", see `save_floats`.
+
+    Args:
+      example: what the new network takes, see `structure_of`.
 
     Raises:
       ValueError, OSError, CheckpointError: neither of these, or damaged.
@@ -93,14 +96,24 @@ def load_trained(source: str | Path) -> Trained:
             raise CheckpointError(f"no checkpoint in {checkpoints.folder}: expected a trained run")
         model, variables, config = checkpoints.newest(lambda step: _read(checkpoints, step))
         trained = config.get("trained") or _trained_before(config)
-        return Trained(variables, tuple(trained), model.modes.stored)
+        return Trained(variables, tuple(trained), _stored_of(source, model, example))
     from dual_precision.deploy.file.packed import PackedFile, is_packed
 
     if is_packed(source):
         with PackedFile(source) as file:
             model, variables = file.load()
-        return Trained(variables, tuple(file.info.bytes_read), model.modes.stored)
-    return Trained(_read_floats(source), (FLOAT_NAME,), None)
+        modes = tuple(file.info.bytes_read)
+        return Trained(variables, modes, _stored_of(source, model, example))
+    return Trained(_read_floats(source), (FLOAT_NAME,), {})
+
+
+def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPath, int]:
+    """The stored width of every layer: one that a model pins has another than the rest."""
+    try:
+        layers = structure_of(model, example).layers
+    except ValueError as error:
+        raise ValueError(f"{source} takes other inputs than the new network: {error}") from None
+    return {path: layer.stored for path, layer in layers.items() if layer.stored}
 
 
 def _trained_before(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -170,17 +183,19 @@ def start_from(
     source = dict(flatten_dict(dict(trained.variables)))
     names = structure.modes.names
     fallback = FLOAT_NAME if FLOAT_NAME in trained.modes else trained.modes[-1]
-    taken: set[LayerPath] = set()
-    leaves, notes = {}, []
+    seen: set[LayerPath] = set()
+    leaves, notes, kernels = {}, [], 0
     for leaf, value in flatten_dict(dict(fresh)).items():
         leaves[leaf] = value
         place = _place_of(leaf, structure.owner(leaf), trained.modes, fallback)
-        found = source.get(place) if place else None
-        if place is None or found is None:
-            if place and not {"step", "input_step"} & {*leaf}:
+        if place is None:
+            continue
+        found = source.get(place)
+        if found is None:
+            if not {*LOOSE} & {*leaf}:
                 notes.append(f"{'/'.join(leaf)}: missing there, starts fresh")
             continue
-        taken.add(place)
+        seen.add(place)
         if found.shape != value.shape:
             notes.append(
                 f"{'/'.join(leaf)}: {list(found.shape)} there, {list(value.shape)} here,"
@@ -190,15 +205,17 @@ def start_from(
         if not np.isfinite(np.asarray(found)).all():
             raise ValueError(f"{'/'.join(leaf)}: infinities or NaN there; expected numbers")
         leaves[leaf] = jnp.asarray(found, jnp.float32)
-        if leaf[-1] == "step" and trained.stored:
-            layer = structure.layers[leaf[1:-1]]
-            leaves[leaf] = leaves[leaf] * jnp.float32(2.0 ** (trained.stored - (layer.stored or 0)))
-    unread = [leaf for leaf in source if leaf not in taken and not {*leaf} & {*names, *LOOSE}]
+        kernels += leaf[-1] == "kernel"
+        if leaf[-1] == "step":
+            now = structure.layers[leaf[1:-1]].stored
+            assert now is not None, "what has a step has a grid"
+            leaves[leaf] = leaves[leaf] * jnp.float32(2.0 ** (trained.stored[leaf[1:-1]] - now))
+    unread = [leaf for leaf in source if leaf not in seen and not {*leaf} & {*names, *LOOSE}]
     notes += [f"{'/'.join(leaf)}: only there, left out" for leaf in sorted(unread)]
-    if not any(leaf[-1] == "kernel" for leaf in taken):
+    if not kernels:
         raise ValueError(
-            "no kernel of that network fits this one: expected layers of the same names, such as"
-            f" {sorted('/'.join(path) for path in structure.layers)[:3]}"
+            "no kernel of that network fits this one: expected layers of the same names and shapes,"
+            f" such as {sorted('/'.join(path) for path in structure.layers)[:3]}"
         )
     return unflatten_dict(leaves), notes
 

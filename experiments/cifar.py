@@ -133,7 +133,7 @@ def first_variables(
     if not config.init:
         return None
     fresh = initial_variables(model, task.example, config.seed)
-    variables, notes = start_from(load_trained(config.init), fresh, structure)
+    variables, notes = start_from(load_trained(config.init, task.example), fresh, structure)
     print(f"starts from {config.init}; {len(notes)} values do not fit" + ":" * bool(notes))
     for note in notes:
         print(f"  {note}")

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dual_precision import data, load, modes
+from dual_precision import load, modes
 from dual_precision.data import DataError
 from dual_precision.deploy import inspect_packed, load_packed, save_packed
 from dual_precision.deploy.file import container

@@ -59,13 +59,17 @@ def codes(params: Mapping[str, Any], layers: Mapping[TreePath, Layer], mode: str
 
 
 def draw_grid(
-    weights: Mapping[str, tuple[np.ndarray, float]], widths: tuple[int, int], title: str
+    weights: Mapping[str, tuple[np.ndarray, float]],
+    widths: tuple[int, int],
+    stored: int,
+    title: str,
 ) -> Figure:
     """Latents of one channel at every stage, over its cells then; on the right, around zero.
 
     Args:
       weights: stage -> (latents [n], step of the stored grid).
-      widths: bits of low and of high; the wider one is the stored width.
+      widths: bits of low and of high.
+      stored: bits of the stored grid.
     """
     figure, (whole, zoom) = plt.subplots(
         1,
@@ -75,7 +79,7 @@ def draw_grid(
         sharey=True,
         layout="constrained",
     )
-    stored, thick = max(widths), 2 ** (max(widths) - widths[0])
+    thick = 2 ** (stored - widths[0])
     widest = max(step for _, step in weights.values())
     reach = max(
         max(np.abs(w).max(), step * thick * 2 ** (widths[0] - 1)) for w, step in weights.values()

@@ -13,7 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dual_precision.data import Images
 from dual_precision.structure import Layer
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
 from experiments.figures.drawing import COLOURS
 from experiments.figures.layer_weights import HIGH, LOW, Leaves, TreePath, leaves, width
@@ -81,11 +83,14 @@ def losses_along(
     precision: str,
 ) -> np.ndarray:
     """Mean cross entropy of a mode at parameters + t * direction, for each t of `places`."""
+    task, split = Classification(images.shape[1:]), Images(images, labels)
     flat, losses = flatten_dict(variables["params"]), []
     for t in places:
         moved = {p: np.asarray(flat[p]) + np.float32(t) * each for p, each in direction.items()}
         there = {**variables, "params": unflatten_dict({**flat, **moved})}
-        result = evaluate(model, there, images, labels, precision=precision, batch_size=len(images))
+        result = evaluate(
+            model, there, split, task=task, precision=precision, batch_size=len(images)
+        )
         losses.append(result["loss"])
     return np.array(losses)
 

@@ -3,7 +3,6 @@
 For notebooks/02_two_phase.ipynb and notebooks/03_deploy.ipynb.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dual_precision.loading import load
-from dual_precision.structure import Layer
+from dual_precision.structure import Example, structure_of
 from dual_precision.training.checkpoint import Checkpoints
-from dual_precision.training.initialize import fit_weight_steps
+from dual_precision.training.initialize import FitWeightSteps, fit_weight_steps
 from dual_precision.training.state import initial_variables
 from experiments.figures.drawing import COLOURS, DASHES
-from experiments.recipes.config import Config
-from experiments.recipes.recipes import RECIPES
 from experiments.study.runner import finished
-from experiments.workdir import CONFIG
+from experiments.workdir import config_of_run
 
 Variables = Mapping[str, Any]
 _OFFSETS = {"low": -0.14, "high": 0.14, "float": 0.0}
@@ -62,24 +59,25 @@ def find_network(study: Path, results: Mapping[str, Any]) -> Path:
     )
 
 
-def stages(
-    workdir: Path,
-    model: nn.Module,
-    layers: Mapping[tuple[str, ...], Layer],
-    image_shape: tuple[int, ...],
-) -> dict[str, Variables]:
+def stages(workdir: Path, model: nn.Module, example: Example) -> dict[str, Variables]:
     """Title -> variables: before phase 1, as its start prepares them, then after every phase.
 
-    Phases whose end the workdir no longer holds are left out.
+    Phases whose end the workdir no longer holds are left out, and so is the start of a run that
+    began with a trained network.
+
+    Args:
+      example: what the model takes, see `structure_of`.
     """
-    experiment = json.loads((workdir / CONFIG).read_text())["experiment"]
-    known = {field.name for field in dataclasses.fields(Config)}
-    config = Config(**{name: value for name, value in experiment.items() if name in known})
-    phases = RECIPES[config.mode](config)
-    start = initial_variables(model, image_shape, config.seed)
-    if grid := phases[0].prepare.weight_steps:
-        start = {**start, "params": fit_weight_steps(start["params"], layers, grid)}
-    found: dict[str, Variables] = {"before phase 1": start}
+    config = config_of_run(workdir)
+    phases = config.recipe.phases()
+    found: dict[str, Variables] = {}
+    if not config.init:
+        start = initial_variables(model, example, config.seed)
+        for event in phases[0].start:
+            if isinstance(event, FitWeightSteps):
+                structure = structure_of(model, example)
+                start["params"] = fit_weight_steps(start["params"], structure, event.mode)
+        found["before phase 1"] = start
     checkpoints = Checkpoints(workdir)
     for step in checkpoints.phase_ends():
         index = checkpoints.about(step)["progress"]["phase"]
@@ -90,7 +88,7 @@ def stages(
 def draw_accuracy(pairs: Sequence[Mapping[str, Any]], split: str) -> Figure:
     """Each method's modes, a panel per pair on one scale: means as dots, seeds as strokes.
 
-    `truncate` may fall far behind: it does not set the scale, and is written at the edge then.
+    A truncated network may be far behind: it does not set the scale, and is written at the edge.
     """
     methods = list(dict.fromkeys(method for pair in pairs for method in pair["methods"]))
     columns = min(len(pairs), 2)
@@ -151,7 +149,7 @@ def _limits(pairs: Sequence[Mapping[str, Any]], split: str) -> tuple[float, floa
         for method, summary in pair["methods"].items()
         for found in summary["accuracy"][split].values()
         for value in found["values"]
-        if method != "truncate" or len(pair["methods"]) == 1
+        if not method.startswith("truncate") or len(pair["methods"]) == 1
     ]
     room = max(0.12 * (max(values) - min(values)), 0.3)
     return min(values) - 1.5 * room, max(values) + room

@@ -28,7 +28,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "two_phase": TwoPhase,
 }
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
-ORDERED = "two_phase"  # the recipe that has an order
+ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
 
 LayerWidths = FrozenDict[str, FrozenDict[str, str]]  # layer or pattern -> mode -> "w4a4"
 _NO_WIDTHS: LayerWidths = FrozenDict()
@@ -107,8 +107,8 @@ def recipe_of(mode: str, order: str = "") -> type[Recipe]:
     """
     check_choice("mode", mode, list(RECIPES))
     if mode == ORDERED:
-        check_choice("order", order or "joint", list(ORDERS))
-        return ORDERS[order or "joint"]
+        check_choice("order", order or DEFAULT_ORDER, list(ORDERS))
+        return ORDERS[order or DEFAULT_ORDER]
     if order:
         raise ValueError(f"order={order!r} with mode {mode!r}: expected mode {ORDERED!r}, or none")
     return RECIPES[mode]
@@ -128,23 +128,30 @@ def make_config(preset: str, settings: Mapping[str, Any]) -> Config:
       ValueError: unknown preset or field; the message lists the known ones.
     """
     check_choice("preset", preset, sorted(PRESETS))
-    values = {**PRESETS[preset], **settings}
-    mode = values.get("mode", Config.mode)
-    recipe = recipe_of(mode, values.get("order", ""))
+    return config_from({**PRESETS[preset], **settings})
+
+
+def config_from(values: Mapping[str, Any]) -> Config:
+    """The Config that `values` ask for, fields of Config and of the recipe; others by default.
+
+    Raises:
+      ValueError: a field that the recipe does not have; the message lists the known ones.
+    """
+    mode, order = values.get("mode", Config.mode), values.get("order", "")
+    recipe = recipe_of(mode, order)
     if mode == ORDERED:
-        values["order"] = values.get("order") or "joint"
+        order = order or DEFAULT_ORDER
     known = fields_of(recipe)
-    for name in settings:
+    for name in values:
         if name not in known:
             raise ValueError(
                 f"setting {name!r} is unknown with mode {mode!r}"
-                f"{' and order ' + repr(values['order']) if mode == ORDERED else ''}:"
-                f" expected one of {list(known)}"
+                f"{f' and order {order!r}' if order else ''}: expected one of {list(known)}"
             )
     own = {f.name for f in dataclasses.fields(recipe)}
     record = recipe(**{name: value for name, value in values.items() if name in own})
     rest = {name: value for name, value in values.items() if name not in own}
-    return Config(**rest, recipe=record)
+    return Config(**{**rest, "order": order}, recipe=record)
 
 
 def every_field() -> dict[str, Any]:

@@ -43,9 +43,9 @@ class High(Single):
 class Truncate(Recipe):
     """The high twin, cut to the width of low without training: what everybody tries first.
 
-    Low takes over the normalisation of high and fits its input steps to one batch. With
-    `reestimate`, its statistics are estimated again on that many training batches after the cut,
-    and its input steps fitted once more: the fair baseline.
+    Low takes over the normalisation of high; its input steps are fitted to one batch after the
+    cut. With `reestimate`, its statistics are then estimated again on that many training batches:
+    the fair baseline.
     """
 
     reestimate: int = 0  # training batches that the statistics of low are estimated on; 0 is none

@@ -8,6 +8,7 @@ from dual_precision.training.methods.modes import Split, Together
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
 BOTH = ("high", "low")
+DISTILLATION = 0.5  # of the loss of low, where both modes see every batch and nothing else is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TwoPhase(Recipe):
     """Phase 1 trains high on the grid that low will share; phase 2 both (order=joint)."""
 
     split: bool = True  # in phase 2 each mode has its own half of every batch
-    distillation: float | None = None  # share of soft labels in low; 0.5 if no split
+    distillation: float | None = None  # share of the loss of low for soft labels of high
     first_share: float = 0.5  # of the passes, for phase 1
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
     second_rate: float = 0.7  # learning rate of phase 2, relative to learning_rate
@@ -83,13 +84,13 @@ class TwoPhase(Recipe):
     def _loss(self) -> Split | Together:
         if self.split:
             return Split(BOTH)
-        share = 0.5 if self.distillation is None else self.distillation
+        share = DISTILLATION if self.distillation is None else self.distillation
         return Together(BOTH, "high" if share else None, share)
 
 
 @dataclasses.dataclass(frozen=True)
 class Refine(Recipe):
-    """Low first; then high inside of its cells, so that low keeps every bit (order=refine)."""
+    """Low first, then high inside of its cells: the logits of low stay, bit for bit."""
 
     refine_rate: float = 0.2  # learning rate inside of the cells, relative to learning_rate
 
