@@ -22,10 +22,10 @@ def assert_nested(w, step, stored):
     w, step = jnp.asarray(w), jnp.asarray(step)
     widest = encode(w, step, stored, stored)
     for bits in range(1, stored + 1):
-        codes = encode(w, step, bits, stored)
-        np.testing.assert_array_equal(codes, widest >> (stored - bits))
+        codes = np.asarray(encode(w, step, bits, stored))
+        np.testing.assert_array_equal(codes, np.asarray(widest) >> (stored - bits))
         np.testing.assert_array_equal(codes, truncate(widest, bits, stored))
-        assert -(2 ** (bits - 1)) <= int(codes.min()) <= int(codes.max()) < 2 ** (bits - 1)
+        assert -(2 ** (bits - 1)) <= codes.min() <= codes.max() < 2 ** (bits - 1)
 
 
 @given(WEIGHTS, STEPS, STORED)
