@@ -176,7 +176,7 @@ def test_modes_may_share_a_normalisation():
     "norms", [{"low": "none"}, {"none": "low"}, {"low": "high", "high": "float"}, {"low": "low"}]
 )
 def test_norms_that_cannot_be(norms):
-    with pytest.raises(ValueError, match="expected modes of .* with a normalisation of its own"):
+    with pytest.raises(ValueError, match=r"expected modes of .* with a normalisation of its own"):
         modes(low="w2a2", high="w8a8", norms=norms)
 
 

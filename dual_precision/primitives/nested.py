@@ -80,7 +80,7 @@ def decode(codes: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.A
 
 
 def check_bits(bits: Bits, stored: Bits) -> None:
-    """Raises ValueError unless 1 <= bits <= stored <= 8, integers; of traced ones the dtype alone."""
+    """Raises ValueError unless 1 <= bits <= stored <= 8, integers; traced: unless integers."""
     for width in (bits, stored):
         kind = getattr(width, "dtype", type(width))
         if kind is not int and not jnp.issubdtype(kind, jnp.integer):

@@ -138,7 +138,7 @@ def test_widths_out_of_range_are_refused(bits, stored):
         lambda: decode(codes, step, bits, stored),
         lambda: check_bits(bits, stored),
     ):
-        with pytest.raises(ValueError, match="expected 1 to|expected an integer"):
+        with pytest.raises(ValueError, match=r"expected 1 to|expected an integer"):
             function()
 
 

@@ -123,7 +123,7 @@ def test_widths_out_of_range(bits):
         lambda: encode_activations(jnp.ones((2, 1)), jnp.float32(1), bits),
         lambda: code_range(bits, signed=True),
     ):
-        with pytest.raises(ValueError, match="expected 1 to 8 bits|expected an integer"):
+        with pytest.raises(ValueError, match=r"expected 1 to 8 bits|expected an integer"):
             function()
 
 
