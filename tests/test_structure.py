@@ -1,29 +1,36 @@
-"""What a network costs, counted by hand."""
+"""What a model is made of: layers, norms, who feeds whom, whose leaf is whose."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from dual_precision import Modes, modes
-from dual_precision.costs import Cost, mode_cost, reused_bit_operations
+from dual_precision.layers import Dense, SwitchableBatchNorm
+from dual_precision.layers.facts import Norm
 from dual_precision.models import build
-from dual_precision.structure import describe_layers
+from dual_precision.structure import TooManyLayers, mode_order, structure_of
+from dual_precision.tasks.classification import Classification
 
 DUAL = modes(low="w2a3", high="w8a8")
 
 
-@pytest.mark.parametrize(
-    ("name", "macs"),
-    # Stem 442,368; 2,359,296 a convolution, half of it where a stage begins; classifier 640.
-    [("resnet20", 40_551_040), ("resnet8", 12_239_488)],
-)
-def test_multiply_accumulates(name, macs):
-    layers = describe_layers(build(name, num_classes=10, modes=DUAL), (32, 32, 3))
-    assert {mode_cost(layers, mode).macs for mode in ("float", "low", "high")} == {macs}
+def described(model, *image_shape: int, most: int | None = None):
+    return structure_of(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8), most)
+
+
+def mlp(own=DUAL, **more):
+    return build("mlp", num_classes=4, modes=own, **{"hidden": (16, 16), **more})
+
+
+# -- layers ----------------------------------------------------------------------------------------
 
 
 def test_layers_come_in_the_order_of_the_forward_pass():
-    layers = describe_layers(
-        build("resnet8", num_classes=10, modes=DUAL, stage_sizes=(1, 1), widths=(4, 8)), (8, 8, 3)
-    )
+    model = build("resnet8", num_classes=10, modes=DUAL, stage_sizes=(1, 1), widths=(4, 8))
+    layers = described(model, 8, 8, 3).layers
     assert ["/".join(path) for path in layers] == [
         "stem",
         "stage1_block1/conv1",
@@ -32,62 +39,153 @@ def test_layers_come_in_the_order_of_the_forward_pass():
         "stage2_block1/conv2",
         "classifier",
     ]
-    assert layers[("stage2_block1", "conv1")].kernel == (3, 3, 4, 8)
-    assert layers[("stage2_block1", "conv1")].macs == 4 * 4 * 9 * 4 * 8
+    conv = layers[("stage2_block1", "conv1")]
+    assert conv.kernel == (3, 3, 4, 8)
+    assert conv.macs == 4 * 4 * 9 * 4 * 8
+    assert conv.inputs == 8 * 8 * 4
+    assert (conv.calls, conv.matrix, conv.signed) == (1, False, False)
+    assert layers[("classifier",)].matrix
 
 
-def test_costs_of_a_small_mlp_by_hand():
-    """Layers 64x16 (pixels, 8-bit weights), 16x16 (the mode's own), 16x4 (w8a8)."""
-    layers = describe_layers(build("mlp", num_classes=4, modes=DUAL, hidden=(16, 16)), (8, 8, 1))
-    macs = 1024 + 256 + 64
-    steps = 4 * (16 + 16 + 4)
-    assert mode_cost(layers, "low") == Cost(
-        weight_bytes=1024 + 256 * 2 // 8 + 64 + steps,
-        bit_operations=1024 * 8 * 8 + 256 * 2 * 3 + 64 * 8 * 8,
-        macs=macs,
-    )
-    assert mode_cost(layers, "high") == Cost(1024 + 256 + 64 + steps, macs * 64, macs)
-    assert mode_cost(layers, "float") == Cost(4 * macs, macs * 32 * 32, macs)
-
-
-def test_float_activations_count_32_bits_behind_the_first_layer():
-    weights_only = modes(low="w2a32", high="w8a32")
-    layers = describe_layers(
-        build("mlp", num_classes=4, modes=weights_only, hidden=(16, 16)), (8, 8, 1)
-    )
-    assert mode_cost(layers, "low").bit_operations == 1024 * 64 + 256 * 2 * 32 + 64 * 64
-
-
-def test_parts_of_bytes_are_counted_up():
-    own = modes({"classifier": {"low": "w1a8"}}, low="w2a2")
-    layers = describe_layers(build("mlp", num_classes=1, modes=own, hidden=(3,)), (1, 1, 1))
-    assert mode_cost(layers, "low").weight_bytes == 3 + 4 * 3 + 1 + 4  # 3 bits are one byte
+def test_the_example_of_a_task_is_what_is_asked_for():
+    assert described(mlp(), 8, 8, 1) == structure_of(mlp(), Classification((8, 8, 1)).example)
 
 
 def test_a_float_network_stores_no_codes():
-    layers = describe_layers(build("mlp", num_classes=4, modes=Modes(), hidden=(8,)), (4, 4, 1))
+    layers = described(mlp(Modes()), 4, 4, 1).layers
     assert {layer.stored for layer in layers.values()} == {None}
 
 
-def test_stored_width_is_the_widest_mode():
-    layers = describe_layers(
-        build("mlp", num_classes=4, modes=modes(a="w3a3", b="w5a2")), (4, 4, 1)
-    )
-    assert layers[("dense2",)].stored == 5
-    assert layers[("dense1",)].stored == 8
+def test_the_stored_width_is_the_one_that_is_said():
+    for stored in (5, 8):
+        own = modes(a="w3a3", b="w5a2", stored=stored)
+        layers = described(mlp(own), 4, 4, 1).layers
+        assert layers[("dense2",)].stored == stored
+        assert layers[("dense1",)].stored == 8  # pinned to 8 bits
 
 
-def test_what_a_second_mode_need_not_redo():
-    """The pixel layer has 64x16 weights; the rest sees other inputs in other modes."""
-    own = modes({"dense1": {"low": "w3a32", "middle": "w8a32", "high": "w8a32"}}, **THREE)
-    layers = describe_layers(build("mlp", num_classes=4, modes=own, hidden=(16, 16)), (8, 8, 1))
-    assert reused_bit_operations(layers, "low", "high") == 1024 * 3 * 8
-    assert reused_bit_operations(layers, "middle", "high") == 1024 * 8 * 8
-    assert reused_bit_operations(layers, "high", "low") == 0
-    assert reused_bit_operations(layers, "float", "high") == 0
-    first = describe_layers(build("mlp", num_classes=4, modes=own, hidden=()), (8, 8, 1))
-    assert reused_bit_operations(first, "low", "high") == 0  # it quantizes the pixels, in each mode
-    assert reused_bit_operations({}, "low", "high") == 0
+class Parts(nn.Module):
+    """Norms of all kinds, a layer that is called twice, a signed one, and a second input."""
+
+    modes: Modes = DUAL
+
+    @nn.compact
+    def __call__(self, x, state, *, precision):
+        def norm(name):
+            return SwitchableBatchNorm(self.modes, epsilon=0.5, momentum=0.75, name=name)
+
+        x = norm("first")(x, precision=precision)
+        shared, twice = Dense(4, self.modes, signed=True, name="shared"), norm("twice")
+        for _ in range(2):
+            x = twice(shared(x, precision=precision), precision=precision)
+        x = norm("behind")(nn.relu(x + state["carried"]), precision=precision)
+        y = Dense(2, self.modes, name="last")(x, precision=precision)
+        return norm("end")(y, precision=precision), state
 
 
-THREE = {"low": "w2a2", "middle": "w4a4", "high": "w8a8"}
+@pytest.fixture(scope="module")
+def parts():
+    float32 = jax.ShapeDtypeStruct((4,), jnp.float32)
+    return structure_of(Parts(), (float32, {"carried": float32}))
+
+
+def test_a_layer_that_is_called_twice(parts):
+    """One layer, with the work of both calls."""
+    assert list(parts.layers) == [("shared",), ("last",)]
+    shared = parts.layers[("shared",)]
+    assert (shared.calls, shared.macs, shared.inputs) == (2, 2 * 4 * 4, 2 * 4)
+    assert shared.kernel == (4, 4)
+    assert shared.signed
+    assert parts.layers[("last",)].calls == 1
+    assert not parts.layers[("last",)].signed
+
+
+def test_norms_and_what_feeds_them(parts):
+    assert parts.norms == {
+        (name,): Norm(epsilon=0.5, momentum=0.75) for name in ("first", "twice", "behind", "end")
+    }
+    assert parts.sources == {("twice",): ("shared",), ("end",): ("last",)}
+    assert list(parts.first_norms) == [("first",)]
+    assert parts.norm_calls == {("first",): 1, ("twice",): 2, ("behind",): 1, ("end",): 1}
+
+
+def test_too_many_layers():
+    assert len(described(mlp(), 8, 8, 1, most=3).layers) == 3
+    with pytest.raises(TooManyLayers, match="more layers than the 2 listed"):
+        described(mlp(), 8, 8, 1, most=2)
+
+
+# -- leaves ----------------------------------------------------------------------------------------
+
+
+def test_whose_leaf_is_whose():
+    structure = described(mlp(), 8, 8, 1)
+    assert structure.shapes["params", "dense1", "kernel"].shape == (64, 16)
+    owners = {"/".join(path): structure.owner(path) for path in structure.shapes}
+    assert owners["params/dense2/kernel"] is None
+    assert owners["params/dense2/step"] is None
+    assert owners["params/classifier/bias"] is None
+    assert owners["params/dense2/input_step/low"] == "low"
+    assert owners["params/norm1/high/scale"] == "high"
+    assert owners["batch_stats/norm1/float/var"] == "float"
+
+
+def test_what_a_mode_reads():
+    structure = described(mlp(), 8, 8, 1)
+
+    def read(*names):
+        return {"/".join(path) for path in structure.leaves_of(names)}
+
+    shared = read()
+    assert "params/dense2/kernel" in shared
+    assert not any("low" in path or "high" in path or "float" in path for path in shared)
+    low = {f"params/norm{n}/low/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
+    low |= {f"batch_stats/norm{n}/low/{leaf}" for n in (1, 2) for leaf in ("mean", "var")}
+    low |= {"params/dense2/input_step/low", "params/classifier/input_step/low"}
+    assert read("low") - shared == low
+    assert read("low", "high", "float") == {"/".join(path) for path in structure.shapes}
+    assert structure.leaves_of(["low"])["params", "dense2", "kernel"] == (16, 16)
+
+
+def test_what_a_mode_reads_of_a_shared_normalisation():
+    """The normalisation of the other mode, but input steps of its own."""
+    own = modes(low="w2a2", high="w8a8", norms={"low": "high"})
+    structure = described(mlp(own), 8, 8, 1)
+    for read, leaf in (
+        (True, "params/norm1/high/scale"),
+        (True, "batch_stats/norm1/high/var"),
+        (False, "params/norm1/float/scale"),
+        (True, "params/dense2/input_step/low"),
+        (False, "params/dense2/input_step/high"),
+    ):
+        assert structure.is_read(tuple(leaf.split("/")), ["low"]) is read, leaf
+
+
+# -- names and orders ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["step", "kernel", "scale", "input_step", "classifier", "norm1"])
+def test_a_mode_may_not_be_called_as_something_in_the_tree(name):
+    with pytest.raises(ValueError, match=rf"{name}.*rename"):
+        described(mlp(modes(**{name: "w2a2"})), 4, 4, 1)
+
+
+def test_modes_from_the_narrowest_to_the_widest():
+    """By the bits of all weights, so that a table of one layer may change the order."""
+    own = modes(high="w8a8", low="w2a2", middle="w4a4")
+    assert mode_order(described(mlp(own), 8, 8, 1)) == ["low", "middle", "high"]
+    wide = modes({"dense2": {"low": "w8a8"}}, high="w8a8", low="w3a3", middle="w4a4")
+    assert mode_order(described(mlp(wide), 8, 8, 1)) == ["middle", "high", "low"]
+
+
+def test_modes_without_an_order():
+    with pytest.raises(ValueError, match="a model without modes"):
+        mode_order(described(mlp(Modes()), 8, 8, 1))
+    with pytest.raises(ValueError, match=r"'dense2' has float weights in \['high'\]"):
+        mode_order(described(mlp(modes(low="w2a2", high="w32a32")), 8, 8, 1))
+
+
+def test_a_structure_is_a_value():
+    one, other = described(mlp(), 8, 8, 1), described(mlp(), 8, 8, 1)
+    assert one == other
+    assert one != dataclasses.replace(other, first_norms=[("norm1",)])
