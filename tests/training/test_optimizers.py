@@ -253,3 +253,12 @@ def test_what_a_phase_may_protect():
     mixed = modes({"dense2": {"low": "w8a8", "high": "w4a4"}}, low="w2a2", high="w8a8")
     with pytest.raises(ValueError, match="dense2: mode 'low' has w8a8, wider weights than w4a4"):
         checked(Sgd(protect="low"), mixed, "high")
+
+
+def test_a_mode_that_shares_a_normalisation_cannot_be_protected():
+    """No optimizer keeps the statistics that the forward pass of the other mode moves."""
+    for norms in ({"low": "high"}, {"high": "low"}, {"low": "float", "high": "float"}):
+        own = modes(low="w2a2", high="w8a8", norms=norms)
+        with pytest.raises(ValueError, match=r"trains \['high'\], whose normalisation 'low' uses"):
+            checked(Sgd(protect="low"), own, "high")
+    checked(Sgd(protect="low"), modes(low="w2a2", high="w8a8", norms={"low": "float"}), "high")
