@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dual_precision import Modes, modes
+from dual_precision import Modes, Widths, modes
 from dual_precision.layers import CALIBRATION, Conv, Dense, SwitchableBatchNorm
-from dual_precision.primitives.nested import encode
+from dual_precision.primitives.nested import decode, encode, truncate
 from dual_precision.primitives.quantizers import encode_activations
 
 # Every width of weights as a mode of one layer; activations run the other way.
@@ -62,6 +62,25 @@ def drawn(layer, shape, steps, input_step):
     return x, params
 
 
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def started(layer, inputs):
+    """Parameters for so many input channels, drawn by numpy: the programs of init take longer."""
+    generator = np.random.default_rng(0)
+    init = partial(layer.init, precision="float")
+    tree = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, 3, 3, inputs)))
+    assert set(tree) == {"params"}
+
+    def draw(path, leaf):
+        kernel = path[-1].key == "kernel"
+        values = generator.standard_normal(leaf.shape)
+        return jnp.asarray(values if kernel else 0.01 + 0.1 * abs(values), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, tree["params"])
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_powers_of_two_equal_integers_exactly(name):
     layer, shape, integers = LAYERS[name]
@@ -100,10 +119,9 @@ def test_any_step_equals_integers_within_rounding(name):
 def test_bias_is_added_once():
     layer = Dense(3, modes(low="w2a2"))
     x = jnp.ones((2, 4))
-    params = layer.init(jax.random.key(0), x, precision="low")["params"]
-    biased = {**params, "bias": jnp.asarray([1.0, 2.0, 4.0])}
+    biased = {**started(layer, 4), "bias": jnp.asarray([1.0, 2.0, 4.0])}
     for name in ("float", "low"):
-        without = layer.apply({"params": params}, x, precision=name)
+        without = layer.apply({"params": {**biased, "bias": jnp.zeros(3)}}, x, precision=name)
         with_bias = layer.apply({"params": biased}, x, precision=name)
         np.testing.assert_allclose(with_bias - without, [[1, 2, 4]] * 2, rtol=1e-5)
 
@@ -111,7 +129,7 @@ def test_bias_is_added_once():
 @pytest.mark.parametrize("layer", [Dense(3, modes(low="w2a2")), Conv(3, modes(low="w2a2"))])
 def test_float_reads_the_latent_kernel_and_no_step(layer):
     x = jnp.linspace(-1, 1, 2 * 4 * 4 * 2).reshape(2, 4, 4, 2)
-    params = layer.init(jax.random.key(0), x, precision="low")["params"]
+    params = started(layer, 2)
     moved = {**params, "step": params["step"] * 3, "input_step": {"low": jnp.float32(9)}}
     plain = type(layer)(3, Modes())
     bare = {k: v for k, v in params.items() if k in ("kernel", "bias")}
@@ -122,7 +140,7 @@ def test_float_reads_the_latent_kernel_and_no_step(layer):
 @pytest.mark.parametrize("spec", ["w2a32", "w32a2", "w32a32"])
 def test_only_what_is_quantized_has_a_step(spec):
     layer = Dense(3, modes(low=spec))
-    params = layer.init(jax.random.key(0), jnp.ones((1, 4)), precision="low")["params"]
+    params = started(layer, 4)
     quantized = {"step"} if spec.startswith("w2") else set()
     quantized |= {"input_step"} if spec.endswith("a2") else set()
     assert set(params) == {"kernel", "bias"} | quantized
@@ -130,11 +148,9 @@ def test_only_what_is_quantized_has_a_step(spec):
 
 def test_calibration_fits_the_input_step_of_the_mode_at_hand():
     layer = Dense(3, modes(low="w2a2", high="w8a8"))
-    x = jnp.abs(jax.random.normal(jax.random.key(1), (64, 10))) * 7
-    variables = layer.init(jax.random.key(0), x, precision="low")
-    assert set(variables) == {"params"}
+    x = jnp.abs(normal(64, 10)) * 7
     calibrate = jax.jit(partial(layer.apply, precision="low", mutable=[CALIBRATION]))
-    _, updates = calibrate(variables, x)
+    _, updates = calibrate({"params": started(layer, 10)}, x)
     fitted = updates[CALIBRATION]["input_step"]
     assert set(fitted) == {"low"}
     assert 1.0 < float(fitted["low"]) < 8.0  # 3 steps span most of |N(0, 7)|
@@ -142,14 +158,82 @@ def test_calibration_fits_the_input_step_of_the_mode_at_hand():
 
 @pytest.mark.parametrize("layer", [Dense(3, modes(low="w2a2")), Conv(3, modes(low="w2a2"))])
 def test_inputs_of_other_channels_are_refused(layer):
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)), precision="low")
     with pytest.raises(ValueError, match="5 channels: expected 2"):
-        layer.apply(variables, jnp.ones((1, 4, 4, 5)), precision="low")
+        layer.apply({"params": started(layer, 2)}, jnp.ones((1, 4, 4, 5)), precision="low")
+
+
+# -- the stored grid -------------------------------------------------------------------------------
+
+
+def test_the_same_tree_means_the_same_in_a_model_of_other_modes():
+    """Trained as w2 / w8, loaded as w2 / w4: the 4-bit mode truncates the codes of 8 bits."""
+    x = jnp.abs(normal(6, 9))
+    wide, narrow = (
+        Dense(5, modes(low="w2a2", high=high), use_bias=False) for high in ("w8a32", "w4a32")
+    )
+    params = started(wide, 9)
+    low = [layer.apply({"params": params}, x, precision="low") for layer in (wide, narrow)]
+    np.testing.assert_array_equal(*low)
+    codes = truncate(encode(params["kernel"], params["step"], 8, 8), 4, 8)
+    found = narrow.apply({"params": params}, x, precision="high")
+    np.testing.assert_array_equal(found, x @ decode(codes, params["step"], 4, 8))
+
+
+def test_the_first_step_suits_the_narrowest_mode_on_the_stored_grid():
+    x = jnp.ones((1, 9))
+    steps = [
+        Dense(5, own).init(jax.random.key(0), x, precision="low")["params"]["step"]
+        for own in (modes(low="w2a2"), modes(low="w2a2", high="w8a8"), modes(low="w2a2", stored=4))
+    ]
+    np.testing.assert_array_equal(steps[0], steps[1])
+    np.testing.assert_array_equal(steps[2], steps[0] * 2**4)
+
+
+# -- inputs with a sign ----------------------------------------------------------------------------
+
+
+def test_signed_inputs_keep_their_sign_and_have_a_gradient():
+    """A kernel of ones, 3-bit codes -4 to 3 of step 0.5; the gradient of x and of the step by
+    hand."""
+    layer = Dense(1, modes(low="w32a3"), signed=True, use_bias=False)
+    x = jnp.asarray([[-9.0], [-2.0], [-1.1], [-0.2], [0.0], [0.6], [1.5], [9.0]])
+    params = {"kernel": jnp.ones((1, 1)), "input_step": {"low": jnp.float32(0.5)}}
+
+    def apply(params, x):
+        return layer.apply({"params": params}, x, precision="low")
+
+    y, pull = jax.vjp(apply, params, x)
+    np.testing.assert_array_equal(y[:, 0], [-2, -2, -1, 0, 0, 0.5, 1.5, 1.5])
+    to_params, to_x = pull(jnp.arange(1.0, 9.0)[:, None])
+    np.testing.assert_array_equal(to_x[:, 0], [0, 0, 3, 4, 5, 6, 0, 0])
+    slopes = np.asarray([-4, -4, -2 + 2.2, 0 + 0.4, 0, 1 - 1.2, 3, 3])
+    expected = (slopes * np.arange(1, 9)).sum() / np.sqrt(3)  # one value an example, top code 3
+    np.testing.assert_allclose(to_params["input_step"]["low"], expected, rtol=1e-5)
+
+
+def test_unsigned_inputs_below_zero_count_as_zero():
+    layer = Dense(1, modes(low="w32a3"), use_bias=False)
+    params = {"kernel": jnp.ones((1, 1)), "input_step": {"low": jnp.float32(0.5)}}
+    y = layer.apply({"params": params}, jnp.asarray([[-9.0], [-0.3], [0.6]]), precision="low")
+    np.testing.assert_array_equal(y[:, 0], [0, 0, 0.5])
+
+
+def test_calibration_of_signed_inputs_covers_both_signs():
+    layer = Dense(3, modes(low="w2a4"), signed=True)
+    x = normal(64, 10) * 7
+    calibrate = jax.jit(partial(layer.apply, precision="low", mutable=[CALIBRATION]))
+    _, updates = calibrate({"params": started(layer, 10)}, x)
+    step = float(updates[CALIBRATION]["input_step"]["low"])
+    assert 7 < step * 8 < 4 * 7
+    assert float(updates[CALIBRATION]["least"]["low"]) == float(x.min())
+
+
+# -- normalisation ---------------------------------------------------------------------------------
 
 
 def test_norm_of_a_mode_uses_and_updates_its_own():
     norm = SwitchableBatchNorm(modes(low="w2a2", high="w8a8"), momentum=0.75)
-    x = jax.random.normal(jax.random.key(0), (32, 3)) * 2 + 1
+    x = normal(32, 3) * 2 + 1
     variables = norm.init(jax.random.key(0), x, precision="low")
     _, updates = norm.apply(variables, x, precision="low", train=True, mutable=["batch_stats"])
     after = updates["batch_stats"]
@@ -173,6 +257,27 @@ def test_norm_without_train_updates_nothing():
     _, updates = norm.apply(variables, x, precision="low", mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
     np.testing.assert_array_equal(variables["batch_stats"]["low"]["mean"], 0.0)
+
+
+def test_modes_that_share_a_normalisation_have_one_set_of_leaves():
+    own = modes(low="w2a2", mid="w4a4", high="w8a8", norms={"mid": "high"})
+    norm = SwitchableBatchNorm(own)
+    x = normal(32, 3) * 2 + 1
+    variables = norm.init(jax.random.key(0), x, precision="mid")
+    assert set(variables["params"]) == set(variables["batch_stats"]) == {"float", "low", "high"}
+    after = [
+        norm.apply(variables, x, precision=name, train=True, mutable=["batch_stats"])[1]
+        for name in ("mid", "high", Widths("mid", 3))
+    ]
+    for other in after[1:]:
+        jax.tree.map(np.testing.assert_array_equal, after[0], other)
+    for name in ("float", "low"):
+        own, before = (tree["batch_stats"][name] for tree in (after[0], variables))
+        jax.tree.map(np.testing.assert_array_equal, own, before)
+    trained = {**variables, **after[0]}
+    mid, high, low = (norm.apply(trained, x, precision=name) for name in ("mid", "high", "low"))
+    np.testing.assert_array_equal(mid, high)
+    assert not np.array_equal(mid, low)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Networks: the published sizes, one tree for every mode, one trace for each, clear refusals."""
 
+import re
 from functools import cache, partial
 
 import jax
@@ -11,8 +12,8 @@ from flax.traverse_util import flatten_dict
 from dual_precision import Modes, modes
 from dual_precision.models import MODELS, build
 from dual_precision.models.resnet import shortcut, space_to_depth
-from dual_precision.structure import describe_layers
-from dual_precision.training.state import check_layers
+from dual_precision.structure import structure_of
+from dual_precision.training.compilation import RUNS_ONCE
 
 DUAL = modes(low="w2a2", high="w8a8")
 MLP = partial(build, "mlp", num_classes=3, hidden=(16, 16))
@@ -29,12 +30,17 @@ TINY = {"mlp": (MLP, (2, 8, 8, 1)), "resnet": (TINY_RESNET, (2, 8, 8, 3))}
 tiny = pytest.mark.parametrize("name", TINY)
 
 
+def layers_of(model, *image_shape: int):
+    return structure_of(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8)).layers
+
+
 def pixels(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.uint8)
 
 
 def initialise(model, images, **arguments):
-    return jax.jit(partial(model.init, **arguments))(jax.random.key(0), images)
+    init = jax.jit(partial(model.init, **arguments), compiler_options=RUNS_ONCE)
+    return init(jax.random.key(0), images)
 
 
 @cache
@@ -42,6 +48,20 @@ def made(name: str, own: Modes = DUAL):
     factory, shape = TINY[name]
     model, images = factory(modes=own), pixels(*shape)
     return model, initialise(model, images, precision="float"), images
+
+
+@cache
+def program(name: str, own: Modes = DUAL):
+    """(variables, images, precision=...) -> logits, one program for every test, and its traces."""
+    model, _, _ = made(name, own)
+    traces = []
+
+    @partial(jax.jit, static_argnames="precision")
+    def logits(variables, images, *, precision):
+        traces.append((precision, images.shape, images.dtype))
+        return model.apply(variables, images, precision=precision)
+
+    return logits, traces
 
 
 @pytest.mark.parametrize(
@@ -91,20 +111,15 @@ def test_a_float_tree_is_part_of_the_quantized_one(name):
 
 @tiny
 def test_one_trace_for_each_precision(name):
-    model, variables, images = made(name)
-    traces = []
-
-    @partial(jax.jit, static_argnames="precision")
-    def logits(variables, images, *, precision):
-        traces.append(precision)
-        return model.apply(variables, images, precision=precision)
-
+    _, variables, images = made(name)
+    logits, traces = program(name)
     seen = {}
     for _ in range(20):
         for precision in ("low", "high", "float"):
             out = np.asarray(logits(variables, images, precision=precision))
             np.testing.assert_array_equal(seen.setdefault(precision, out), out)
-    assert sorted(traces) == ["float", "high", "low"]
+    own = [precision for precision, *of in traces if of == [images.shape, images.dtype]]
+    assert sorted(own) == ["float", "high", "low"]
     assert len({out.tobytes() for out in seen.values()}) == 3
 
 
@@ -143,8 +158,8 @@ def test_an_unknown_model_lists_the_known_ones():
 def test_every_model_runs(name):
     model = build(name, num_classes=3, modes=DUAL)
     images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.uint8)
-    variables = jax.eval_shape(partial(model.init, precision="low"), jax.random.key(0), images)
-    logits = jax.eval_shape(partial(model.apply, precision="high"), variables, images)
+    call = partial(model.init_with_output, precision="high")
+    logits, _ = jax.eval_shape(call, jax.random.key(0), images)
     assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
 
 
@@ -173,18 +188,20 @@ def test_an_mlp_has_one_image_size():
 
 @tiny
 def test_no_images_give_no_logits(name):
-    model, variables, images = made(name)
-    assert model.apply(variables, images[:0], precision="low").shape == (0, 3)
+    _, variables, images = made(name)
+    logits, _ = program(name)
+    assert logits(variables, images[:0], precision="low").shape == (0, 3)
 
 
 @tiny
 def test_normalised_floats_equal_pixels(name):
     model, variables, images = made(name)
+    logits, _ = program(name)
     scaled = images.astype(jnp.float32) / 255
     mean, std = model.mean[0], model.std[0]
     np.testing.assert_allclose(
-        model.apply(variables, (scaled - mean) / std, precision="float"),
-        model.apply(variables, images, precision="float"),
+        logits(variables, (scaled - mean) / std, precision="float"),
+        logits(variables, images, precision="float"),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -192,45 +209,72 @@ def test_normalised_floats_equal_pixels(name):
 
 @tiny
 def test_images_do_not_see_each_other(name):
-    model, variables, images = made(name)
-    together = model.apply(variables, images, precision="low")
-    alone = model.apply(variables, images[:1], precision="low")
+    _, variables, images = made(name)
+    logits, _ = program(name)
+    together = logits(variables, images, precision="low")
+    alone = logits(variables, images[:1], precision="low")
     np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_uses_its_own_width():
     """Dense2's low mode at 8 bits of weights computes as its high mode does on the same codes."""
-    own = modes({"dense2": {"low": "w8a2", "high": "w8a8"}}, low="w2a2", high="w8a8")
-    model, variables, _ = made("mlp", own)
-    layers = describe_layers(model, (8, 8, 1))
+    own = modes({"dense2": {"low": "w8a2"}}, low="w2a2", high="w8a8")
+    model, variables, images = made("mlp", own)
+    layers = layers_of(model, 8, 8, 1)
     assert str(layers[("dense2",)].table["low"]) == "w8a2"
     assert str(layers[("dense1",)].table["low"]) == "w8a32"
-    images = pixels(2, 8, 8, 1)
-    plain = MLP(modes=DUAL).apply(variables, images, precision="low")
-    mixed = model.apply(variables, images, precision="low")
     same = modes({"dense2": {"low": "w2a2", "high": "w8a8"}}, low="w2a2", high="w8a8")
+    plain, mixed, explicit = (
+        program("mlp", modes_of)[0](variables, images, precision="low")
+        for modes_of in (DUAL, own, same)
+    )
     assert not np.array_equal(plain, mixed)
-    np.testing.assert_array_equal(plain, MLP(modes=same).apply(variables, images, precision="low"))
+    np.testing.assert_array_equal(plain, explicit)
 
 
 def test_widths_reach_the_layers_inside_blocks():
-    own = modes({"stage2_block1/conv1": {"low": "w5a3", "high": "w8a8"}}, low="w2a2", high="w8a8")
-    layers = describe_layers(TINY_RESNET(modes=own), (8, 8, 3))
-    check_layers(own, layers)
+    own = modes({"stage2_*/conv1": {"low": "w5a3"}}, low="w2a2", high="w8a8")
+    layers = layers_of(TINY_RESNET(modes=own), 8, 8, 3)
     assert str(layers[("stage2_block1", "conv1")].table["low"]) == "w5a3"
+    assert str(layers[("stage2_block1", "conv1")].table["high"]) == "w8a8"
     assert str(layers[("stage2_block1", "conv2")].table["low"]) == "w2a2"
+    assert str(layers[("stage1_block1", "conv1")].table["low"]) == "w2a2"
 
 
 def test_stem_and_classifier_keep_8_bits():
-    layers = describe_layers(TINY_RESNET(modes=DUAL), (8, 8, 3))
+    layers = layers_of(TINY_RESNET(modes=DUAL), 8, 8, 3)
     assert str(layers[("stem",)].table["low"]) == "w8a32"
     assert str(layers[("classifier",)].table["low"]) == "w8a8"
 
 
-def test_widths_of_an_unknown_layer_are_refused():
-    own = modes({"conv9": {"low": "w4a4", "high": "w8a8"}}, low="w2a2", high="w8a8")
-    with pytest.raises(ValueError, match=r"unknown layers \['conv9'\].*dense1"):
-        check_layers(own, describe_layers(MLP(modes=own), (8, 8, 1)))
+@tiny
+@pytest.mark.parametrize("name_or_pattern", ["conv9", "stage3_*"])
+def test_widths_of_an_unknown_layer_are_refused(name, name_or_pattern):
+    """When it is initialised, called, and described, each time with the known ones."""
+    _, variables, images = made(name)
+    own = modes({name_or_pattern: {"low": "w4a4"}}, low="w2a2", high="w8a8")
+    model = TINY[name][0](modes=own)
+    says = rf"unknown layers \['{re.escape(name_or_pattern)}'\]: expected some of \['classifier'"
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(partial(model.init, precision="low"), jax.random.key(0), images)
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(partial(model.apply, precision="low"), variables, images)
+    with pytest.raises(ValueError, match=says):
+        layers_of(model, *images.shape[1:])
+
+
+def test_modes_that_share_a_normalisation():
+    """One set of leaves for both; the float tree stays a part of it."""
+    own = modes(low="w2a2", high="w8a8", norms={"low": "high"})
+    model, variables, images = made("mlp", own)
+    assert set(variables["params"]["norm1"]) == set(variables["batch_stats"]["norm1"])
+    assert set(variables["params"]["norm1"]) == {"float", "high"}
+    assert set(variables["params"]["dense2"]["input_step"]) == {"low", "high"}
+    train = jax.jit(partial(model.apply, precision="low", train=True, mutable=["batch_stats"]))
+    _, updates = train(variables, images)
+    moved = updates["batch_stats"]["norm1"]
+    assert np.any(moved["high"]["mean"] != 0)
+    np.testing.assert_array_equal(moved["float"]["mean"], 0)
 
 
 def test_shortcut_has_no_parameters():
@@ -247,10 +291,3 @@ def test_space_to_depth_moves_pixels_only():
     np.testing.assert_array_equal(out[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
     with pytest.raises(ValueError, match="expected a multiple of 2"):
         space_to_depth(x[:, :3], 2)
-
-
-@pytest.mark.parametrize("name", ["step", "kernel", "scale", "classifier"])
-def test_a_mode_may_not_be_called_as_something_in_the_tree(name):
-    own = modes(**{name: "w2a2"})
-    with pytest.raises(ValueError, match=rf"{name}.*rename"):
-        check_layers(own, describe_layers(MLP(num_classes=3, modes=own, hidden=(4,)), (4, 4, 1)))

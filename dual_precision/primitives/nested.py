@@ -80,7 +80,12 @@ def decode(codes: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.A
 
 
 def check_bits(bits: Bits, stored: Bits) -> None:
-    """Raises ValueError unless 1 <= bits <= stored <= 8; traced widths pass unchecked."""
+    """Raises ValueError unless 1 <= bits <= stored <= 8, integers; traced: unless integers."""
+    for width in (bits, stored):
+        kind = getattr(width, "dtype", type(width))
+        if kind is not int and not jnp.issubdtype(kind, jnp.integer):
+            what = kind if isinstance(width, jax.core.Tracer) else repr(width)
+            raise ValueError(f"a width of {what}: expected an integer")
     top = 8
     if not isinstance(stored, jax.core.Tracer):
         if not 1 <= int(stored) <= 8:

@@ -70,6 +70,12 @@ class Sgd:
             raise ValueError(
                 f"phase {phase.name!r} trains {self.protect!r}, which it protects: drop one"
             )
+        norm = modes.norm_of(self.protect)
+        if sharing := [name for name in phase.precisions if modes.norm_of(name) == norm]:
+            raise ValueError(
+                f"phase {phase.name!r} trains {sharing}, whose normalisation {self.protect!r} uses"
+                " and whose statistics move: expected one of its own to protect it; change norms"
+            )
         for path, entry in {"the model": modes.default, **modes.layers}.items():
             table = {FLOAT_NAME: Precision(None, None), **modes.default, **entry}
             for trained in phase.precisions:

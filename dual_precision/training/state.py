@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from dual_precision.structure import Example
 from dual_precision.tasks.task import State, Tree
+from dual_precision.training.compilation import RUNS_ONCE
 
 
 @flax.struct.dataclass
@@ -44,5 +45,5 @@ def initial_variables(model: nn.Module, example: Example, seed: int) -> dict[str
         batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), inputs)
         return dict(model.init(key, *batch, precision="float"))
 
-    variables = jax.jit(init)(jax.random.key(seed))
+    variables = jax.jit(init, compiler_options=RUNS_ONCE)(jax.random.key(seed))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

@@ -1,6 +1,7 @@
 """Packed planes: a round trip at every width and shape; a prefix is the narrow mode."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,46 @@ def some_codes(bits: int, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_round_trip(bits, shape):
-    codes = some_codes(bits, shape)
+def test_round_trip(shape):
+    """At every width, all of them in one program."""
+    codes = {bits: some_codes(bits, shape) for bits in WIDTHS}
+
+    @jax.jit
+    def there_and_back(codes):
+        packed = {bits: pack(own, bits) for bits, own in codes.items()}
+        return {bits: (planes, unpack(planes, shape)) for bits, planes in packed.items()}
+
+    for bits, (planes, back) in there_and_back(codes).items():
+        assert planes.dtype == jnp.uint8
+        assert planes.shape == (bits, -(-math.prod(shape) // 8))
+        assert back.dtype == jnp.int32
+        np.testing.assert_array_equal(back, codes[bits])
+
+
+@partial(jax.jit, static_argnums=1)
+def prefixes(codes, bits):
+    """Of every number of planes: the codes that they are, and the truncated codes."""
     planes = pack(codes, bits)
-    assert planes.dtype == jnp.uint8
-    assert planes.shape == (bits, -(-math.prod(shape) // 8))
-    back = unpack(planes, shape)
-    assert back.dtype == jnp.int32
-    np.testing.assert_array_equal(back, codes)
+    return [
+        (unpack(planes[:kept], codes.shape), truncate(codes, kept, bits))
+        for kept in range(1, bits + 1)
+    ]
 
 
 @given(st.sampled_from([5, 8]), st.sampled_from([(0,), (3, 7)]), st.integers(0, 2**16))
 def test_a_prefix_is_the_truncated_code(bits, shape, seed):
-    codes = some_codes(bits, shape, seed)
-    planes = pack(codes, bits)
-    for kept in range(1, bits + 1):
-        np.testing.assert_array_equal(unpack(planes[:kept], shape), truncate(codes, kept, bits))
+    for prefix, expected in prefixes(some_codes(bits, shape, seed), bits):
+        np.testing.assert_array_equal(prefix, expected)
+
+
+@partial(jax.jit, static_argnums=2)
+def decoded_prefixes(w, step, stored):
+    planes = pack(encode(w, step, stored, stored), stored)
+    widths = range(1, stored + 1)
+    return [decode(unpack(planes[:bits], w.shape), step, bits, stored) for bits in widths]
+
+
+quantized = jax.jit(quantize_weights)
 
 
 @given(st.sampled_from([3, 8]), st.integers(0, 2**16))
@@ -49,10 +73,8 @@ def test_a_decoded_prefix_is_the_narrow_mode(stored, seed):
     generator = np.random.default_rng(seed)
     w = jnp.asarray(generator.standard_normal((3, 3, 2, 5)), jnp.float32)
     step = jnp.asarray(generator.uniform(0.001, 1, 5), jnp.float32)
-    planes = pack(encode(w, step, stored, stored), stored)
-    for bits in range(1, stored + 1):
-        value = decode(unpack(planes[:bits], w.shape), step, bits, stored)
-        np.testing.assert_array_equal(value, quantize_weights(w, step, bits, stored))
+    for bits, value in enumerate(decoded_prefixes(w, step, stored), start=1):
+        np.testing.assert_array_equal(value, quantized(w, step, bits, stored))
 
 
 def test_the_layout():

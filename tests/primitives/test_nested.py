@@ -22,10 +22,10 @@ def assert_nested(w, step, stored):
     w, step = jnp.asarray(w), jnp.asarray(step)
     widest = encode(w, step, stored, stored)
     for bits in range(1, stored + 1):
-        codes = encode(w, step, bits, stored)
-        np.testing.assert_array_equal(codes, widest >> (stored - bits))
+        codes = np.asarray(encode(w, step, bits, stored))
+        np.testing.assert_array_equal(codes, np.asarray(widest) >> (stored - bits))
         np.testing.assert_array_equal(codes, truncate(widest, bits, stored))
-        assert -(2 ** (bits - 1)) <= int(codes.min()) <= int(codes.max()) < 2 ** (bits - 1)
+        assert -(2 ** (bits - 1)) <= codes.min() <= codes.max() < 2 ** (bits - 1)
 
 
 @given(WEIGHTS, STEPS, STORED)
@@ -121,7 +121,14 @@ def test_what_has_no_code_is_refused(bad):
         (np.int64(9), 8),
         (jnp.int32(0), 8),
         (3, jnp.int32(2)),
+        (True, 8),
+        (2.5, 8),
+        (jnp.float32(2), 8),
+        (2, 8.0),
+        (None, 8),
+        ("2", 8),
     ],
+    ids=repr,
 )
 def test_widths_out_of_range_are_refused(bits, stored):
     codes, step = jnp.zeros((2, 1), jnp.int32), jnp.ones(1)
@@ -131,8 +138,14 @@ def test_widths_out_of_range_are_refused(bits, stored):
         lambda: decode(codes, step, bits, stored),
         lambda: check_bits(bits, stored),
     ):
-        with pytest.raises(ValueError, match="expected 1 to"):
+        with pytest.raises(ValueError, match=r"expected 1 to|expected an integer"):
             function()
+
+
+def test_a_traced_width_that_is_no_integer_is_refused():
+    """Else a width of 2.5 would be one of 2 without a word."""
+    with pytest.raises(ValueError, match="a width of float32: expected an integer"):
+        jax.jit(check_bits)(jnp.float32(2), 8)
 
 
 def test_powers_of_two_are_exact():

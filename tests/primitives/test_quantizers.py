@@ -10,10 +10,12 @@ import pytest
 from dual_precision.primitives.nested import GAUSSIAN_STEP, decode, encode
 from dual_precision.primitives.quantizers import (
     activation_step,
+    code_range,
     encode_activations,
     gaussian_weight_step,
     quantize_activations,
     quantize_weights,
+    rescaled_step,
 )
 
 WIDTHS = range(1, 9)
@@ -30,18 +32,23 @@ def test_weights_equal_decode_of_encode(bits):
     np.testing.assert_array_equal(quantize_weights(w, step, bits, 8), decode(codes, step, bits, 8))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_activations_equal_codes_times_step(bits):
-    x, step = jnp.asarray(np.maximum(normal(4, 9), 0)), jnp.float32(0.13)
-    codes = encode_activations(x, step, bits)
-    assert int(codes.max()) <= 2**bits - 1
+# Signed codes of one bit are no range.
+KINDS = [(bits, signed) for signed in (False, True) for bits in WIDTHS if bits > signed]
+
+
+@pytest.mark.parametrize(("bits", "signed"), KINDS)
+def test_activations_equal_codes_times_step(bits, signed):
+    x, step = jnp.asarray(normal(40, 9)), jnp.float32(0.01)
+    codes = np.asarray(encode_activations(x, step, bits, signed))
+    assert (codes.min(), codes.max()) == tuple(float(end) for end in code_range(bits, signed))
     np.testing.assert_array_equal(
-        quantize_activations(x, step, bits), codes.astype(jnp.float32) * step
+        quantize_activations(x, step, bits, signed), codes.astype(np.float32) * step
     )
 
 
-def test_zero_is_exact():
-    assert not quantize_activations(jnp.zeros((2, 3)), jnp.float32(0.3), 3).any()
+@pytest.mark.parametrize("signed", [False, True])
+def test_zero_is_exact(signed):
+    assert not quantize_activations(jnp.zeros((2, 3)), jnp.float32(0.3), 3, signed).any()
 
 
 @pytest.mark.parametrize(("bits", "stored"), [(1, 1), (1, 8), (2, 3), (4, 8), (8, 8)])
@@ -60,14 +67,14 @@ def test_weight_step_gradient_is_lsq(bits, stored):
     np.testing.assert_allclose(out, (code + 0.5) * cell * step, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_activation_step_gradient_is_lsq(bits):
+@pytest.mark.parametrize(("bits", "signed"), KINDS)
+def test_activation_step_gradient_is_lsq(bits, signed):
     """Esser et al. 2020, eq. 3, with g = 1 / sqrt(features * Q_P)."""
     x, step, g = normal(6, 5, 4), np.float32(0.2), normal(6, 5, 4, seed=1)
-    _, pull = jax.vjp(lambda s: quantize_activations(jnp.asarray(x), s, bits), step)
-    top = 2.0**bits - 1
+    _, pull = jax.vjp(lambda s: quantize_activations(jnp.asarray(x), s, bits, signed), step)
+    low, top = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0, 2.0**bits - 1)
     ratio = x.astype(np.float64) / step
-    slope = np.where(ratio <= 0, 0, np.where(ratio >= top, top, np.round(ratio) - ratio))
+    slope = np.where(ratio <= low, low, np.where(ratio >= top, top, np.round(ratio) - ratio))
     expected = (g * slope).sum() / math.sqrt(5 * 4 * top)
     np.testing.assert_allclose(pull(jnp.asarray(g))[0], expected, rtol=2e-5, atol=1e-6)
 
@@ -77,25 +84,52 @@ def test_a_traced_width_costs_one_trace_and_changes_no_bit():
     x, traces = jnp.abs(w), []
 
     @jax.jit
-    def both(bits):
+    def all_of(bits):
         traces.append(bits)
-        return quantize_weights(w, step, bits, 8), quantize_activations(x, step[0], bits)
+        return (
+            quantize_weights(w, step, bits, 8),
+            quantize_activations(x, step[0], bits),
+            quantize_activations(w, step[0], bits, signed=True),
+        )
 
     for bits in WIDTHS:
-        of_weights, of_inputs = both(jnp.int32(bits))
+        of_weights, of_inputs, of_signed = all_of(jnp.int32(bits))
         np.testing.assert_array_equal(of_weights, quantize_weights(w, step, bits, 8))
         np.testing.assert_array_equal(of_inputs, quantize_activations(x, step[0], bits))
+        if bits > 1:
+            np.testing.assert_array_equal(of_signed, quantize_activations(w, step[0], bits, True))
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("bits", [0, 9, jnp.int32(0), jnp.int32(9)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_rescaled_step_keeps_the_range(signed):
+    """The largest code stands for the same number at every width, traced or not."""
+    step, own = jnp.float32(0.1), 5
+    top = 15 if signed else 31
+    rescaled = jax.jit(lambda step, bits: rescaled_step(step, own, bits, signed))
+    for bits in range(1 + signed, 9):
+        found = rescaled_step(step, own, bits, signed)
+        assert float(found * code_range(bits, signed)[1]) == pytest.approx(0.1 * top, rel=1e-6)
+        np.testing.assert_array_equal(rescaled(step, jnp.int32(bits)), found)
+    np.testing.assert_array_equal(rescaled(step, jnp.int32(own)), step)
+    assert rescaled_step(step, own, own, signed) is step
+
+
+@pytest.mark.parametrize("bits", [0, 9, jnp.int32(0), jnp.int32(9), True, 2.5, None], ids=repr)
 def test_widths_out_of_range(bits):
-    with pytest.raises(ValueError, match="expected 1 to 8 bits"):
-        quantize_weights(jnp.ones((2, 1)), jnp.ones(1), bits, 8)
-    with pytest.raises(ValueError, match="expected 1 to 8 bits"):
-        quantize_activations(jnp.ones((2, 1)), jnp.float32(1), bits)
-    with pytest.raises(ValueError, match="expected 1 to 8 bits"):
-        encode_activations(jnp.ones((2, 1)), jnp.float32(1), bits)
+    for function in (
+        lambda: quantize_weights(jnp.ones((2, 1)), jnp.ones(1), bits, 8),
+        lambda: quantize_activations(jnp.ones((2, 1)), jnp.float32(1), bits),
+        lambda: encode_activations(jnp.ones((2, 1)), jnp.float32(1), bits),
+        lambda: code_range(bits, signed=True),
+    ):
+        with pytest.raises(ValueError, match=r"expected 1 to 8 bits|expected an integer"):
+            function()
+
+
+def test_signed_codes_of_one_bit_are_refused():
+    with pytest.raises(ValueError, match="signed activations of 1 bit: expected 2 or more"):
+        quantize_activations(jnp.ones((2, 1)), jnp.float32(1), 1, signed=True)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -126,17 +160,19 @@ def test_weight_step_scales_with_its_channel_and_is_never_zero():
     assert step[2] > 0
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_activation_step_is_near_the_best(bits):
-    x = np.maximum(normal(2000), 0)
+@pytest.mark.parametrize(("bits", "signed"), KINDS)
+def test_activation_step_is_near_the_best(bits, signed):
+    x = normal(2000) if signed else np.maximum(normal(2000), 0)
+    low, top = (float(end) for end in code_range(bits, signed))
 
     def error(step: float) -> float:
-        value = np.clip(np.round(x / step), 0, 2**bits - 1) * step
+        value = np.clip(np.round(x / step), low, top) * step
         return float(((value - x) ** 2).mean())
 
-    best = min(error(step) for step in np.geomspace(1e-3, x.max(), 2000))
-    assert error(float(activation_step(jnp.asarray(x), bits))) <= 1.1 * best
+    best = min(error(step) for step in np.geomspace(1e-3, np.abs(x).max(), 2000))
+    assert error(float(activation_step(jnp.asarray(x), bits, signed))) <= 1.1 * best
 
 
-def test_activation_step_of_a_dead_layer_is_positive():
-    assert activation_step(jnp.zeros((2, 3)), 2) > 0
+@pytest.mark.parametrize("signed", [False, True])
+def test_activation_step_of_a_dead_layer_is_positive(signed):
+    assert activation_step(jnp.zeros((2, 3)), 2, signed) > 0

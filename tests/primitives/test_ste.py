@@ -11,7 +11,7 @@ from dual_precision.primitives.ste import (
     midrise_ste,
     round_ste,
     scale_gradient,
-    unsigned_ste,
+    uniform_ste,
 )
 
 
@@ -89,11 +89,34 @@ def test_codes_are_integers_in_range():
     assert (np.diff(codes) >= 0).all()
 
 
-def test_unsigned_inside_at_edges_and_outside():
-    x = jnp.array([-1.0, 0.0, 0.1, 0.25, 0.75, 1.25, 1.5, 9.0])
-    value, (to_x, to_step, to_top) = gradients(unsigned_ste, x, jnp.float32(0.5), jnp.float32(3))
-    np.testing.assert_array_equal(value, [0, 0, 0, 0, 1.0, 1.0, 1.5, 1.5])  # ties to even
-    np.testing.assert_array_equal(to_x, [0, 0, 3, 4, 5, 6, 0, 0])  # 0 < x / step < top
-    slopes = np.float32([0, 0, 0 - 0.2, 0 - 0.5, 2 - 1.5, 2 - 2.5, 3, 3])
-    np.testing.assert_allclose(to_step, (slopes * np.arange(1, 9)).sum(), rtol=1e-6)
-    np.testing.assert_array_equal(to_top, 0.0)
+# low and top, inputs, cotangents 1, 2, 3, ...; by hand at a step of 0.5; ties go to even.
+UNIFORM = {
+    "unsigned": (
+        (0, 3),
+        [-1.0, 0.0, 0.1, 0.25, 0.75, 1.25, 1.5, 9.0],
+        [0, 0, 0, 0, 1.0, 1.0, 1.5, 1.5],
+        [0, 0, 3, 4, 5, 6, 0, 0],  # low < x / step < top
+        [0, 0, 0 - 0.2, 0 - 0.5, 2 - 1.5, 2 - 2.5, 3, 3],
+    ),
+    "signed": (
+        (-2, 1),
+        [-9.0, -1.0, -0.75, -0.25, -0.1, 0.0, 0.25, 0.4, 0.5, 9.0],
+        [-1.0, -1.0, -1.0, 0, 0, 0, 0, 0.5, 0.5, 0.5],
+        [0, 0, 3, 4, 5, 6, 7, 8, 0, 0],
+        [-2, -2, -2 + 1.5, 0.5, 0.2, 0, -0.5, 1 - 0.8, 1, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNIFORM)
+def test_uniform_inside_at_edges_and_outside(case):
+    codes, x, values, slopes_of_x, slopes_of_step = UNIFORM[case]
+    low, top = (jnp.float32(code) for code in codes)
+    value, (to_x, to_step, *to_codes) = gradients(
+        uniform_ste, jnp.array(x), jnp.float32(0.5), low, top
+    )
+    np.testing.assert_array_equal(value, values)
+    np.testing.assert_array_equal(to_x, slopes_of_x)
+    expected = (np.float32(slopes_of_step) * np.arange(1, len(x) + 1)).sum()
+    np.testing.assert_allclose(to_step, expected, rtol=1e-6)
+    np.testing.assert_array_equal(to_codes, 0.0)

@@ -1,5 +1,6 @@
 """What a phase may move, and how far: leaves of other modes stay, weights keep their cells."""
 
+import dataclasses
 import functools
 
 import hypothesis.extra.numpy as hnp
@@ -9,20 +10,23 @@ import numpy as np
 import optax
 import pytest
 from flax.core import FrozenDict
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dual_precision import FLOAT, Precision, modes
+from dual_precision.layers.facts import Layer
 from dual_precision.models import MLP
 from dual_precision.primitives.nested import encode
-from dual_precision.structure import Layer, describe_layers
+from dual_precision.structure import Structure, structure_of
+from dual_precision.training.cells import keep_in_cells
+from dual_precision.training.methods.modes import Together
 from dual_precision.training.optimizers import (
+    RATE,
+    STEP_RATE,
+    Sgd,
     in_log_domain,
-    keep_in_cells,
     label_leaves,
-    phase_optimizer,
-    trained_leaves,
 )
 from dual_precision.training.phases import Phase
 
@@ -31,12 +35,17 @@ MOVES = hnp.arrays(np.float32, SHAPE, elements=st.floats(-(2.0**100), 2.0**100, 
 STEPS = hnp.arrays(np.float32, 3, elements=st.floats(2.0**-20, 2.0**10, width=32))
 
 
+def of_layers(layers):
+    """A structure of layers alone."""
+    return Structure(modes(low="w2a2", high="w8a8"), layers, {}, {}, [], {}, {})
+
+
 @functools.cache
 def trimmer(low, stored):
     """`keep_in_cells` for one layer of these widths, as a program."""
     table = {"float": FLOAT, "low": Precision(low, 2), "high": Precision(stored, 8)}
-    layers = {("dense",): Layer(FrozenDict(table), SHAPE, 0, 0)}
-    return jax.jit(keep_in_cells("low", layers).update)
+    layer = Layer(FrozenDict(table), SHAPE, 0, 0, stored)
+    return jax.jit(keep_in_cells("low", of_layers({("dense",): layer})).update)
 
 
 def confined(w, move, step, low, stored):
@@ -103,77 +112,153 @@ def test_log_domain_descends_on_the_logarithm():
     np.testing.assert_allclose(optax.apply_updates(step, updates), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("transform", [in_log_domain(optax.sgd(1)), keep_in_cells("low", {})])
+@pytest.mark.parametrize(
+    "transform", [in_log_domain(optax.sgd(1)), keep_in_cells("low", of_layers({}))]
+)
 def test_transforms_say_that_they_need_the_parameters(transform):
     with pytest.raises(ValueError, match="needs the parameters"):
         transform.update({}, optax.EmptyState())
 
 
-def labels(phase, network):
-    flat = flatten_dict(label_leaves(network.variables["params"], phase, network.layers))
-    return {"/".join(path): label for path, label in flat.items()}
+# -- what a phase trains ---------------------------------------------------------------------------
 
 
-def test_what_a_phase_trains(network):
-    found = labels(Phase("high", 1, ("high",), 0.1), network)
-    assert {p for p, label in found.items() if label == "kernel"} == {
-        "dense1/kernel",
-        "dense2/kernel",
-        "classifier/kernel",
-    }
-    assert {p for p, label in found.items() if label == "step"} == {
+def labels(small, *precisions, protect=None):
+    """Label -> paths of the leaves that have it."""
+    found: dict[str, set[str]] = {}
+    tree = label_leaves(small.variables["params"], small.structure, precisions, protect)
+    for path, label in flatten_dict(tree).items():
+        found.setdefault(label, set()).add("/".join(path))
+    return found
+
+
+def affine(mode):
+    return {f"norm{n}/{mode}/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
+
+
+def test_what_a_phase_trains(small):
+    found = labels(small, "high")
+    assert found["kernel"] == {"dense1/kernel", "dense2/kernel", "classifier/kernel"}
+    assert found["step"] == {
         "dense1/step",
         "dense2/step",
         "dense2/input_step/high",
         "classifier/step",
         "classifier/input_step/high",
     }
-    assert {p for p, label in found.items() if label == "other"} == {
-        "classifier/bias",
-        *(f"norm{n}/high/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")),
-    }
+    assert found["other"] == {"classifier/bias", *affine("high")}
+    inputs = {"dense2/input_step/low", "classifier/input_step/low"}
+    assert found["frozen"] == affine("low") | affine("float") | inputs
 
 
-def test_what_a_protecting_phase_trains(network):
+def test_what_a_protecting_phase_trains(small):
     """What lies below low's bits, and what is high's alone."""
-    found = labels(Phase("refine", 1, ("high",), 0.1, protect="low"), network)
-    assert {p for p, label in found.items() if label != "frozen"} == {
-        "dense2/kernel",
-        "dense2/input_step/high",
-        "classifier/input_step/high",
-        *(f"norm{n}/high/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")),
-    }
+    found = labels(small, "high", protect="low")
+    assert found["kernel"] == {"dense2/kernel"}
+    assert found["step"] == {"dense2/input_step/high", "classifier/input_step/high"}
+    assert found["other"] == affine("high")
+
+
+def sharing(small, norms):
+    """The small network whose modes share a normalisation."""
+    model = small.network.model
+    own = dataclasses.replace(model.modes, norms=norms)
+    structure = structure_of(model.clone(modes=own), small.network.task.example)
+    params = flatten_dict(small.variables["params"])
+    kept = {path: leaf for path, leaf in params.items() if ("params", *path) in structure.shapes}
+    return dataclasses.replace(
+        small, structure=structure, variables={"params": unflatten_dict(kept)}
+    )
+
+
+def test_a_shared_normalisation_is_trained_with_any_mode_that_reads_it(small):
+    """And no other is; input steps stay those of each mode. Protected, it is frozen."""
+    shared = sharing(small, FrozenDict(low="high"))
+    for mode in ("low", "high"):
+        found = labels(shared, mode)
+        assert found["other"] == {"classifier/bias", *affine("high")}
+        steps = {path for path in found["step"] if "input_step" in path}
+        assert steps == {f"dense2/input_step/{mode}", f"classifier/input_step/{mode}"}
+        assert affine("float") <= found["frozen"]
+    assert labels(shared, "float")["frozen"] >= affine("high")
+    protected = labels(shared, "high", protect="low")
+    assert "other" not in protected
+    assert protected["step"] == {"dense2/input_step/high", "classifier/input_step/high"}
 
 
 def test_a_protected_layer_with_no_bits_below_is_frozen():
-    own = modes({"dense2": {"low": "w8a8", "high": "w8a8"}}, low="w2a2", high="w8a8")
+    own = modes({"dense2": {"low": "w8a8"}}, low="w2a2", high="w8a8")
     model = MLP(num_classes=2, modes=own, hidden=(3, 3, 3))
-    layers = describe_layers(model, (2, 2, 1))
-    params = {path[0]: {"kernel": jnp.zeros(layer.kernel)} for path, layer in layers.items()}
-    found = label_leaves(params, Phase("refine", 1, ("high",), 0.1, protect="low"), layers)
+    structure = structure_of(model, jax.ShapeDtypeStruct((2, 2, 1), jnp.uint8))
+    params = {
+        path[0]: {"kernel": jnp.zeros(layer.kernel)} for path, layer in structure.layers.items()
+    }
+    found = label_leaves(params, structure, ("high",), "low")
     assert {name for name, leaf in found.items() if leaf["kernel"] == "kernel"} == {"dense3"}
 
 
-def test_trained_leaves_count_every_value_once(network):
-    counts = trained_leaves(
-        network.variables["params"], Phase("low", 1, ("low",), 0.1), network.layers
-    )
-    total = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
-    assert sum(counts.values()) == total
-    assert counts["kernel"] == 64 * 16 + 16 * 16 + 16 * 4
-
-
-def test_weight_decay_is_for_kernels(network):
-    """With no gradient, one update is -rate * decay * (1 + momentum) * kernel, and nothing else."""
-    phase = Phase("low", 1, ("low",), 0.1, weight_decay=0.5)
+def updates_of(small, optimizer, precisions, gradients):
+    """The first update that an optimizer makes at a rate of 0.1."""
     rate = optax.constant_schedule(0.1)
-    optimizer = phase_optimizer(phase, network.layers, rate, rate)
-    params = network.variables["params"]
-    zero = jax.tree.map(jnp.zeros_like, params)
+    transform = optimizer(small.structure, precisions, {RATE: rate, STEP_RATE: rate})
+
+    @jax.jit
+    def first(gradients, params):
+        return transform.update(gradients, transform.init(params), params)[0]
+
     with jax.numpy_dtype_promotion("standard"):
-        state = jax.jit(optimizer.init)(params)
-        updates, _ = jax.jit(optimizer.update)(zero, state, params)
+        return flatten_dict(first(gradients, small.variables["params"]))
+
+
+def test_weight_decay_is_for_kernels(small):
+    """With no gradient, one update is -rate * decay * (1 + momentum) * kernel, and nothing else."""
+    params = small.variables["params"]
+    zero = jax.tree.map(jnp.zeros_like, params)
     kernels = flatten_dict(params)
-    for path, update in flatten_dict(updates).items():
-        decay = -0.1 * 0.5 * 1.9 * kernels[path] if path[-1] == "kernel" else 0.0
+    updates = updates_of(small, Sgd(weight_decay=0.5, momentum=0.8), ("low",), zero)
+    for path, update in updates.items():
+        decay = -0.1 * 0.5 * 1.8 * kernels[path] if path[-1] == "kernel" else 0.0
         np.testing.assert_allclose(update, decay, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "first"), [(Sgd(), 1.9), (Sgd(momentum=0.5), 1.5), (Sgd(nesterov=False), 1.0)]
+)
+def test_momentum_and_nesterov(small, optimizer, first):
+    """The first update on a bias: -rate * (1 + momentum) * gradient with Nesterov, else without."""
+    ones = jax.tree.map(jnp.ones_like, small.variables["params"])
+    updates = updates_of(small, optimizer, ("low",), ones)
+    np.testing.assert_allclose(updates["classifier", "bias"], -0.1 * first, rtol=1e-6)
+
+
+# -- what cannot be protected ----------------------------------------------------------------------
+
+
+def checked(optimizer, own, *precisions):
+    optimizer.check(own, Phase("refine", 1, precisions, Together(precisions), optimizer))
+
+
+def test_what_a_phase_may_protect():
+    own = modes(low="w2a2", high="w8a8")
+    checked(Sgd(protect="low"), own, "high", "float")
+    checked(Sgd(), own, "low")
+    with pytest.raises(ValueError, match="'refine' trains 'low', which it protects: drop one"):
+        checked(Sgd(protect="low"), own, "low", "high")
+    with pytest.raises(ValueError, match="'lowest' is unknown"):
+        checked(Sgd(protect="lowest"), own, "high")
+    with pytest.raises(ValueError, match="'high' has w8a8, wider weights than w2a2"):
+        checked(Sgd(protect="high"), own, "low")
+    with pytest.raises(ValueError, match="'float' has w32a32, wider weights than w8a8"):
+        checked(Sgd(protect="float"), own, "high")
+    mixed = modes({"dense2": {"low": "w8a8", "high": "w4a4"}}, low="w2a2", high="w8a8")
+    with pytest.raises(ValueError, match="dense2: mode 'low' has w8a8, wider weights than w4a4"):
+        checked(Sgd(protect="low"), mixed, "high")
+
+
+def test_a_mode_that_shares_a_normalisation_cannot_be_protected():
+    """No optimizer keeps the statistics that the forward pass of the other mode moves."""
+    for norms in ({"low": "high"}, {"high": "low"}, {"low": "float", "high": "float"}):
+        own = modes(low="w2a2", high="w8a8", norms=norms)
+        with pytest.raises(ValueError, match=r"trains \['high'\], whose normalisation 'low' uses"):
+            checked(Sgd(protect="low"), own, "high")
+    checked(Sgd(protect="low"), modes(low="w2a2", high="w8a8", norms={"low": "float"}), "high")
