@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.layers.facts import Layer, Norm, facts_of
 from dual_precision.precision import FLOAT_NAME, Modes
@@ -84,6 +84,12 @@ class Structure:
         """Whether a leaf belongs to a layer or a norm; others are the model's own."""
         parts = {leaf[1:end] for end in range(1, len(leaf) + 1)}
         return not parts.isdisjoint(self.layers.keys() | self.norms.keys())
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Shapes and dtypes of the parameters, as their tree."""
+        leaves = {path[1:]: leaf for path, leaf in self.shapes.items() if path[0] == "params"}
+        return unflatten_dict(leaves)
 
     @cached_property
     def parts(self) -> frozenset[str]:

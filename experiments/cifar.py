@@ -11,7 +11,6 @@ Commands, on two CPU cores (a busy machine), with the expected test accuracy:
 import dataclasses
 import json
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def main() -> None:
         model, task = build_from(description["network"]), task_of(config, dataset)
         begun = open_workdir(workdir, description, FLAGS.resume)
         structure = structure_of(model, task.example)
-        write_overview(model, task, structure, workdir / "parameters.txt")
+        write_overview(structure, workdir / "parameters.txt")
         state = fit(
             model,
             task,
@@ -180,11 +179,9 @@ def leave_results(rows: pictures.Rows, workdir: Path) -> None:
     print(f"\n{pictures.results_table(rows)}\n\nplot: {picture}")
 
 
-def write_overview(
-    model: nn.Module, task: Classification, structure: Structure, path: Path
-) -> None:
+def write_overview(structure: Structure, path: Path) -> None:
     """The parameter table of clu, as a file; its total on the terminal."""
-    params = jax.eval_shape(partial(initial_variables, model, task.example, 0))["params"]
+    params = structure.params
     path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     weights = sum(int(np.prod(layer.kernel)) for layer in structure.layers.values())

@@ -2,15 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
 
 from dual_precision import data
 from dual_precision.models import build_from
+from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.state import initial_variables
 from experiments.study.matrix import Cell
 from experiments.study.runner import finished
 from experiments.workdir import CONFIG, can_go_on, differences
@@ -100,5 +99,5 @@ def _parameters(cell: Cell, dataset: data.Dataset) -> int:
             **config.modes.to_json(),
         }
     )
-    start = partial(initial_variables, model, Classification(dataset.image_shape).example, 0)
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(start)["params"]))
+    structure = structure_of(model, Classification(dataset.image_shape).example)
+    return sum(leaf.size for leaf in jax.tree.leaves(structure.params))
