@@ -94,7 +94,7 @@ class Structure:
     @cached_property
     def parts(self) -> frozenset[str]:
         """Names in the tree, which no mode may have."""
-        return {*LEAVES} | {part for path in (*self.layers, *self.norms) for part in path}
+        return LEAVES | {part for path in (*self.layers, *self.norms) for part in path}
 
 
 def structure_of(model: nn.Module, example: Example, most: int | None = None) -> Structure:

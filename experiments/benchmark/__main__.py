@@ -15,12 +15,17 @@ from functools import partial
 from absl import flags
 
 from experiments import cli
+from experiments.benchmark.damage import measure_damage
 from experiments.benchmark.inference import measure_inference
 from experiments.benchmark.plane_speed import REQUESTS
 from experiments.benchmark.train_step import STEPS, measure_train_step
 
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
-COMMANDS: cli.Commands = {"train": measure_train_step, "inference": measure_inference}
+COMMANDS: cli.Commands = {
+    "train": measure_train_step,
+    "inference": measure_inference,
+    "damage": measure_damage,
+}
 
 
 def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -37,6 +42,8 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("network", NETWORK, "inference: the packed file that is switched")
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
+    integer("cases", 2000, "damage: files that are damaged", lower_bound=1)
+    integer("seed", 0, "damage: of what is done to them", lower_bound=0)
     string("out", None, "a JSON file for all times")
 
 

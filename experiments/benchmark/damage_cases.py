@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from dual_precision import load, modes
 from dual_precision.data import DataError
 from dual_precision.deploy import inspect_packed, load_packed, save_packed
-from dual_precision.deploy.file import container
+from dual_precision.deploy.file.writer import sealed_header
 from dual_precision.models import build_from
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
@@ -55,7 +55,7 @@ def main(folder: Path, cases: int, seed: int, first: int) -> None:
     print("ready", flush=True)
     for number in range(first, cases):
         kind, rng = kind_of(number), np.random.default_rng([seed, number])
-        print(json.dumps(judged(lambda k=kind, r=rng: WAYS[k](files, r))), flush=True)
+        print(json.dumps(judged(partial(WAYS[kind], files, rng))), flush=True)
 
 
 def judged(attempt: Callable[[], str]) -> tuple[str, str]:
@@ -202,7 +202,8 @@ def try_resealed(files: dict[str, Any], rng: np.random.Generator) -> str:
         rest = {key: value for key, value in header.items() if key != "__metadata__"}
         header = {"__metadata__": meta, **changed_json(rest, rng)}
     path = files["folder"] / "resealed.safetensors"
-    path.write_bytes(container.sealed(inner, header) + raw[8 + length :])
+    table = {key: value for key, value in header.items() if key != "__metadata__"}
+    path.write_bytes(sealed_header(inner, table) + raw[8 + length :])
     info = inspect_packed(path)
     packed_report(info)
     model, variables = load_packed(path)

@@ -38,7 +38,7 @@ MOST_AXES = 8
 
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _FORMAT = b'{"__metadata__":{"format":"dual_precision packed '
-_HEAD = 8 + len(_FORMAT) + 10  # bytes that tell this format and its version
+HEAD = 8 + len(_FORMAT) + 10  # bytes that tell this format and its version
 SEAL = _FORMAT + b'%d","sha256":"' % VERSION
 
 AGAIN = "copy the file again, or pack the network again"
@@ -79,6 +79,11 @@ class Header:
         return self.start + self.sections[section][0]
 
 
+def begins_packed(raw: bytes) -> bool:
+    """Whether the first bytes of a file are those of a packed file."""
+    return raw[8:].startswith(_FORMAT)
+
+
 def seal_of(raw: bytes) -> bytes:
     """The checksum of a header, 64 digits; `raw` is the 8 + n bytes, with any 64 in its place."""
     at = 8 + len(SEAL)
@@ -116,10 +121,10 @@ def read_header(file: BinaryIO) -> Header:
     size = _size(file)
     if not size:
         raise PackedError(f"it is empty: {AGAIN}")
-    raw = _read(file, min(size, _HEAD))
+    raw = _read(file, min(size, HEAD))
     found = re.match(rb"(\d+)\"", raw[8 + len(_FORMAT) :])
-    if raw[8:].removeprefix(_FORMAT) == raw[8:] or not found:
-        raise PackedError(f"not a packed file, or cut or altered in its first {_HEAD} bytes")
+    if not begins_packed(raw) or not found:
+        raise PackedError(f"not a packed file, or cut or altered in its first {HEAD} bytes")
     if int(found[1]) != VERSION:
         raise PackedError(
             f"format version {int(found[1])}, and this program reads {VERSION}: install a newer"

@@ -200,6 +200,12 @@ class PackedFile:
             return model, from_sections(tensors, structure, order, last)
 
 
+def is_packed(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a packed file does, of whatever version."""
+    with open(path, "rb") as file:
+        return container.begins_packed(file.read(container.HEAD))
+
+
 def inspect_packed(source: Source) -> PackedInfo:
     """What a packed file says about itself; reads its header alone.
 

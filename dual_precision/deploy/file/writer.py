@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,16 @@ def to_bytes(
             offset = place[1]
         bodies.append(b"".join(parts))
         ends.append([section, offset, hashlib.sha256(bodies[-1]).hexdigest()])
-    meta = {key: _dump(value) for key, value in {"sections": ends, **about}.items()}
+    return [sealed_header({"sections": ends, **about}, table), *bodies]
+
+
+def sealed_header(about: Mapping[str, Any], table: Mapping[str, Any]) -> bytes:
+    """The first part of a file: its length, the values of `about`, the table of tensors, sealed.
+
+    Raises:
+      ValueError: not JSON; longer than a reader accepts.
+    """
+    meta = {key: _dump(value) for key, value in about.items()}
     text = SEAL + b"0" * 64 + b'",' + _dump(meta)[1:].encode() + b"," + _dump(table)[1:].encode()
     text += b" " * (-len(text) % 8)
     if len(text) > LONGEST_HEADER:
@@ -52,7 +62,7 @@ def to_bytes(
         )
     raw = len(text).to_bytes(8, "little") + text
     at = 8 + len(SEAL)
-    return [raw[:at] + seal_of(raw) + raw[at + 64 :], *bodies]
+    return raw[:at] + seal_of(raw) + raw[at + 64 :]
 
 
 def _dump(value: Any) -> str:
@@ -66,9 +76,14 @@ def write_whole(path: str | os.PathLike, parts: list[bytes]) -> None:
     """Writes a file that is either there as a whole or not at all.
 
     Raises:
+      ValueError: what stands under `path` is no regular file: a folder, a link, a device.
       OSError: it cannot be written; what stood under `path` is as it was.
     """
     path = Path(path)
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise ValueError(
+            f"{path} is not a regular file: expected the name of a new file, or of one to replace"
+        )
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
