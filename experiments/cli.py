@@ -71,21 +71,21 @@ def start_command(command: Command | Commands, words: Sequence[str]) -> None:
     flags_read = _flags_of(command)
     given = {flag: FLAGS[flag].value for flag in flags_read}
     if missing := [f"--{flag}" for flag in given if flags_read[flag] and given[flag] is None]:
-        raise ValueError(f"{', '.join(missing)} missing: expected it as --name=value")
+        raise ValueError(f"{', '.join(missing)} must be given, as --name=value")
     command(*words, **given)
 
 
 def _choose_command(commands: Commands, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
     """The sub-command that the first word names, and the words behind it."""
     name, *rest = words or [""]
-    own = commands.get(name)
-    if own is None or len(rest) != len(_words_of(own)):
+    chosen = commands.get(name)
+    if chosen is None or len(rest) != len(_words_of(chosen)):
         usages = [" ".join([key, *_words_of(other)]) for key, other in commands.items()]
         raise ValueError(f"command {' '.join(words)!r}: expected one of {usages}")
-    others = {flag for other in commands.values() for flag in _flags_of(other)} - {*_flags_of(own)}
-    if idle := [flag for flag in sorted(others) if FLAGS[flag].present]:
+    others = {flag for other in commands.values() for flag in _flags_of(other)}
+    if idle := [f for f in sorted(others - {*_flags_of(chosen)}) if FLAGS[f].present]:
         raise ValueError(f"{idle} has no effect on {name!r}: leave it out")
-    return own, rest
+    return chosen, rest
 
 
 def _words_of(command: Command) -> list[str]:

@@ -78,9 +78,9 @@ def measure_planes(
 
     def row(precision: str, size: int, **about: int) -> dict[str, Any]:
         is_float = precision == FLOAT_NAME
-        network, own = (model, variables) if is_float else (layered, packed)
+        network, tree = (model, variables) if is_float else (layered, packed)
         accuracy = {
-            split: 100 * evaluate(network, own, part, task=task, precision=precision)["accuracy"]
+            split: 100 * evaluate(network, tree, part, task=task, precision=precision)["accuracy"]
             for split, part in splits.items()
         }
         return {"precision": precision, **about, "megabytes": size / 1e6, **accuracy}

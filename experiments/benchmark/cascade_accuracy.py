@@ -56,14 +56,14 @@ def cascade_lines(path: Path, settings: CascadeSettings) -> list[str]:
     if settings.mirror:
         ways = {LOOK: evidence, **ways}
     lines = []
-    for way, own in ways.items():
-        chosen = calibrate(own, low, high, accuracy=settings.accuracy)
-        lines.append(cascade_line(way, rows_on_test(predictor, chosen, test, own.costs)))
+    for way, found in ways.items():
+        chosen = calibrate(found, low, high, accuracy=settings.accuracy)
+        lines.append(cascade_line(way, rows_on_test(predictor, chosen, test, found.costs)))
     if settings.mirror:
         both = (predictor.predict(images, high) for images in (test.images, mirrored(test.images)))
         right = sum(both, np.float32(0)).argmax(axis=1) == test.labels
         lines.append(
-            f"for comparison, high with a mirrored look of its own: {100 * right.mean():.2f} % at"
+            f"for comparison, high with a mirrored look too: {100 * right.mean():.2f} % at"
             " 200 % of its BitOps (mean of both logits)"
         )
     return lines
@@ -75,7 +75,7 @@ def cascade_line(way: str, rows: Rows) -> str:
     passed = auto["difference"] >= POINTS and auto["relative"] <= SHARE
     return (
         f"cascade on the test set, {way}: {auto['accuracy']:.2f} %, low {low['accuracy']:.2f}, high"
-        f" {high['accuracy']:.2f} (one look each), at {auto['relative']:.1f} % of high's BitOps"
-        f" (bar: high - {-POINTS} at {SHARE} %, goal {GOAL} %)"
+        f" {high['accuracy']:.2f} (one look each), at {auto['relative']:.1f} % of the BitOps of"
+        f" high (bar: high - {-POINTS} at {SHARE} %, goal {GOAL} %)"
         f" {verdict_of(passed, auto['relative'] <= GOAL)}"
     )

@@ -47,8 +47,9 @@ def torch_mlp(
     import torch
 
     parts: list[Any] = []
-    for own in layers:
-        parts += [_linear(np.asarray(own["kernel"]), np.asarray(own["bias"])), torch.nn.ReLU()]
+    for layer in layers:
+        kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"])
+        parts += [_linear(kernel, bias), torch.nn.ReLU()]
     network = torch.nn.Sequential(*parts[:-1]).eval()
     given = torch.from_numpy(np.array(x))
     requests = {plain: _request(network, given)}
@@ -63,7 +64,7 @@ def torch_lstm(
     plain: str,
     quantized: str,
 ) -> dict[str, Request]:
-    """Name -> a step of flax's LSTM cell of these parameters, given (x, h, c); it gives (c, h)."""
+    """Name -> a step of the LSTM cell of flax with these parameters; (x, h, c) gives (c, h)."""
     if not has_torch():
         return {}
     import torch
@@ -75,7 +76,7 @@ def torch_lstm(
     cell.weight_hh.data = torch.from_numpy(np.ascontiguousarray(of_hidden.T))
     cell.bias_hh.data, cell.bias_ih.data = torch.from_numpy(bias), torch.zeros(4 * hidden)
 
-    class Step(torch.nn.Module):  # what is quantized is a network's children
+    class Step(torch.nn.Module):  # the children of a network are what is quantized
         def __init__(self) -> None:
             super().__init__()
             self.cell = cell

@@ -53,8 +53,8 @@ WARM, WARM_SECONDS = 3, 0.05  # at least so many requests, and so long, before t
 COLD_REQUESTS = 10
 EVICT = 64 << 20  # bytes, at least, that go through the caches to evict what was there
 CACHES = (
-    "Warm requests follow each other: planes and int8 weights (the MLP's 2.5 MB a plane, the LSTM's"
-    " 4.2)\nstay in the last-level cache as far as they fit, float32's 80 and 134 MB do not."
+    "Warm requests follow each other: planes and int8 weights (2.5 MB a plane of the MLP, 4.2 of"
+    " the LSTM)\nstay in the last-level cache as far as they fit, float32's 80 and 134 MB do not."
     ' "cold": the same\nrequests, the caches evicted before each. The bars are of the warm ones.'
 )
 
@@ -87,7 +87,7 @@ BARS = {
 
 
 def forms() -> dict[str, str | None]:
-    """Suffix of a row -> `form` of plane_product: the fastest, and XLA's own where that differs."""
+    """Suffix of a row -> `form` of plane_product: the fastest, and that of XLA where it differs."""
     return {"": None, XLA: "xla"} if native.available() else {"": None}
 
 
@@ -127,7 +127,7 @@ def plain_step(
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """A step in float32 with the kernels of all gates in one [in + H, 4H], as a service keeps them.
 
-    flax's own cell joins its eight kernels at every step, which takes ten times as long.
+    The cell of flax joins its eight kernels at every step, which takes ten times as long.
     """
     c, h = carry
     i, f, g, o = jnp.split(jnp.concatenate([x, h], axis=1) @ kernels + bias[None], 4, axis=1)
@@ -137,7 +137,7 @@ def plain_step(
 
 
 def stack_gates(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """The kernels [in + H, 4H] and biases [4H] of flax's LSTM cell, for `plain_step`."""
+    """The kernels [in + H, 4H] and biases [4H] of an LSTM cell of flax, for `plain_step`."""
     inputs, hidden, bias = join_gates(params)
     return jnp.concatenate([inputs, hidden]), bias
 
@@ -217,7 +217,7 @@ def time_requests(
         }
     times = time_rounds(programs, repeats)
     warm, cold = (
-        {name: own for (name, kind), own in times.items() if kind == wanted}
+        {name: each for (name, kind), each in times.items() if kind == wanted}
         for wanted in ("warm", "cold")
     )
     return warm, cold
@@ -234,9 +234,9 @@ def requests_table(
     """
     others = [name for name in (JAX, TORCH, INT8) if name in times]
     rows = []
-    for name, own in times.items():
+    for name, rounds in times.items():
         ratios = {other: speed_ratio(times, name, other) for other in others}
-        row = {"program": name, "warm": median_and_range(own, digits=3), **ratios}
+        row = {"program": name, "warm": median_and_range(rounds, digits=3), **ratios}
         if cold:
             row["cold"] = np.median(cold[name])
             row |= {f"cold {other}": speed_ratio(cold, name, other) for other in others}
@@ -249,7 +249,7 @@ def requests_table(
         *((name, f"x {name}", "{:.2f}") for name in others),
         ("cold", "cold: ms", "{:.3f}"),
         *((f"cold {name}", f"cold: x {name}", "{:.2f}") for name in others),
-        ("off", "off float's, %", "{:.1f}"),
+        ("off", "off float, %", "{:.1f}"),
         ("slower", "slower than", "{}"),
     ]
     return markdown_table(rows, columns, left=("program", "slower"))

@@ -73,10 +73,10 @@ def under_load(predictor: Predictor, requests: int, threads: int = THREADS) -> L
     rows: list[list[tuple[bool, float, bool]]] = [[] for _ in per_thread]
 
     def ask(thread: int) -> None:
-        own = np.random.default_rng(thread)
+        choice = np.random.default_rng(thread)
         before = None
         for _ in range(per_thread[thread]):
-            mode, index = modes[own.integers(len(modes))], int(own.integers(IMAGES))
+            mode, index = modes[choice.integers(len(modes))], int(choice.integers(IMAGES))
             taken, logits = timed(partial(predictor.predict, images[index], mode))
             good = np.array_equal(logits, right[mode][index])
             rows[thread].append((mode != before, taken, good))
@@ -86,10 +86,10 @@ def under_load(predictor: Predictor, requests: int, threads: int = THREADS) -> L
         workers = [pool.submit(ask, thread) for thread in range(threads)]
     for worker in workers:
         worker.result()  # raises what the thread raised
-    flat = [row for own in rows for row in own[1:]]  # a thread's first request follows none
+    flat = [row for of_thread in rows for row in of_thread[1:]]  # its first follows none
     load = Load(
         requests=sum(map(len, rows)),
-        wrong=sum(not good for own in rows for *_, good in own),
+        wrong=sum(not good for of_thread in rows for *_, good in of_thread),
         compilations=len(compiled),
         same=np.array([taken for switched, taken, _ in flat if not switched]),
         other=np.array([taken for switched, taken, _ in flat if switched]),
@@ -108,7 +108,7 @@ def switch_cost(predictor: Predictor, repeats: int = 300) -> float:
         times: dict[str, list[float]] = {mode: [] for mode in modes}
         for mode in order:
             times[mode].append(timed(partial(predictor.predict, image, mode))[0])
-        taken[name] = np.mean([np.median(own) for own in times.values()])
+        taken[name] = np.mean([np.median(of_mode) for of_mode in times.values()])
     return float(taken["alternating"] - taken["blocks"])
 
 
@@ -120,7 +120,7 @@ def measure_switching(path: Path, requests: int) -> list[str]:
     load = under_load(predictor, requests)
     cost = switch_cost(predictor)
     memory = predictor.bytes / high.bytes
-    tails = [float(np.percentile(own, 99)) for own in (load.same, load.other)]
+    tails = [float(np.percentile(taken, 99)) for taken in (load.same, load.other)]
     tail = tails[1] / tails[0]
     return [
         f"{load.requests:,} requests, compilations: {load.compilations} (bar 0)"

@@ -2,10 +2,10 @@
 
     python -m experiments.benchmark train --repeats=7 --batch_size=128 --model=resnet20
 
-On two CPU cores a quarter of an hour, most of it for compiling and for the slowest peer. Prints a
-Markdown table, the bars that the project set itself, and what each peer can express. On an AMD EPYC
-the quantized step runs at 0.8 times the speed of our float step, which is 1.5 times as fast as
-plain flax with the default options of JAX. The peers need the extra [benchmark].
+Some minutes on two CPU cores, a minute and a half of them for the rounds, the rest for compiling.
+Prints a Markdown table, the bars that the project set itself, and what each peer can express.
+Expected on an AMD EPYC: the quantized step has 0.8 times the speed of our float step, which is 1.6
+times as fast as plain flax with the default options of JAX. The peers need the extra [benchmark].
 """
 
 import dataclasses
@@ -58,8 +58,8 @@ FLOAT, HIGH, LOW, BOTH = "ours float", "ours w8a8", "ours w2a2", "ours w8a8 and 
 BARS = (
     Bar("quantized step against our float step, high", HIGH, FLOAT, 0.76, 0.9),
     Bar("quantized step against our float step, low", LOW, FLOAT, 0.76, 0.9),
-    Bar("quantized step against Qwix's", HIGH, QWIX, 1.0, 1.5),
-    Bar("quantized step against AQT's", HIGH, AQT, 1.0, 1.5),
+    Bar("quantized step against that of Qwix", HIGH, QWIX, 1.0, 1.5),
+    Bar("quantized step against that of AQT", HIGH, AQT, 1.0, 1.5),
     Bar("float step against plain flax", FLOAT, PLAIN, 1.0, 2.0),
 )
 _COLUMNS = (
@@ -68,13 +68,13 @@ _COLUMNS = (
     ("images", "images/s", "{:.0f}"),
     (PLAIN, "x plain flax", "{:.2f}"),
     (QWIX, "x Qwix", "{:.2f}"),
-    ("difference", "logits off float's, %", "{:.1f}"),
+    ("difference", "logits off float, %", "{:.1f}"),
 )
 
 
 @dataclasses.dataclass
 class Program:
-    """A compiled train step, the state it carries, and how far its logits are from float's."""
+    """A compiled train step, the state it carries, and how far its logits are from float logits."""
 
     step: Callable[[Any], tuple[Any, jax.Array]]
     state: Any
@@ -160,7 +160,7 @@ def _constant(updates: int) -> optax.Schedule:
 
 
 def _our_logits(model: ResNet, variables: Any, images: jax.Array, *, precision: str) -> jax.Array:
-    """In training mode, so that batch statistics are the batch's."""
+    """In training mode, so that normalisation takes the statistics of the batch."""
     settings: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]}
     logits: Any = model.apply(variables, images, precision=precision, **settings)[0]
     return logits
@@ -169,7 +169,7 @@ def _our_logits(model: ResNet, variables: Any, images: jax.Array, *, precision: 
 def peer_programs(
     names: Sequence[str], model: ResNet, images: jax.Array, labels: jax.Array
 ) -> tuple[dict[str, Program], list[str]]:
-    """The peers with JAX's default options and with ours; a line on what each quantizes."""
+    """The peers with the default options of JAX and with ours; a line on what each quantizes."""
     sizes = {key: getattr(model, key) for key in ("stage_sizes", "widths", "space_to_depth")}
     pixels = images.astype(jnp.float32) / 127.5 - 1  # once: no part of their steps
     variables = jax.jit(train_peers.plain(**sizes).init)(jax.random.key(0), pixels[:1])
@@ -216,13 +216,13 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
 def steps_table(times: Times, programs: Mapping[str, Program], batch_size: int) -> str:
     """One line per program, in Markdown."""
     rows: list[dict[str, Any]] = []
-    for name, own in times.items():
+    for name, rounds in times.items():
         off = programs[name].difference
         rows.append(
             {
                 "program": name,
-                "milliseconds": median_and_range(own, digits=1),
-                "images": batch_size / float(np.median(own)) * 1e3,
+                "milliseconds": median_and_range(rounds, digits=1),
+                "images": batch_size / float(np.median(rounds)) * 1e3,
                 **{other: speed_ratio(times, name, other) for other in (PLAIN, QWIX)},
                 "difference": None if off is None else 100 * off,
             }
@@ -255,8 +255,8 @@ def measure_train_step(
     programs, notes = peer_programs(wanted, network, images, labels)
     programs |= our_programs(network, images, labels)
     # Compilation and one step come first.
-    time_rounds({f"compiling {key}": partial(own.run, 2) for key, own in programs.items()}, 1)
-    each = {key: partial(own.run, steps or STEPS) for key, own in programs.items()}
+    time_rounds({f"compiling {name}": partial(p.run, 2) for name, p in programs.items()}, 1)
+    each = {name: partial(p.run, steps or STEPS) for name, p in programs.items()}
     times = time_rounds(each, repeats)
     new, lines = count_new_traces(network, images[:8]), judge_bars(BARS, times)
     lines.append(f"new traces over {SWITCHES} switches: {new} (bar 0) {verdict_of(new == 0)}")

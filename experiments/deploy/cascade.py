@@ -130,7 +130,7 @@ def plot_cascade(found: Mapping[str, Any], path: Path) -> None:
     from experiments.figures import serving
 
     names = {"curve": "auto", "curve_without_mirror": "auto without the mirrored look"}
-    curves = {names[key]: [Point(**own) for own in found[key]] for key in names if key in found}
+    curves = {names[key]: [Point(**point) for point in found[key]] for key in names if key in found}
     low, *autos, high = found["sweep"]
     places = {row["way"]: (row["full"], row["accuracy"]) for row in autos}
     timed = serving.Timed(

@@ -27,7 +27,7 @@ from experiments.benchmark.timing import time_rounds, timed
 from experiments.figures.tables import Rows
 
 BATCHES = (1, 8, 64)
-COSTS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)  # of the sweep, share of high's
+COSTS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)  # of the sweep; shares
 ROUNDS = 3
 CHOSEN = "auto, chosen"
 SINGLES, FULL = 64, 3  # requests a round, of one image and of the largest batch
@@ -56,7 +56,7 @@ class CascadeSettings:
       dataset: its validation images calibrate.
       accuracy, cost: as `choose_point` of the calibration takes; one of them is given.
       mirror: a second look of low at the mirrored image.
-      blend: weight of low's logits in the answers of high.
+      blend: weight of the logits of low in the answers of high.
     """
 
     dataset: str
@@ -79,13 +79,15 @@ def cascade_settings(
     0.1 points, mirroring where the data set allows it, and then the sum of both modes' logits.
 
     Raises:
-      ValueError: another image shape than the file's; mirroring of images that may not be mirrored;
+      ValueError: another image shape than the file takes; mirroring where it gives another image;
         both of accuracy and cost; a cost that is no share; a blend that is negative or not finite.
     """
     if accuracy is not None and cost is not None:
         raise ValueError(f"--accuracy={accuracy:g} and --cost={cost:g}: expected one of them")
     if cost is not None and not 0 < cost <= 1:
-        raise ValueError(f"--cost={cost:g}: expected a share of high's BitOps, above 0 and up to 1")
+        raise ValueError(
+            f"--cost={cost:g}: expected a share, above 0 and up to 1, of the BitOps of high"
+        )
     if blend is not None and not (math.isfinite(blend) and blend >= 0):
         raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
     trained_on = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
@@ -149,7 +151,7 @@ def point_row(point: Point, costs: Costs, way: str) -> dict[str, Any]:
 
 def mode_rows(logits: Mapping[str, np.ndarray], labels: np.ndarray, costs: Costs) -> Rows:
     """The two modes alone as rows of the table: high is a cascade that shares nothing."""
-    low, high = (own.argmax(1) == labels for own in logits.values())
+    low, high = (of_mode.argmax(1) == labels for of_mode in logits.values())
     none, alone = np.zeros(len(labels), bool), dataclasses.replace(costs, first=0.0, reused=0.0)
     points = (
         measure_point(0.0, low, high, none, none, costs),
@@ -172,18 +174,18 @@ def time_ways(
         "full": [images[i * BATCHES[-1] : (i + 1) * BATCHES[-1]] for i in range(FULL)],
     }
     programs = {
-        (way, kind): partial(_milliseconds_per_image, run, own)
+        (way, kind): partial(_milliseconds_per_image, run, batches)
         for way, run in ways.items()
-        for kind, own in requests.items()
+        for kind, batches in requests.items()
     }
     times = time_rounds(programs, ROUNDS)
     return {way: {kind: statistics.median(times[way, kind]) for kind in requests} for way in ways}
 
 
 def _milliseconds_per_image(
-    run: Callable[[np.ndarray], Any], requests: Sequence[np.ndarray]
+    run: Callable[[np.ndarray], Any], batches: Sequence[np.ndarray]
 ) -> float:
-    return timed(lambda: [run(own) for own in requests])[0] / sum(map(len, requests))
+    return timed(lambda: [run(batch) for batch in batches])[0] / sum(map(len, batches))
 
 
 def sweep(

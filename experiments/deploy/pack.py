@@ -47,7 +47,7 @@ def pack_run(workdir: Path, out: Path) -> None:
 
 def recorded_command(words: Sequence[str]) -> str:
     """The command as a file may hold it, of the words behind the name of the program: of every path
-    the last part alone, as the folders before it are nobody else's business.
+    the last part alone, as the folders before it are not for others to read.
 
     >>> recorded_command(["pack", "--workdir=/home/me/runs/one/", "--out=net.safetensors"])
     'python -m experiments.deploy pack --workdir=one --out=net.safetensors'

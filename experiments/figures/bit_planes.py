@@ -16,7 +16,7 @@ _WIDTHS = (("#c3b1d9", 5.0), (AUTO, 1.8), (DARK, 0.8))  # colour and line, of wi
 
 
 def first_kernels(values: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """A first layer's kernels as pictures: [height, width, channels, kernels].
+    """The kernels of a first layer as pictures: [height, width, channels, kernels].
 
     Args:
       values: [H * W * C, kernels] of a Dense, or [h, w, side * side * C, kernels] of a Conv whose
@@ -73,7 +73,7 @@ def draw_planes(
     worst: dict[int, float] = {}
     # They lie on one another: the wider line below shows at both sides of the narrower.
     for (name, accuracy), (colour, width) in zip(curves.items(), _WIDTHS, strict=False):
-        errors = {planes: 100 - own for planes, own in accuracy.items()}
+        errors = {planes: 100 - percent for planes, percent in accuracy.items()}
         counts = range(1, max(errors) + 1)  # no line over what was not measured
         drawn = [errors.get(planes, math.nan) for planes in counts]
         axes.plot(counts, drawn, "o-", color=colour, lw=width, ms=4 + width, label=name)
@@ -90,9 +90,9 @@ def draw_planes(
                 textcoords="offset points",
                 color=DARK,
             )
-    lowest = min(100 - value, *(100 - own for curve in curves.values() for own in curve.values()))
+    best = max(value, *(max(accuracy.values()) for accuracy in curves.values()))
     axes.set(xlabel="planes of the weights that are read", ylabel=f"{split} error, %", title=title)
-    axes.set_ylim(lowest - 0.1 * top, top)
+    axes.set_ylim(100 - best - 0.1 * top, top)
     axes.set_xticks(range(1, max(worst) + 1))
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right")

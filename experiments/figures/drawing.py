@@ -22,7 +22,7 @@ def pyplot_for_files() -> Any:
     """matplotlib.pyplot as commands use it: without a window, and so without a screen.
 
     Imported only here, so that a command which draws nothing runs without matplotlib. Notebooks
-    have a backend of their own, and do not call this.
+    have another backend, and do not call this.
     """
     import matplotlib
 
@@ -33,6 +33,6 @@ def pyplot_for_files() -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure of `pyplot_for_files`, in the format that the file's name asks for."""
+    """Writes a figure of `pyplot_for_files`, in the format that its name asks for."""
     figure.savefig(path, dpi=144)
     pyplot_for_files().close(figure)

@@ -107,9 +107,9 @@ def draw_grid(
         axes.xaxis.set_major_locator(MaxNLocator(5))
     handles = [
         plt.Line2D([], [], marker="o", ls="", ms=4, color=_INK, label="a weight"),
-        plt.Line2D([], [], marker="o", ls="", ms=4, color=LOW, label="low's code has changed"),
-        plt.Line2D([], [], color=LOW, lw=2, label="edge of low's cells"),
-        plt.Line2D([], [], color=HIGH, lw=0.8, label="edge of high's"),
+        plt.Line2D([], [], marker="o", ls="", ms=4, color=LOW, label="its low code has changed"),
+        plt.Line2D([], [], color=LOW, lw=2, label="edge of a low cell"),
+        plt.Line2D([], [], color=HIGH, lw=0.8, label="edge of a high cell"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
@@ -120,7 +120,7 @@ def _codes(w: np.ndarray, step: float, bits: int, stored: int) -> np.ndarray:
 
 
 def _draw_cells(axes: Axes, row: int, cell: float, bits: int, limit: float) -> None:
-    """Low's cells as bands with their codes; the outer ones have no end."""
+    """The cells of low as bands with their codes; the outer ones have no end."""
     top = 2 ** (bits - 1)
     edges = np.arange(1 - top, top) * cell
     ends = [-limit, *edges, limit]

@@ -24,7 +24,7 @@ Losses = Mapping[str, np.ndarray]  # mode -> losses [n]
 
 
 def random_direction(kernels: Leaves, seed: int) -> Leaves:
-    """Normal noise, scaled so that every filter (output channel) has the norm of the kernel's own.
+    """Normal noise, scaled so that every filter (output channel) has its norm in the kernel.
 
     Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", arXiv 1712.09913.
     """
@@ -55,7 +55,7 @@ def crossings(
 def stretches(
     params: Mapping[str, Any], layers: Mapping[TreePath, Layer], direction: Leaves, changes: int
 ) -> np.ndarray:
-    """The intervals around t = 0 within which low's codes stay: edges [changes + 2], sorted.
+    """The intervals around t = 0 within which the codes of low stay: edges [changes + 2], sorted.
 
     Args:
       layers: those that `direction` moves.
@@ -101,11 +101,11 @@ def draw_landscape(
     pieces: tuple[np.ndarray, np.ndarray],
     ends: tuple[np.ndarray, Losses] | None,
 ) -> Figure:
-    """Both modes' loss along a random line, from afar and close up, and between phase ends.
+    """The loss of both modes along a random line, from afar and close up, and between phase ends.
 
     Args:
       wide, close, ends: (places [n], mode -> losses [n]).
-      pieces: (edges [m + 1] of the intervals in which low's codes stay, low's loss in each [m]).
+      pieces: (edges [m + 1] of the intervals in which the codes of low stay, its loss in each [m]).
     """
     panels = 2 if ends is None else 3
     figure, grid = plt.subplots(1, panels, figsize=(0.4 + 3.3 * panels, 3.2), layout="constrained")

@@ -43,7 +43,7 @@ def open_study(study: Path) -> dict[str, Any]:
 
 
 def find_network(study: Path, results: Mapping[str, Any]) -> Path:
-    """The workdir of the first pair's `two_phase joint`, else of any finished two_phase network.
+    """The workdir of `two_phase joint` on the first pair, else of any finished two_phase network.
 
     Raises:
       FileNotFoundError: none is finished; the message has the command that goes on.
@@ -86,7 +86,7 @@ def stages(workdir: Path, model: nn.Module, example: Example) -> dict[str, Varia
 
 
 def draw_accuracy(pairs: Sequence[Mapping[str, Any]], split: str) -> Figure:
-    """Each method's modes, a panel per pair on one scale: means as dots, seeds as strokes.
+    """The modes of each method, a panel per pair on one scale: means as dots, seeds as strokes.
 
     A truncated network may be far behind: it does not set the scale, and is written at the edge.
     """
@@ -138,7 +138,7 @@ def _accuracy_key(pairs: Sequence[Mapping[str, Any]]) -> list:
     ]
     marks.append(plt.Line2D([], [], marker="|", ls="", color="k", ms=9, label="one seed"))
     if "twins" in methods:
-        marks.append(plt.Line2D([], [], color="k", lw=1, ls=DASHES, label="the mode's twin"))
+        marks.append(plt.Line2D([], [], color="k", lw=1, ls=DASHES, label="the twin of that mode"))
     return marks
 
 

@@ -25,17 +25,19 @@ def draw_requests(milliseconds: Mapping[str, Mapping[int, float]]) -> Figure:
     Args:
       milliseconds: mode -> number of the request -> its time.
     """
-    medians = {mode: float(np.median([*own.values()])) for mode, own in milliseconds.items()}
+    medians = {
+        mode: float(np.median([*by_turn.values()])) for mode, by_turn in milliseconds.items()
+    }
     top = 2.5 * max(medians.values())
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    for mode, own in milliseconds.items():
-        turns, times = np.array([*own]), np.array([*own.values()])
+    for mode, by_turn in milliseconds.items():
+        turns, times = np.array([*by_turn]), np.array([*by_turn.values()])
         held = times > top
         label = f"{mode}, median {medians[mode]:.2f} ms"
         axes.plot(turns[~held], times[~held], "o", ms=4, color=COLOURS[mode], label=label)
         axes.plot(turns[held], np.full(held.sum(), 0.98 * top), "^", ms=6, color=COLOURS[mode])
         axes.axhline(medians[mode], color=COLOURS[mode], lw=0.8, ls=DASHES, zorder=0)
-    held_up = sum(ms > top for own in milliseconds.values() for ms in own.values())
+    held_up = sum(ms > top for by_turn in milliseconds.values() for ms in by_turn.values())
     title = f"; {held_up} above this scale (triangles)" if held_up else ""
     axes.set_title(f"one image a request, another mode each time{title}")
     axes.set(xlabel="request", ylabel="ms", ylim=(0, top))
@@ -44,7 +46,7 @@ def draw_requests(milliseconds: Mapping[str, Mapping[int, float]]) -> Figure:
 
 
 def draw_margins(margins: np.ndarray, right: Mapping[str, np.ndarray], groups: int) -> Figure:
-    """Low's margins where it is right and where it is wrong; both modes' accuracy along them.
+    """Margins of low, where it is right and where it is wrong; accuracy of both modes along them.
 
     Args:
       margins: [N], of low.
@@ -55,13 +57,13 @@ def draw_margins(margins: np.ndarray, right: Mapping[str, np.ndarray], groups: i
     edges = np.linspace(0, np.quantile(margins, 0.995), 25)
     inside = np.minimum(margins, edges[-1])
     for is_right, colour in ((True, GREY), (False, COLOURS["low"])):
-        own = inside[right["low"] == is_right]
-        if not len(own):
+        group = inside[right["low"] == is_right]
+        if not len(group):
             continue
-        label = f"low is {'right' if is_right else 'wrong'}: {len(own):,} images"
-        share = np.full(len(own), 100 / len(own))
-        left.hist(own, edges, weights=share, color=colour, alpha=0.6, label=label)
-    left.set(xlabel="low's margin, in logits", ylabel="of these images, %", xlim=(0, edges[-1]))
+        label = f"low is {'right' if is_right else 'wrong'}: {len(group):,} images"
+        share = np.full(len(group), 100 / len(group))
+        left.hist(group, edges, weights=share, color=colour, alpha=0.6, label=label)
+    left.set(xlabel="margin of low, in logits", ylabel="of these images, %", xlim=(0, edges[-1]))
     left.legend()
 
     parts = np.array_split(np.argsort(margins), groups)
@@ -70,7 +72,7 @@ def draw_margins(margins: np.ndarray, right: Mapping[str, np.ndarray], groups: i
         accuracy = [100 * right[mode][part].mean() for part in parts]
         along.stairs(accuracy, ends, baseline=None, color=COLOURS[mode], lw=width, label=mode)
     along.set(
-        xlabel="images, from low's smallest margin to its largest, %",
+        xlabel="images, from the smallest margin of low to the largest, %",
         ylabel="right, %",
         xlim=(0, 100),
     )
@@ -84,7 +86,7 @@ class Timed:
     """Milliseconds per image and accuracy in percent, as pairs.
 
     Attributes:
-      modes: of the two modes, in the order of `draw_cascade`'s.
+      modes: of the two modes, in the order that `draw_cascade` has them.
       autos: of the cascade at some thresholds; chosen: at the one chosen.
       device: where they were timed.
     """
@@ -106,7 +108,7 @@ def draw_cascade(
 
     Args:
       curves: name -> points; the first is the one that `chosen` is of.
-      alone: mode -> (share of the last one's BitOps, accuracy), both in percent; two modes.
+      alone: mode -> (share of the BitOps of the last one, accuracy), both in percent; two modes.
       timed: a second panel, accuracy over latency.
     """
     size = (7, 4) if timed is None else (10.5, 4.2)
@@ -129,7 +131,7 @@ def draw_cascade(
     mark = f"chosen: {100 * chosen.escalated:.0f} % of the images reach {high}"
     _mark_ways(axes, alone, (100 * chosen.relative, chosen.accuracy), mark)
     axes.set(
-        xlabel=f"average BitOps per image, % of {high}'s",
+        xlabel=f"average BitOps per image, % of those of {high}",
         ylabel=f"{split} accuracy, %",
         xlim=(0, None),
     )
@@ -147,7 +149,7 @@ def draw_cascade(
 def _mark_ways(
     axes: Axes, modes: Mapping[str, tuple[float, float]], chosen: tuple[float, float], mark: str
 ) -> None:
-    """Squares for the two modes, a line at the second one's accuracy, and a star."""
+    """Squares for the two modes, a line at the accuracy of the second, and a star."""
     for (name, place), colour in zip(modes.items(), ("low", "high"), strict=True):
         axes.plot(*place, "s", ms=8, color=COLOURS[colour], label=name)
     _, accuracy = [*modes.values()][-1]

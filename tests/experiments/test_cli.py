@@ -1,5 +1,8 @@
 """The frame of all commands: words and flags that reach a command, and those that are refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 from absl import flags
 
@@ -62,7 +65,7 @@ def test_words_without_use_are_refused(give):
 
 def test_a_flag_that_is_needed(give):
     give(define_toy_flags)
-    with pytest.raises(ValueError, match="--out missing: expected it as --name=value"):
+    with pytest.raises(ValueError, match="--out must be given, as --name=value"):
         cli.start_command(TOYS, ["write"])
 
 
@@ -93,3 +96,11 @@ def test_a_flag_that_only_others_read_is_refused(give, command, words, argument)
 def test_flags_below_their_bounds_are_refused(give, argument):
     with pytest.raises(flags.IllegalFlagValueError, match="is not"):
         give(benchmark.define_benchmark_flags, argument)
+
+
+def test_no_code_imports_a_command_file():
+    """What others need stands in a module whose name says what it is."""
+    sources = (Path(__file__).parents[2] / "experiments").rglob("*.py")
+    assert not [
+        path for path in sources if re.search(r"import.*__main__|__main__ import", path.read_text())
+    ]
