@@ -1,5 +1,6 @@
 """The state that training carries, and how it is made."""
 
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import Example
 from dual_precision.tasks.task import State, Tree
 from dual_precision.training.compilation import RUNS_ONCE
@@ -40,10 +42,11 @@ class TrainState:
 def initial_variables(model: nn.Module, example: Example, seed: int) -> dict[str, Any]:
     """params and batch_stats of every mode, for what the model takes; see `structure_of`."""
     inputs = example if isinstance(example, tuple) else (example,)
-
-    def init(key: jax.Array) -> dict[str, Tree]:
-        batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), inputs)
-        return dict(model.init(key, *batch, precision="float"))
-
-    variables = jax.jit(init, compiler_options=RUNS_ONCE)(jax.random.key(seed))
+    batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), inputs)
+    variables = _init(jax.random.key(seed), batch, model=model)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+@partial(jax.jit, static_argnames="model", compiler_options=RUNS_ONCE)
+def _init(key: jax.Array, batch: tuple[Tree, ...], *, model: nn.Module) -> dict[str, Tree]:
+    return dict(model.init(key, *batch, precision=FLOAT_NAME))
