@@ -233,7 +233,7 @@ def _evaluate(
 ) -> list[float]:
     """Writes a record of all that is measured; the score of each mode."""
     step, model, task = int(state.step), network.model, network.task
-    rates = jax.jit(stage.values)(jnp.int32(step - 1))
+    rates = stage.logged_values(jnp.int32(step - 1))
     record: Record = {"step": step, "epoch": step // stage.steps_per_epoch}
     record |= {"phase": stage.phase.name}
     record |= {name: float(value) for name, value in rates.items() if name != "step"}

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from dual_precision import modes
-from dual_precision.structure import Structure
 from dual_precision.training.initialize import EstimateNorms, FitWeightSteps
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, Sgd
-from dual_precision.training.phases import Phase, check_recipe, stages_of
+from dual_precision.training.phases import Phase, check_recipe
 from experiments.recipes.config import (
     ORDERED,
     ORDERS,
@@ -166,14 +165,12 @@ def test_phases_that_contradict_themselves(arguments):
 
 
 def rates_of(recipe: Recipe, updates: int) -> list[float]:
-    """The learning rate of every update, `updates` to the epoch."""
-    known = modes(low="w2a2", high="w8a8")
-    empty = Structure(known, {}, {}, {}, (), {}, {})
-    return [
-        float(stage.schedules[RATE](float(step)))
-        for stage in stages_of(recipe.phases(), empty, updates)
-        for step in range(stage.end - stage.start + 1)
-    ]
+    """The learning rate after every update, from none to all of them; `updates` to the epoch."""
+    rates = []
+    for stretch in recipe.phases():
+        rate = stretch.schedules[RATE](stretch.epochs * updates)
+        rates += [float(rate(float(step))) for step in range(stretch.epochs * updates + 1)]
+    return rates
 
 
 def test_learning_rates_rise_and_fall_in_every_phase():
