@@ -42,7 +42,7 @@ _COLUMNS = (
 )
 
 
-def read_widths(names: Sequence[str]) -> list[int]:
+def activation_widths(names: Sequence[str]) -> list[int]:
     """["8", "16"] -> [8, 16], of the widths that fixed-point activations have, each once."""
     known = {str(bits): bits for bits in WIDTHS}
     if not names or not set(names) <= set(known) or len(set(names)) < len(names):
@@ -126,7 +126,7 @@ def main(
       ValueError: `workdir` is not the folder of a run of --mode=float; other activations than
         8, 16 and 32 bits.
     """
-    clock, folder, widths = cli.Stopwatch(), Path(workdir), read_widths(activations)
+    clock, folder, widths = cli.Stopwatch(), Path(workdir), activation_widths(activations)
     experiment = read_description(folder)["experiment"]
     if experiment["mode"] != FLOAT_NAME:
         raise ValueError(f"a run of --mode={experiment['mode']}: expected one of --mode=float")

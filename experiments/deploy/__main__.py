@@ -31,6 +31,7 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     switch = partial(flags.DEFINE_bool, flag_values=values)
     string("workdir", None, "pack: folder of a run; cascade: of what it leaves")
     string("out", None, "pack: the file to write")
+    string("widths", None, 'pack, report: JSON file, {layer or pattern: {mode: "w4a4"}}')
     string("dataset", None, "cascade: by default what the network was trained on")
     number("accuracy", None, "cascade: wanted difference to high, points; -0.1")
     number("cost", None, "cascade: wanted share of the BitOps of high, instead of accuracy")

@@ -13,10 +13,13 @@ from typing import Any
 
 from dual_precision.costs import layer_cost, layer_energy, mode_cost, mode_energy
 from dual_precision.deploy import Cascade, PackedInfo, inspect_packed
+from dual_precision.deploy.layer_widths import LayerTexts
 from dual_precision.deploy.predictor import AUTO, CASCADE
+from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_BITS
-from dual_precision.structure import Layer
+from dual_precision.structure import Layer, structure_of
 from experiments.figures.tables import markdown_table
+from experiments.recipes.flags import read_widths_file
 
 Layers = Mapping[tuple[str, ...], Layer]
 Measured = Mapping[str, Mapping[str, Any]]  # mode -> further cells of its row, by their keys
@@ -46,11 +49,22 @@ _ENERGY = (
 )
 
 
-def report_command(file: str) -> None:
-    """The sub-command `report`."""
+def report_command(file: str, *, widths: str | None = None) -> None:
+    """The sub-command `report`, of the file as it is, or with other widths in some layers."""
     info = inspect_packed(file)
     size = "x".join(map(str, info.image_shape))
-    print(f"{file}: {info.network['name']}, images {size}\n\n{packed_report(info)}")
+    text = packed_report(info)
+    if widths:
+        text = cost_report(layers_with(info, read_widths_file(widths)), [*info.bytes_read])
+    print(f"{file}: {info.network['name']}, images {size}\n\n{text}")
+
+
+def layers_with(info: PackedInfo, widths: LayerTexts) -> Layers:
+    """The layers of a packed network, if some had other widths."""
+    network = {**info.network, "layers": {**info.network.get("layers", {}), **widths}}
+    if "stored" not in network:
+        network["stored"] = build_from(info.network).modes.stored
+    return structure_of(build_from(network), info.example).layers
 
 
 def packed_report(info: PackedInfo) -> str:
@@ -76,7 +90,7 @@ def cost_report(
     """Two Markdown tables, what each mode and what each layer costs, and the energy model.
 
     Args:
-      layers: as `describe_layers` gives, with a width in each of `modes`.
+      layers: as `structure_of` finds them, with a width in each of `modes`.
       measured: a name that is not one of `modes` has a row of these cells alone.
     """
     rows = {mode: _mode_row(layers, mode) for mode in modes}

@@ -57,11 +57,11 @@ def read_config() -> tuple[Config, str]:
                 raise ValueError(f"--{name}= is empty: expected a value, or leave it out")
             settings[name] = value
     if FLAGS.widths is not None:
-        settings["widths"] = widths_of(FLAGS.widths)
+        settings["widths"] = read_widths_file(FLAGS.widths)
     return make_config(preset := _preset(settings.get("dataset")), settings), preset
 
 
-def widths_of(path: str) -> Any:
+def read_widths_file(path: str) -> Any:
     """Widths of layers from a JSON file.
 
     Raises:

@@ -90,5 +90,5 @@ def test_refused(run, tmp_path):
         planes.main(workdir=str(tmp_path / "nowhere"), activations=["8"], test=True)
     for names in ([], ["4"], ["8", "8"], ["8", ""]):
         with pytest.raises(ValueError, match="expected some of 8, 16, 32, each once"):
-            planes.read_widths(names)
-    assert planes.read_widths(["16", "8"]) == [16, 8]
+            planes.activation_widths(names)
+    assert planes.activation_widths(["16", "8"]) == [16, 8]
