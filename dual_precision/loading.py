@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
-from dual_precision.structure import LayerPath, Structure
+from dual_precision.structure import Example, LayerPath, Structure, structure_of
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 
 

@@ -33,7 +33,7 @@ def with_layer_widths(
         path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
         for path, entry in widths.items()
     }
-    layers = FrozenDict({**model.modes.layers, **entries})
+    layers: FrozenDict = FrozenDict({**model.modes.layers, **entries})
     other = model.clone(modes=dataclasses.replace(model.modes, layers=layers))
     before, after = structure_of(model, example), structure_of(other, example)
     leaves = flatten_dict(dict(variables))
