@@ -59,9 +59,11 @@ def to_sections(
       ValueError: a value is missing; a weight would not come back with the code that it has now.
     """
     leaves: Leaves = dict(flatten_dict(variables))
-    check_shapes(leaves, {path: leaf.shape for path, leaf in structure.shapes.items()})
-    kept = structure.leaves_of(order)  # float's own values are of no use without float weights
-    leaves = {path: leaf for path, leaf in leaves.items() if path in kept}
+    # What float alone reads is of no use without float weights: it may be missing.
+    kept = structure.leaves_of(order)
+    known = {path: leaf.shape for path, leaf in structure.shapes.items() if path in leaves}
+    check_shapes(leaves, known | kept)
+    leaves = {path: leaves[path] for path in kept}  # in the order of the model: one file for all
     planes = _take_kernels(leaves, structure, order)
     norms = _norms_first_read(structure, order)
     values = {

@@ -86,7 +86,7 @@ def save_packed(
     The latent weights are not kept, so "float" is not a mode of the file.
 
     Args:
-      model, variables: as `dual_precision.load` gives.
+      model, variables: as `dual_precision.load` gives, or `load_packed` of all modes.
       network: the description that `build_from` makes `model` of; JSON types.
       example: what it takes besides `precision`, of one example, as `Task.example` gives: a
         jax.ShapeDtypeStruct or a tuple of them.
