@@ -29,7 +29,7 @@ def with_layer_widths(
       ValueError: unknown layers or modes; activations of a width where they were float, so that
         there is no input step.
     """
-    entries = {
+    entries: dict[str, FrozenDict] = {
         path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
         for path, entry in widths.items()
     }
