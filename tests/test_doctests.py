@@ -12,10 +12,11 @@ MODULES = [
     "dual_precision.precision",
     "dual_precision.training.schedules",
     "dual_precision.deploy.cascade.rule",
-    "dual_precision.deploy.predictor",
     "experiments.benchmark.timing",
     "experiments.deploy.pack",
     "experiments.figures.tables",
+    "dual_precision.deploy.batching",
+    "dual_precision.deploy.file.examples",
     *(
         module.name
         for module in pkgutil.iter_modules(
