@@ -8,9 +8,9 @@
 
 w and a are the bits of weights and activations. An array multiplier has w * a cells, so the energy
 of an 8x8-bit one is scaled by w * a / 64; the sum is kept in 32 bits. Pixels, which the first
-layer takes as they are, count as 8-bit numbers. Not in it: normalisation, residual sums, instructions, leakage, and
-what a real memory hierarchy reads twice. Weights dominate where an image comes alone; in a batch
-they are read once for all of it.
+layer takes as they are, count as 8-bit numbers. Not in it: normalisation, residual sums,
+instructions, leakage, and what a real memory hierarchy reads twice. Weights dominate where an
+image comes alone; in a batch they are read once for all of it.
 
 Figures: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, for
 45 nm at 0.9 V.

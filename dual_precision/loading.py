@@ -1,13 +1,19 @@
-"""From a workdir back to a model and its variables."""
+"""From a workdir or a file back to a model and its variables, and from one network to another."""
 
+import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.models import build_from
+from dual_precision.precision import FLOAT_NAME
+from dual_precision.structure import Example, LayerPath, Structure, structure_of
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 
 
@@ -34,20 +40,196 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
     if step == "best":
         step = checkpoints.best()
     if step == "latest":
-        return checkpoints.newest(lambda number: _read(checkpoints, number))
+        model, variables, _ = checkpoints.newest(lambda number: _read(checkpoints, number))
+        return model, variables
     if step not in checkpoints.steps():
         raise ValueError(f"no checkpoint of step {step}: expected one of {checkpoints.steps()}")
-    return _read(checkpoints, int(step))
+    model, variables, _ = _read(checkpoints, int(step))
+    return model, variables
 
 
-def _read(checkpoints: Checkpoints, step: int) -> tuple[nn.Module, dict[str, Any]]:
-    about = checkpoints.about(step)
-    if "network" not in about["config"]:
+def _read(checkpoints: Checkpoints, step: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """(model, variables, the run's config)."""
+    config = checkpoints.about(step)["config"]
+    if "network" not in config:
         raise ValueError(
-            f"step {step} was saved by fit(config={about['config']}): expected a"
+            f"step {step} was saved by fit(config={config}): expected a"
             ' config with an entry "network", see build_from'
         )
     state = checkpoints.restore(step)
-    model = build_from(about["config"]["network"])
-    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
-    return model, jax.tree.map(jnp.asarray, variables)
+    model = build_from(config["network"])
+    variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+    return model, jax.tree.map(jnp.asarray, variables), config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network to start another one from.
+
+    Attributes:
+      variables: params and batch_stats.
+      modes: that were trained: whose normalisation and input steps are worth something.
+      stored: layer -> width of the grid that its steps belong to; empty where there are no steps.
+    """
+
+    variables: Mapping[str, Any]
+    modes: tuple[str, ...]
+    stored: Mapping[LayerPath, int]
+
+
+def load_trained(source: str | Path, example: Example) -> Trained:
+    """What `start_from` takes, of a workdir, a packed file, or a safetensors file of floats.
+
+    A safetensors file holds float32 parameters under the names of the layers: "stem/kernel",
+    "stem_norm/scale", "stem_norm/mean", "classifier/bias", see `save_floats`.
+
+    Args:
+      example: what the new network takes, see `structure_of`.
+
+    Raises:
+      ValueError, OSError, CheckpointError: neither of these, or damaged.
+    """
+    source = Path(source)
+    if source.is_dir():
+        checkpoints = Checkpoints(source)
+        if not checkpoints.steps():
+            raise CheckpointError(f"no checkpoint in {checkpoints.folder}: expected a trained run")
+        model, variables, config = checkpoints.newest(lambda step: _read(checkpoints, step))
+        trained = config.get("trained") or _trained_before(config)
+        return Trained(variables, tuple(trained), _stored_of(source, model, example))
+    from dual_precision.deploy.file.packed import PackedFile, is_packed
+
+    if is_packed(source):
+        with PackedFile(source) as file:
+            model, variables = file.load()
+        modes = tuple(file.info.bytes_read)
+        return Trained(variables, modes, _stored_of(source, model, example))
+    return Trained(_read_floats(source), (FLOAT_NAME,), {})
+
+
+def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPath, int]:
+    """The stored width of every layer: one that a model pins has another than the rest."""
+    try:
+        layers = structure_of(model, example).layers
+    except ValueError as error:
+        raise ValueError(f"{source} takes other inputs than the new network: {error}") from None
+    return {path: layer.stored for path, layer in layers.items() if layer.stored}
+
+
+def _trained_before(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modes of a run whose config did not list them yet."""
+    recipe = config.get("experiment", {}).get("mode", "")
+    return (recipe,) if recipe in (FLOAT_NAME, "low", "high") else ("low", "high")
+
+
+STATISTICS = ("mean", "var")
+AFFINE = ("scale", "bias")
+
+
+def save_floats(path: str | Path, variables: Mapping[str, Any], structure: Structure) -> None:
+    """Writes the float network in `variables` as safetensors: one tensor for each of its values.
+
+    Names are those of the layers; a normalisation has scale, bias, mean and var of mode "float".
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for leaf, value in flatten_dict(dict(variables)).items():
+        if structure.is_read(leaf, [FLOAT_NAME]) and not {"step", "input_step"} & {*leaf}:
+            name = "/".join(part for part in leaf[1:] if part != FLOAT_NAME)
+            tensors[name] = np.asarray(value, np.float32)
+    save_file(tensors, path)
+
+
+def _read_floats(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a workdir, a packed file or a safetensors file of parameters ({error})"
+        ) from None
+    norms = {tuple(name.split("/")[:-1]) for name in tensors if name.endswith("/mean")}
+    leaves: dict[LayerPath, np.ndarray] = {}
+    for name, array in tensors.items():
+        if array.dtype != np.float32:
+            raise ValueError(f"{path}: {name!r} is {array.dtype}: expected float32")
+        *path_of, leaf = name.split("/")
+        own = (*path_of, FLOAT_NAME, leaf) if tuple(path_of) in norms else (*path_of, leaf)
+        leaves["batch_stats" if leaf in STATISTICS else "params", *own] = array
+    return unflatten_dict(leaves)
+
+
+def start_from(
+    trained: Trained, fresh: Mapping[str, Any], structure: Structure
+) -> tuple[dict[str, Any], list[str]]:
+    """Variables of a new network that take over what fits of a trained one; and what does not.
+
+    A mode that was not trained there takes the normalisation of one that was: of "float" where
+    there is one, else of the last in `trained.modes`, the widest. Input steps go to the same mode
+    alone; weight steps keep their meaning under another stored width: step * 2^(N_then - N_now).
+
+    Args:
+      fresh: the initial variables of the new network, described by `structure`.
+
+    Returns:
+      (variables, a line for every value that does not fit or is missing).
+
+    Raises:
+      ValueError: nothing fits; a value is not finite.
+    """
+    source = dict(flatten_dict(dict(trained.variables)))
+    names = structure.modes.names
+    fallback = FLOAT_NAME if FLOAT_NAME in trained.modes else trained.modes[-1]
+    seen: set[LayerPath] = set()
+    leaves, notes, kernels = {}, [], 0
+    for leaf, value in flatten_dict(dict(fresh)).items():
+        leaves[leaf] = value
+        place = _place_of(leaf, structure.owner(leaf), trained.modes, fallback)
+        if place is None:
+            continue
+        found = source.get(place)
+        if found is None:
+            if not {*LOOSE} & {*leaf}:
+                notes.append(f"{'/'.join(leaf)}: missing there, starts fresh")
+            continue
+        seen.add(place)
+        if found.shape != value.shape:
+            notes.append(
+                f"{'/'.join(leaf)}: {list(found.shape)} there, {list(value.shape)} here,"
+                " starts fresh"
+            )
+            continue
+        if not np.isfinite(np.asarray(found)).all():
+            raise ValueError(f"{'/'.join(leaf)}: infinities or NaN there; expected numbers")
+        leaves[leaf] = jnp.asarray(found, jnp.float32)
+        kernels += leaf[-1] == "kernel"
+        if leaf[-1] == "step":
+            now = structure.layers[leaf[1:-1]].stored
+            assert now is not None, "what has a step has a grid"
+            leaves[leaf] = leaves[leaf] * jnp.float32(2.0 ** (trained.stored[leaf[1:-1]] - now))
+    unread = [leaf for leaf in source if leaf not in seen and not {*leaf} & {*names, *LOOSE}]
+    notes += [f"{'/'.join(leaf)}: only there, left out" for leaf in sorted(unread)]
+    if not kernels:
+        raise ValueError(
+            "no kernel of that network fits this one: expected layers of the same names and shapes,"
+            f" such as {sorted('/'.join(path) for path in structure.layers)[:3]}"
+        )
+    return unflatten_dict(leaves), notes
+
+
+LOOSE = ("step", "input_step")
+
+
+def _place_of(
+    leaf: LayerPath, mode: str | None, trained: Collection[str], fallback: str
+) -> LayerPath | None:
+    """Where the value of a leaf stands in the trained network; None where it has none to give."""
+    if mode is None:
+        return leaf
+    if "input_step" in leaf:
+        return leaf if mode in trained else None
+    source = mode if mode in trained else fallback
+    return tuple(source if part == mode else part for part in leaf)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.layers.facts import Layer, Norm, facts_of
 from dual_precision.precision import FLOAT_NAME, Modes
@@ -20,6 +20,8 @@ from dual_precision.precision import FLOAT_NAME, Modes
 LayerPath = tuple[str, ...]
 Example = Any  # a pytree of ShapeDtypeStructs: what a model takes, of one example
 
+# Collection -> what a norm has in it, of every mode with a normalisation of its own.
+NORM_LEAVES = {"params": ("scale", "bias"), "batch_stats": ("mean", "var")}
 # Names that the layers give to what stands in their part of the tree.
 LEAVES = frozenset({"kernel", "bias", "step", "input_step", "scale", "mean", "var"})
 
@@ -40,6 +42,7 @@ class Structure:
       first_norms: norms that come before every layer.
       shapes: path of a variable, its collection first -> shape and dtype.
       norm_calls: path of a norm -> times it is called.
+      classes: path of a layer or a norm -> its class.
     """
 
     modes: Modes
@@ -49,6 +52,7 @@ class Structure:
     first_norms: Collection[LayerPath]
     shapes: Mapping[LayerPath, jax.ShapeDtypeStruct]
     norm_calls: Mapping[LayerPath, int]
+    classes: Mapping[LayerPath, type]
 
     def owner(self, leaf: LayerPath) -> str | None:
         """The mode that a leaf of the tree belongs to alone; None where modes share it."""
@@ -67,8 +71,28 @@ class Structure:
         """Shapes of the leaves that all modes share, or that some of `modes` computes with."""
         return {path: leaf.shape for path, leaf in self.shapes.items() if self.is_read(path, modes)}
 
+    def norm_leaves(self, path: LayerPath, mode: str) -> dict[str, LayerPath]:
+        """Name -> path of the four leaves of the norm at `path` that a mode computes with."""
+        owner = self.modes.norm_of(mode)
+        return {
+            name: (collection, *path, owner, name)
+            for collection, names in NORM_LEAVES.items()
+            for name in names
+        }
+
+    def is_inside(self, leaf: LayerPath) -> bool:
+        """Whether a leaf belongs to a layer or a norm; others are the model's own."""
+        parts = {leaf[1:end] for end in range(1, len(leaf) + 1)}
+        return not parts.isdisjoint(self.layers.keys() | self.norms.keys())
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Shapes and dtypes of the parameters, as their tree."""
+        leaves = {path[1:]: leaf for path, leaf in self.shapes.items() if path[0] == "params"}
+        return unflatten_dict(leaves)
+
     @cached_property
-    def parts(self) -> set[str]:
+    def parts(self) -> frozenset[str]:
         """Names in the tree, which no mode may have."""
         return LEAVES | {part for path in (*self.layers, *self.norms) for part in path}
 
@@ -85,16 +109,12 @@ def structure_of(model: nn.Module, example: Example, most: int | None = None) ->
       TooManyLayers: it has more than `most` layers, found before they are all traced.
     """
     trace = _Trace(most)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
-        example if isinstance(example, tuple) else (example,),
-    )
 
     def init(key: jax.Array, *inputs: Any) -> Any:
         with nn.intercept_methods(trace.note):
             return model.init(key, *inputs, precision=FLOAT_NAME)
 
-    variables = jax.eval_shape(init, jax.random.key(0), *batch)
+    variables = jax.eval_shape(init, jax.random.key(0), *batch_of(example, 1))
     structure = Structure(
         model.modes,
         trace.layers,
@@ -103,11 +123,28 @@ def structure_of(model: nn.Module, example: Example, most: int | None = None) ->
         trace.first_norms,
         flatten_dict(dict(variables)),
         trace.norm_calls,
+        trace.classes,
     )
     if clash := sorted(structure.parts & set(model.modes.names)):
         raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")
     model.modes.check_layers({"/".join(path) for path in structure.layers})
     return structure
+
+
+def batch_of(example: Example, rows: int) -> tuple[Any, ...]:
+    """What the model takes besides `precision`, of so many rows: ShapeDtypeStructs.
+
+    Raises:
+      ValueError: the example is something else than `structure_of` takes, such as a shape alone.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    for leaf in jax.tree.leaves(inputs):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise ValueError(
+                f"an example of {example!r}: expected jax.ShapeDtypeStruct(shape, dtype), or a"
+                " tuple of them, as Task.example gives"
+            )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), inputs)
 
 
 class _Trace:
@@ -120,13 +157,20 @@ class _Trace:
         self.sources: dict[LayerPath, LayerPath] = {}
         self.first_norms: list[LayerPath] = []
         self.norm_calls: dict[LayerPath, int] = {}
+        self.classes: dict[LayerPath, type] = {}
         self._made: list[tuple[jax.Array, LayerPath]] = []  # outputs of layers, by identity
+        self._open: list[LayerPath] = []  # modules whose call has not ended
 
     def note(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        path = context.module.path
+        if context.method_name != "__call__" or path in self._open:  # a class that calls its base
+            return call(*args, **kwargs)
+        self._open.append(path)
         result = call(*args, **kwargs)
-        if context.method_name != "__call__":
-            return result
-        path, facts = context.module.path, facts_of(context.module, args[0], result)
+        self._open.pop()
+        facts = facts_of(context.module, args[0], result)
+        if facts is not None:
+            self.classes[path] = type(context.module)
         if isinstance(facts, Layer):
             known = self.layers.get(path)
             self.layers[path] = facts if known is None else known.called_again(facts)

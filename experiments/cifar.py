@@ -10,30 +10,87 @@ Commands, on two CPU cores (a busy machine), with the expected test accuracy:
 
 import dataclasses
 import json
-from functools import partial
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from flax import linen as nn
 
 from dual_precision import data
 from dual_precision.costs import mode_cost
 from dual_precision.data.catalog import lookup
-from dual_precision.loading import build_from
-from dual_precision.structure import describe_layers
+from dual_precision.loading import load_trained, start_from
+from dual_precision.models import build_from
+from dual_precision.structure import Structure, structure_of
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.fit import FitOptions, fit
 from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
-from dual_precision.training.state import TrainState, initial_variables
+from dual_precision.training.state import initial_variables
 from experiments import cli
-from experiments.figures import training as report
+from experiments.figures import training as pictures
 from experiments.recipes.config import Config
-from experiments.recipes.recipes import RECIPES, reported_modes
-from experiments.workdir import default_workdir, only_user, open_workdir, write_whole
+from experiments.recipes.flags import FLAGS, define_flags, read_config
+from experiments.workdir import RESULTS, default_workdir, only_user, open_workdir, write_whole
 
-RESULTS = "results.json"
+log = logging.getLogger("dual_precision")
+
+
+def main() -> None:
+    clock = cli.Stopwatch()
+    config, preset = read_config()
+    workdir = Path(FLAGS.workdir or default_workdir(config, preset))
+    lookup(config.dataset)  # an unknown one leaves no folder behind
+    with only_user(workdir):
+        say_where(config, preset, workdir)
+        dataset = load_data(config)
+        description = describe_run(config, preset, dataset)
+        model, task = build_from(description["network"]), task_of(config, dataset)
+        begun = open_workdir(workdir, description, FLAGS.resume)
+        structure = structure_of(model, task.example)
+        write_overview(structure, workdir / "parameters.txt")
+        state = fit(
+            model,
+            task,
+            config.recipe.phases(),
+            dataset.train,
+            dataset.validation,
+            options_of(config),
+            workdir,
+            config=description,
+            variables=None if begun else first_variables(config, model, task, structure),
+            listeners=listeners(workdir),
+        )
+        rows = results(config, model, task, state.variables, dataset, FLAGS.test)
+        leave_results(rows, workdir)
+    print(f"{clock} in all")
+    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
+
+
+def say_where(config: Config, preset: str, workdir: Path) -> None:
+    """What the run is on, what it costs."""
+    devices = jax.local_devices()
+    print(
+        f"device: {len(devices)} x {devices[0].device_kind}; preset: {preset}; workdir: {workdir}"
+    )
+    phases = config.recipe.phases()
+    parts = ", ".join(f"{phase.name} {phase.epochs}" for phase in phases)
+    print(f"epochs: {parts}; {config.recipe.cost:g} passes (passes={config.recipe.passes:g})")
+
+
+def load_data(config: Config) -> data.Dataset:
+    """The data set, and what each of its parts is for."""
+    dataset = data.load(config.dataset, data_dir=FLAGS.data_dir, archive=FLAGS.archive)
+    last = "read once, at the end" if FLAGS.test else "not read (--test=false)"
+    print(
+        f"{dataset.name}: {len(dataset.train.images):,} images train,"
+        f" {len(dataset.validation.images):,} validate and select;"
+        f" the {len(dataset.test.images):,} of the test set are {last}"
+    )
+    return dataset
 
 
 def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str, Any]:
@@ -41,38 +98,50 @@ def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str
     network = {
         "name": config.model,
         "num_classes": dataset.num_classes,
-        "modes": {"low": config.low, "high": config.high},
+        **config.modes.to_json(),
         "mean": [float(value) for value in dataset.mean],
         "std": [float(value) for value in dataset.std],
     }
-    return {"preset": preset, "experiment": dataclasses.asdict(config), "network": network}
+    return {
+        "preset": preset,
+        "experiment": config.to_json(),
+        "network": network,
+        "trained": list(config.recipe.reported),
+    }
 
 
-def train(config: Config, description: dict[str, Any], dataset: data.Dataset, workdir: Path):
-    """Runs the recipe; returns the model and its last state."""
-    model = build_from(description["network"])
-    options = FitOptions(
+def task_of(config: Config, dataset: data.Dataset) -> Classification:
+    """The task of a run."""
+    return Classification.of(dataset, config.recipe.label_smoothing)
+
+
+def options_of(config: Config) -> FitOptions:
+    """How the recipe is run."""
+    return FitOptions(
         batch_size=config.batch_size,
         seed=config.seed,
         steps_per_dispatch=config.steps_per_dispatch,
         epochs_per_evaluation=config.epochs_per_evaluation,
     )
-    state = fit(
-        model,
-        RECIPES[config.mode](config),
-        dataset.train,
-        dataset.validation,
-        partial(data.augment, padding=dataset.padding, flip=dataset.flip),
-        options,
-        workdir,
-        config=description,
-        listeners=_listeners(workdir),
-    )
-    return model, state
 
 
-def _listeners(workdir: Path) -> list:
-    if not cli.FLAGS.tensorboard:
+def first_variables(
+    config: Config, model: nn.Module, task: Classification, structure: Structure
+) -> Any:
+    """What training starts from where `--init` names a network; what does not fit is listed."""
+    if not config.init:
+        return None
+    fresh = initial_variables(model, task.example, config.seed)
+    variables, notes = start_from(load_trained(config.init, task.example), fresh, structure)
+    print(f"starts from {config.init}; {len(notes)} values do not fit" + ":" * bool(notes))
+    for note in notes:
+        print(f"  {note}")
+    return variables
+
+
+def listeners(workdir: Path) -> list:
+    """Who else is told of every evaluation."""
+    if not FLAGS.tensorboard:
         return []
     from experiments.figures.tensorboard import listener
 
@@ -80,16 +149,20 @@ def _listeners(workdir: Path) -> list:
 
 
 def results(
-    config: Config, model: Any, state: TrainState, dataset: data.Dataset, test: bool = True
-) -> report.Rows:
+    config: Config,
+    model: nn.Module,
+    task: Classification,
+    variables: Any,
+    dataset: data.Dataset,
+    test: bool = True,
+) -> pictures.Rows:
     """One row per mode. The only place that reads the test set, and not if `test` is false."""
-    layers = describe_layers(model, dataset.train.images.shape[1:])
+    layers = structure_of(model, task.example).layers
+    splits = {"validation": dataset.validation, **({"test": dataset.test} if test else {})}
     rows = []
-    for name in reported_modes(config.mode):
-        splits = {"validation": dataset.validation, **({"test": dataset.test} if test else {})}
+    for name in config.recipe.reported:
         accuracy = {
-            split: 100
-            * evaluate(model, state.variables, part.images, part.labels, precision=name)["accuracy"]
+            split: 100 * evaluate(model, variables, part, task=task, precision=name)["accuracy"]
             for split, part in splits.items()
         }
         bits = "float" if name == "float" else getattr(config, name)
@@ -98,56 +171,25 @@ def results(
     return rows
 
 
-def write_overview(model: Any, dataset: data.Dataset, path: Path) -> None:
+def leave_results(rows: pictures.Rows, workdir: Path) -> None:
+    """The table, the picture, and results.json, which says that the run is finished."""
+    picture = workdir / "training.png"
+    pictures.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
+    write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
+    print(f"\n{pictures.results_table(rows)}\n\nplot: {picture}")
+
+
+def write_overview(structure: Structure, path: Path) -> None:
     """The parameter table of clu, as a file; its total on the terminal."""
-    shape = dataset.train.images.shape[1:]
-    params = jax.eval_shape(partial(initial_variables, model, shape, 0))["params"]
+    params = structure.params
     path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    weights = sum(int(np.prod(layer.kernel)) for layer in describe_layers(model, shape).values())
+    weights = sum(int(np.prod(layer.kernel)) for layer in structure.layers.values())
     print(
         f"parameters: {total:,} in all, {weights:,} of them weights shared by every mode ({path})"
     )
 
 
-def main() -> None:
-    clock = cli.Stopwatch()
-    config, preset = cli.read_config()
-    workdir = Path(cli.FLAGS.workdir or default_workdir(config, preset))
-    lookup(config.dataset)  # an unknown one leaves no folder behind
-    with only_user(workdir):
-        run(config, preset, workdir)
-    print(f"{clock} in all")
-    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
-
-
-def run(config: Config, preset: str, workdir: Path) -> None:
-    """Trains, or goes on, in `workdir`, and leaves its results there."""
-    devices = jax.local_devices()
-    print(
-        f"device: {len(devices)} x {devices[0].device_kind}; preset: {preset}; workdir: {workdir}"
-    )
-    dataset = data.load(config.dataset, data_dir=cli.FLAGS.data_dir, archive=cli.FLAGS.archive)
-    last = "read once, at the end" if cli.FLAGS.test else "not read (--test=false)"
-    print(
-        f"{dataset.name}: {len(dataset.train.images):,} images train,"
-        f" {len(dataset.validation.images):,} validate and select;"
-        f" the {len(dataset.test.images):,} of the test set are {last}"
-    )
-    description = describe_run(config, preset, dataset)
-    begun = open_workdir(workdir, description, cli.FLAGS.resume)
-    if begun:
-        print(f"going on with the run in {workdir} (--resume=false refuses to)")
-    write_overview(build_from(description["network"]), dataset, workdir / "parameters.txt")
-    model, state = train(config, description, dataset, workdir)
-    rows = results(config, model, state, dataset, cli.FLAGS.test)
-    picture = workdir / "training.png"
-    report.plot_training(read_records(workdir / "metrics.jsonl"), rows, picture)
-    # Last: that it is there says the run is finished.
-    write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
-    print(f"\n{report.table(rows)}\n\nplot: {picture}")
-
-
 if __name__ == "__main__":
-    cli.define_flags()
+    define_flags()
     cli.run(main)

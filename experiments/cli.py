@@ -1,13 +1,13 @@
-"""What the commands share: absl flags to a Config, errors to one line and an exit status."""
+"""What the commands share: flags, sub-commands, errors as one line and an exit status."""
 
 import errno
+import inspect
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -15,87 +15,32 @@ from dual_precision.data import DataError
 from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.compilation import keep_freed_memory
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
-from experiments.recipes.config import Config, make_config, read_settings
-from experiments.recipes.recipes import fields_without_effect
+
+Command = Callable[..., None]  # see `run`
+Commands = Mapping[str, Command]
 
 FLAGS = flags.FLAGS
-# Flags that are fields of Config by the same name.
-FIELDS = ("mode", "order", "low", "high", "model", "dataset", "seed")
+flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
 
 
-def define_flags() -> None:
-    """The flags of `python -m experiments.cifar`."""
-    flags.DEFINE_string("mode", None, "recipe: float, low, high, truncate, joint or two_phase")
-    flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
-    flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
-    flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
-    flags.DEFINE_string("model", None, "mlp, resnet8_fast, resnet8, resnet20, resnet32, resnet56")
-    flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
-    flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
-    flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
-    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
-    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
-    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
-    define_shared_flags()
+def run(command: Command | Commands, trains: bool = True) -> None:
+    """Runs a command; what its user can mend ends as one line and exit status 1 or more.
 
-
-def define_shared_flags() -> None:
-    """The flags that every training command has."""
-    flags.DEFINE_multi_string("set", [], "name=value for any field of experiments/config.py")
-    flags.DEFINE_string("workdir", None, "folder of the run; by default one under runs/")
-    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-    flags.DEFINE_string("archive", None, "archive of the data set, where it cannot be fetched")
-    flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
-
-
-def read_config() -> tuple[Config, str]:
-    """The Config that the flags ask for, and the name of its preset.
-
-    Raises:
-      ValueError: an unknown name or value, or a setting that has no effect on the recipe.
-    """
-    settings = read_settings(FLAGS.set)
-    for name in FIELDS:
-        value = getattr(FLAGS, name)
-        if value is not None:
-            if name in settings:
-                raise ValueError(f"--{name} and --set {name}=...: expected one of them")
-            settings[name] = value
-    config = make_config(preset := _preset(settings.get("dataset")), settings)
-    idle = fields_without_effect(config) & set(settings)
-    if idle:
-        raise ValueError(
-            f"{sorted(idle)} has no effect with --mode={config.mode}"
-            f"{f' --order={config.order}' if config.mode == 'two_phase' else ''}"
-            f"{' and split=True' if 'distillation' in idle else ''}: leave it out"
-        )
-    return config, preset
-
-
-def _preset(dataset: str | None) -> str:
-    if FLAGS.preset is not None:
-        return FLAGS.preset
-    if dataset == "digits":
-        return "digits"
-    return "quick" if jax.default_backend() == "cpu" else "paper"
-
-
-def run(main: Callable[..., None], trains: bool = True, words: bool = False) -> None:
-    """Runs `main` under absl; what users can mend ends as one line and exit status 1 or more.
+    A command is a function. Its positional parameters are words of the command line, its
+    keyword-only ones are the values of the flags that it reads, by their names: one without a
+    default must be given. Of several commands by name, the first word says which is run, and a
+    flag that only others read is an error.
 
     Args:
       trains: this process trains, and not only others that it starts.
-      words: `main` takes what is not a flag on the command line.
     """
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
         if trains:
             keep_freed_memory()
-        if argv[1:] and not words:
-            sys.exit(f"error: unexpected arguments {argv[1:]}: flags have the form --name=value")
         try:
-            main(*argv[1:])
+            start_command(command, argv[1:])
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(128 + stop.signum)
@@ -112,7 +57,52 @@ def run(main: Callable[..., None], trains: bool = True, words: bool = False) -> 
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def start_command(command: Command | Commands, words: Sequence[str]) -> None:
+    """Calls a command with what the command line says; see `run`.
+
+    Raises:
+      ValueError: an unknown sub-command; other words than the command takes; a flag that it needs
+        is missing; one that only other sub-commands read is given.
+    """
+    if isinstance(command, Mapping):
+        command, words = _choose_command(command, words)
+    elif words and not _words_of(command):
+        raise ValueError(f"unexpected arguments {words}: flags have the form --name=value")
+    flags_read = _flags_of(command)
+    given = {flag: FLAGS[flag].value for flag in flags_read}
+    if missing := [f"--{flag}" for flag in given if flags_read[flag] and given[flag] is None]:
+        raise ValueError(f"{', '.join(missing)} must be given, as --name=value")
+    command(*words, **given)
+
+
+def _choose_command(commands: Commands, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The sub-command that the first word names, and the words behind it."""
+    name, *rest = words or [""]
+    chosen = commands.get(name)
+    if chosen is None or len(rest) != len(_words_of(chosen)):
+        usages = [" ".join([key, *_words_of(other)]) for key, other in commands.items()]
+        raise ValueError(f"command {' '.join(words)!r}: expected one of {usages}")
+    others = {flag for other in commands.values() for flag in _flags_of(other)}
+    if idle := [f for f in sorted(others - {*_flags_of(chosen)}) if FLAGS[f].present]:
+        raise ValueError(f"{idle} has no effect on {name!r}: leave it out")
+    return chosen, rest
+
+
+def _words_of(command: Command) -> list[str]:
+    """The words that a command takes, as a usage line names them."""
+    parameters = inspect.signature(command).parameters.values()
+    return [p.name.upper() for p in parameters if p.kind is not p.KEYWORD_ONLY]
+
+
+def _flags_of(command: Command) -> dict[str, bool]:
+    """Flag that a command reads -> whether it must be given."""
+    parameters = inspect.signature(command).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
+    for flag in FLAGS.flags_by_module_dict().get(__name__, []):  # so that --help lists them
+        FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         return FLAGS(argv)
     except flags.Error as error:

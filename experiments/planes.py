@@ -24,11 +24,13 @@ from dual_precision.deploy.planes.bit_layers import STORED, to_bit_layers
 from dual_precision.loading import load
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.fixed_point import WIDTHS
-from dual_precision.structure import describe_layers
+from dual_precision.structure import structure_of
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
 from experiments import cli
-from experiments.figures.training import Rows, table
-from experiments.workdir import CONFIG, write_whole
+from experiments.figures.drawing import pyplot_for_files, save_figure
+from experiments.figures.tables import Rows, markdown_table
+from experiments.workdir import read_description, write_whole
 
 _COLUMNS = (
     ("precision", "precision", "{}"),
@@ -40,7 +42,7 @@ _COLUMNS = (
 )
 
 
-def read_widths(names: Sequence[str]) -> list[int]:
+def activation_widths(names: Sequence[str]) -> list[int]:
     """["8", "16"] -> [8, 16], of the widths that fixed-point activations have, each once."""
     known = {str(bits): bits for bits in WIDTHS}
     if not names or not set(names) <= set(known) or len(set(names)) < len(names):
@@ -59,7 +61,7 @@ def bytes_read(params: Mapping[str, Mapping[str, Any]], planes: int) -> int:
     )
 
 
-def measure(
+def measure_planes(
     model: nn.Module,
     variables: Mapping[str, Any],
     splits: Mapping[str, Images],
@@ -71,20 +73,20 @@ def measure(
       model: an MLP; variables: as `load` gives.
       splits: "validation", and "test" if it is to be read; the difference is that of the last.
     """
-    shape = splits["validation"].images.shape[1:]
-    layered, packed = to_bit_layers(model, variables, shape)
+    task = Classification(splits["validation"].images.shape[1:])
+    layered, packed = to_bit_layers(model, variables, task.example)
 
     def row(precision: str, size: int, **about: int) -> dict[str, Any]:
         is_float = precision == FLOAT_NAME
-        network, own = (model, variables) if is_float else (layered, packed)
+        network, tree = (model, variables) if is_float else (layered, packed)
         accuracy = {
-            split: 100
-            * evaluate(network, own, part.images, part.labels, precision=precision)["accuracy"]
+            split: 100 * evaluate(network, tree, part, task=task, precision=precision)["accuracy"]
             for split, part in splits.items()
         }
         return {"precision": precision, **about, "megabytes": size / 1e6, **accuracy}
 
-    rows = [row(FLOAT_NAME, mode_cost(describe_layers(model, shape), FLOAT_NAME).weight_bytes)]
+    layers = structure_of(model, task.example).layers
+    rows = [row(FLOAT_NAME, mode_cost(layers, FLOAT_NAME).weight_bytes)]
     wanted = [(n, bits) for bits in activations for n in range(1, STORED + 1)]
     for n, bits in tqdm(wanted, unit=" precisions", disable=None):
         size = bytes_read(packed["params"], n)
@@ -105,40 +107,43 @@ def curves_of(rows: Rows, split: str) -> dict[str, dict[int, float]]:
     }
 
 
-def plot(rows: Rows, title: str, path: Path) -> None:
+def plot_planes(rows: Rows, title: str, path: Path) -> None:
     """Error against planes, as PNG; see `draw_planes`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from experiments.figures import deployed as deploy_figures
+    pyplot_for_files()  # before a figure is made
+    from experiments.figures.bit_planes import draw_planes
 
     split = "test" if "test" in rows[0] else "validation"
     whole = (FLOAT_NAME, rows[0][split])
-    figure = deploy_figures.draw_planes(curves_of(rows, split), whole, title, split)
-    deploy_figures.save(figure, path)
+    save_figure(draw_planes(curves_of(rows, split), whole, title, split), path)
 
 
-def main() -> None:
-    clock = cli.Stopwatch()
-    activations = read_widths(cli.FLAGS.activations)
-    workdir = Path(cli.FLAGS.workdir or "")
-    if not (workdir / CONFIG).exists():
-        raise ValueError(f"--workdir={workdir} has no {CONFIG}: expected the folder of a run")
-    experiment = json.loads((workdir / CONFIG).read_text())["experiment"]
+def main(
+    *, workdir: str, activations: Sequence[str], test: bool, data_dir: str | None = None
+) -> None:
+    """The command; its arguments are the flags.
+
+    Raises:
+      ValueError: `workdir` is not the folder of a run of --mode=float; other activations than
+        8, 16 and 32 bits.
+    """
+    clock, folder, widths = cli.Stopwatch(), Path(workdir), activation_widths(activations)
+    experiment = read_description(folder)["experiment"]
     if experiment["mode"] != FLOAT_NAME:
         raise ValueError(f"a run of --mode={experiment['mode']}: expected one of --mode=float")
-    model, variables = load(workdir)
-    dataset = data.load(experiment["dataset"], data_dir=cli.FLAGS.data_dir)
+    model, variables = load(folder)
+    dataset = data.load(experiment["dataset"], data_dir=data_dir)
     splits = {"validation": dataset.validation}
-    if cli.FLAGS.test:
+    if test:
         splits["test"] = dataset.test
-    rows = measure(model, variables, splits, activations)
-    picture = workdir / "planes.png"
-    plot(rows, f"{experiment['model']} on {experiment['dataset']}, trained in float", picture)
+    rows = measure_planes(model, variables, splits, widths)
+    picture = folder / "planes.png"
+    plot_planes(
+        rows, f"{experiment['model']} on {experiment['dataset']}, trained in float", picture
+    )
     run = {key: experiment[key] for key in ("dataset", "model", "passes", "seed")}
     content = {"run": run, "split_of_difference": list(splits)[-1], "rows": rows}
-    write_whole(workdir / "planes.json", json.dumps(content, indent=1) + "\n")
-    print(f"{table(rows, _COLUMNS)}\n\nplot: {picture}\n{clock} in all")
+    write_whole(folder / "planes.json", json.dumps(content, indent=1) + "\n")
+    print(f"{markdown_table(rows, _COLUMNS)}\n\nplot: {picture}\n{clock} in all")
 
 
 if __name__ == "__main__":
@@ -146,5 +151,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("activations", ["8", "16"], "bits of fixed-point activations: 8, 16, 32")
     flags.DEFINE_bool("test", True, "read the test set, once")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-    flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
     cli.run(main, trains=False)

@@ -1,21 +1,33 @@
-"""Mean and spread of several finished runs, one row per mode.
+"""Mean and spread of several finished runs that differ in their seed, one row per mode; seconds.
 
-for seed in 0 1 2; do python -m experiments.cifar --mode=two_phase --seed=$seed; done
-python -m experiments.summary runs/cifar10-two_phase-joint-w2a2-w8a8-quick-seed*
+    for seed in 0 1 2; do python -m experiments.cifar --mode=two_phase --seed=$seed; done
+    python -m experiments.summary runs/cifar10-two_phase-joint-w2a2-w8a8-quick-seed*
+
+Expected of these three, the preset quick on CIFAR-10: test accuracy of low about 80 %, of high
+about 83 %.
 """
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.cifar import RESULTS
-from experiments.workdir import CONFIG
+from experiments import cli
+from experiments.figures.tables import Rows, markdown_table
+from experiments.workdir import RESULTS, read_description
+
+_COLUMNS = (
+    ("mode", "mode", "{}"),
+    ("bits", "bits", "{}"),
+    ("validation", "validation %", "{}"),
+    ("test", "test %", "{}"),
+    ("runs", "runs", "{}"),
+)
 
 
-def read_runs(workdirs: Sequence[Path]) -> list[list[dict]]:
-    """The rows of each run's results.
+def read_runs(workdirs: Sequence[Path]) -> list[list[dict[str, Any]]]:
+    """The rows of the results of every run.
 
     Raises:
       ValueError: a run is not finished, or the runs differ in more than their seed.
@@ -25,7 +37,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[list[dict]]:
         if not (workdir / RESULTS).exists():
             raise ValueError(f"{workdir} has no {RESULTS}: expected a finished run")
         runs.append(json.loads((workdir / RESULTS).read_text())["rows"])
-        experiment = json.loads((workdir / CONFIG).read_text())["experiment"]
+        experiment = read_description(workdir)["experiment"]
         configs.add(json.dumps({**experiment, "seed": None}))
     if len(configs) != 1:
         raise ValueError(
@@ -34,15 +46,16 @@ def read_runs(workdirs: Sequence[Path]) -> list[list[dict]]:
     return runs
 
 
-def summary(runs: Sequence[list[dict]]) -> str:
-    """A Markdown table: mean and sample standard deviation over the runs."""
-    lines = ["| mode | bits | validation % | test % | runs |", "|---|---|---:|---:|---:|"]
-    for rows in zip(*runs, strict=True):
-        cells = [_spread([row[split] for row in rows]) for split in ("validation", "test")]
-        lines.append(
-            f"| {rows[0]['mode']} | {rows[0]['bits']} | {' | '.join(cells)} | {len(rows)} |"
-        )
-    return "\n".join(lines)
+def summary_table(runs: Sequence[Rows]) -> str:
+    """Mean and sample standard deviation over the runs, in Markdown; a split that not all of them
+    read is left out."""
+    rows = []
+    for each in zip(*runs, strict=True):
+        splits = [s for s in ("validation", "test") if all(s in row for row in each)]
+        spreads = {split: _spread([row[split] for row in each]) for split in splits}
+        about = {"mode": each[0]["mode"], "bits": each[0]["bits"]}
+        rows.append({**about, **spreads, "runs": len(each)})
+    return markdown_table(rows, _COLUMNS, left=("mode", "bits"))
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -51,10 +64,16 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
+def main(*folders: str) -> None:
+    """The command; its words are the folders of the runs.
+
+    Raises:
+      ValueError: none are given, or see `read_runs`.
+    """
+    if not folders:
+        raise ValueError("no workdirs given: expected the folders of finished runs")
+    print(summary_table(read_runs([Path(folder) for folder in folders])))
+
+
 if __name__ == "__main__":
-    try:
-        if not sys.argv[1:]:
-            raise ValueError("no workdirs given: expected the folders of finished runs")
-        print(summary(read_runs([Path(name) for name in sys.argv[1:]])))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    cli.run(main, trains=False)

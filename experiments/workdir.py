@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.recipes.config import Config
-from experiments.recipes.recipes import fields_without_effect
+from experiments.recipes.config import (
+    ORDERED,
+    Config,
+    config_from,
+    fields_of,
+    read_widths,
+    recipe_of,
+)
+from experiments.recipes.two_phase import DISTILLATION
 
 CONFIG = "config.json"
+RESULTS = "results.json"  # that it is there says that the run is finished
 _LOCK = ".lock"
 # What runs did that were begun before these fields existed.
-_BEFORE = {"split": False}
+_BEFORE: dict[str, Any] = {"split": False, "widths": {}, "stored": 8, "init": "", "reestimate": 0}
 
 
 def in_use(workdir: Path) -> bool:
@@ -86,7 +94,23 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
         _check_same(path, description)
     else:
         write_whole(path, json.dumps(description, indent=2) + "\n")
+    if begun and not can_go_on(workdir):
+        raise ValueError(
+            f"workdir {workdir} was begun by an earlier version, whose checkpoints can be loaded"
+            f" but not trained on: start from it, --init={workdir}, in another --workdir"
+        )
+    if begun:
+        print(f"going on with the run in {workdir} (--resume=false refuses to)")
     return begun
+
+
+def can_go_on(workdir: Path) -> bool:
+    """Whether this version can train on from the checkpoints of `workdir`.
+
+    Those of versions that did not say how wide weights are stored have another optimizer state.
+    """
+    network = json.loads((workdir / CONFIG).read_text()).get("network", {})
+    return "stored" in network or not Checkpoints(workdir).steps()
 
 
 def _check_same(path: Path, description: Mapping[str, Any]) -> None:
@@ -107,14 +131,57 @@ def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, A
     Raises:
       ValueError: the file is not a run's config.
     """
+    found = _experiment(path)
+    # An older config may hold fields that its recipe did not read.
+    then, now = _meaning(found), _meaning(wanted)
+    return {
+        name: (found.get(name), value)
+        for name, value in sorted(wanted.items())
+        if then.get(name) != now[name]
+    }
+
+
+def read_description(workdir: Path) -> dict[str, Any]:
+    """What config.json of a run holds: preset, experiment and network.
+
+    Raises:
+      ValueError: `workdir` is not the folder of a run.
+    """
+    if not (workdir / CONFIG).exists():
+        raise ValueError(f"{workdir} has no {CONFIG}: expected the folder of a run")
+    return json.loads((workdir / CONFIG).read_text())
+
+
+def config_of_run(workdir: Path) -> Config:
+    """The Config of a run, of an earlier version too: the fields that its recipe has now.
+
+    Raises:
+      ValueError: not the folder of a run, or one of a recipe that this version does not have.
+    """
+    found = _meaning(_experiment(workdir / CONFIG))
+    mode = found.get("mode", "")
+    order = found.get("order", "") if mode == ORDERED else ""
+    known = fields_of(recipe_of(mode, order))
+    values = {name: value for name, value in found.items() if name in known}
+    values["widths"] = read_widths(found["widths"])
+    return config_from({**values, "order": order})
+
+
+def _experiment(path: Path) -> dict[str, Any]:
     try:
         found = dict(json.loads(path.read_text())["experiment"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
-    found = {**_BEFORE, **found}
-    idle = fields_without_effect(Config(**wanted))
-    return {
-        name: (found.get(name), wanted.get(name))
-        for name in sorted((found.keys() | wanted.keys()) - idle)
-        if found.get(name) != wanted.get(name)
-    }
+    return {**_BEFORE, **found}
+
+
+def _meaning(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with values that mean the same written in one way.
+
+    A share of distillation could once be given where split batches have no use for it; None is
+    what the recipe does by itself.
+    """
+    named = dict(experiment)
+    if named.get("split") or named.get("distillation") == DISTILLATION:
+        named["distillation"] = None
+    return named

@@ -13,6 +13,9 @@ MODULES = [
     "dual_precision.training.schedules",
     "dual_precision.deploy.cascade.rule",
     "dual_precision.deploy.predictor",
+    "experiments.benchmark.timing",
+    "experiments.deploy.pack",
+    "experiments.figures.tables",
     *(
         module.name
         for module in pkgutil.iter_modules(

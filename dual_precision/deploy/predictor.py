@@ -8,22 +8,24 @@ them as an argument. What happens on the host is NumPy, so that no request, what
 compiles anything. Nothing changes after construction: any number of threads may call `predict`.
 
 Where a layer sees the same input in both modes of a cascade, the second goes on from the sums of
-the first, y_high = y_low + residual: see `kept` in integer.py.
+the first, y_high = y_low + residual: see KEPT in integer/layers.py.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dual_precision.deploy.batching import batches, checked_inputs, filled, row_count, taken
 from dual_precision.deploy.cascade.rule import Answer, Cascade, answer, mirrored
 from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.integer.layers import KEPT
+from dual_precision.structure import batch_of
 
 AUTO = "auto"
 CASCADE = "cascade"  # its name in a packed file's metadata
@@ -33,14 +35,16 @@ BLOCK = 16  # batches of the largest size that a cascade runs through at a time
 WAYS = tuple(field.name for field in dataclasses.fields(Answer))
 
 Tree = dict[str, Any]
-Apply = Callable[[Tree, jax.Array, str, bool], tuple[jax.Array, Tree]]
+Rows = tuple[Any, ...]  # what a model takes, arrays whose first axis are the rows
+Apply = Callable[..., tuple[jax.Array, Tree]]
 
 
 class Predictor:
-    """Logits of uint8 images, in any mode of a packed file, or by the cascade of two.
+    """What a network gives, such as logits, in any mode of a packed file or by a cascade of two.
 
     Attributes:
-      info: what the file says about itself.
+      info: what the file says about itself; `info.example` is one row of what is predicted.
+      output: shape and dtype of what the network gives for a row, such as [classes] float32.
       precisions: names of the modes that are loaded.
       batch_sizes: for which there are programs, ascending.
       cascade: that "auto" runs; None is none.
@@ -48,8 +52,9 @@ class Predictor:
         compiled programs, nor of the sums that a cascade keeps while it runs.
 
     Raises:
-      ValueError: a batch size below 1; a mode that the file has not; a cascade of other modes, or
-        of a network of one class, which has no margin.
+      ValueError: a batch size below 1; a mode that the file has not; a network that gives more
+        than one array; a cascade of other modes, or of a network that gives no logits of two
+        classes or more, whose distance is the margin.
       PackedError, OSError: as `load_packed`.
     """
 
@@ -73,8 +78,9 @@ class Predictor:
             self.precisions = _chosen(self.info, precisions)
             self.batch_sizes = _sizes(batch_sizes)
             self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
-            self.classes = _classes(self.info, self.cascade)
             apply, variables = _network(file, self.precisions)
+        self.output = _output(apply, variables, self.info, self.precisions[0])
+        self._check_cascade(self.cascade)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
         self._programs: dict[tuple[str, str, int], Any] = {}
@@ -85,37 +91,38 @@ class Predictor:
                 _, kept = self._compile(apply, self.cascade.first, FIRST, size, {})
                 self._compile(apply, self.cascade.then, THEN, size, kept)
 
-    def predict(self, images: np.ndarray, precision: str) -> np.ndarray:
-        """Logits, float32 [N, classes].
+    def predict(self, inputs: Any, precision: str) -> np.ndarray:
+        """What the network gives, [N, ...]: of a classifier logits, float32 [N, classes].
 
         The bits of a row's logits may depend on the batch size whose program it runs in.
 
         Args:
-          images: uint8 [N, H, W, C], any N.
+          inputs: what the network takes, any N: for images uint8 [N, H, W, C]; a tuple of arrays
+            where `info.example` is one.
           precision: a mode, or "auto".
 
         Raises:
-          ValueError: images of another shape or dtype; a mode that is not loaded; "auto" without
+          ValueError: inputs of another shape or dtype; a mode that is not loaded; "auto" without
             a cascade.
         """
         if precision == AUTO:
-            return self.answer(images).logits
+            return self.answer(inputs).logits
         if precision not in self.precisions:
             raise ValueError(
                 f"precision {precision!r}: expected one of"
                 f" {[*self.precisions, *([AUTO] if self.cascade else [])]}"
                 f" (the file holds {list(self.info.bytes_read)})"
             )
-        return self._run(precision, ALONE, self._checked(images))[0]
+        return self._run(precision, ALONE, checked_inputs(inputs, self.info.example))[0]
 
-    def answer(self, images: np.ndarray, cascade: Cascade | None = None) -> Answer:
+    def answer(self, inputs: Any, cascade: Cascade | None = None) -> Answer:
         """What "auto" gives, and which rows took which way; arguments and errors as `predict`.
 
         Args:
-          images: as `predict`.
-          cascade: another than self.cascade for these images, of the same two modes.
+          inputs: as `predict`.
+          cascade: another than self.cascade for these rows, of the same two modes.
         """
-        images, own = self._checked(images), self.cascade
+        rows, own = checked_inputs(inputs, self.info.example), self.cascade
         if own is None:
             raise ValueError(f"precision {AUTO!r}: {self._why_none}")
         cascade = cascade or own
@@ -124,94 +131,68 @@ class Predictor:
                 f"a cascade of {cascade.first!r} and {cascade.then!r}: expected one of"
                 f" {own.first!r} and {own.then!r}, which are compiled for it"
             )
+        self._check_cascade(cascade)
         # What is kept of a block stays on the host until it is known which rows need it.
         block = BLOCK * self.batch_sizes[-1]
-        starts = range(0, len(images), block) or [0]
-        parts = [self._cascade(cascade, images[start : start + block]) for start in starts]
+        starts = range(0, row_count(rows), block) or [0]
+        parts = [
+            self._cascade(cascade, taken(rows, slice(start, start + block))) for start in starts
+        ]
         return Answer(*(np.concatenate([getattr(p, n) for p in parts]) for n in WAYS))
 
-    def _cascade(self, cascade: Cascade, images: np.ndarray) -> Answer:
-        logits, kept = self._run(cascade.first, FIRST, images)
+    def _cascade(self, cascade: Cascade, rows: Rows) -> Answer:
+        logits, kept = self._run(cascade.first, FIRST, rows)
 
-        def then(rows: np.ndarray) -> np.ndarray:
-            own = jax.tree.map(lambda sums: sums[rows], kept)
-            return self._run(cascade.then, THEN, images[rows], own)[0]
+        def then(index: np.ndarray) -> np.ndarray:
+            return self._run(cascade.then, THEN, taken(rows, index), taken(kept, index))[0]
 
-        def again(rows: np.ndarray) -> np.ndarray:
-            return self._run(cascade.first, ALONE, mirrored(images[rows]))[0]
+        def again(index: np.ndarray) -> np.ndarray:
+            (images,) = taken(rows, index)
+            return self._run(cascade.first, ALONE, (mirrored(images),))[0]
 
         return answer(cascade, logits, again, then)
+
+    def _check_cascade(self, cascade: Cascade | None) -> None:
+        """Raises ValueError where the network gives no margin, or a mirror has no image."""
+        if cascade is None:
+            return
+        shape = self.output.shape
+        if len(shape) != 1 or shape[0] < 2:
+            raise ValueError(
+                f"a cascade of a network that gives {list(shape)} a row: expected logits of at"
+                " least two classes, as its margin is the distance of the two largest; load a"
+                " file without one"
+            )
+        if cascade.mirror:
+            _ = self.info.image_shape  # a ValueError where it takes no images
 
     def _compile(self, apply: Apply, name: str, use: str, size: int, kept: Tree) -> Any:
         """Adds a program; its outputs' shapes."""
         keep = use == FIRST
 
-        def program(variables: Tree, kept: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
-            return apply({**variables, **kept}, images, name, keep)
+        def program(variables: Tree, kept: Tree, rows: Rows) -> tuple[jax.Array, Tree]:
+            return apply({**variables, **kept}, rows, name, keep)
 
-        lowered = jax.jit(program).lower(self._variables, kept, self._images(size))
+        rows = batch_of(self.info.example, size)
+        lowered = jax.jit(program).lower(self._variables, kept, rows)
         self._programs[name, use, size] = lowered.compile()
         return lowered.out_info
 
-    def _images(self, size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *self.info.image_shape), jnp.uint8)
-
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        shape, dtype = np.shape(images), getattr(images, "dtype", None)
-        if dtype != np.uint8 or len(shape) != 4 or shape[1:] != self.info.image_shape:
-            raise ValueError(
-                f"images of {dtype} {list(shape)}: expected uint8 pixels"
-                f" [N, {', '.join(map(str, self.info.image_shape))}]"
-            )
-        return np.asarray(images)
-
     def _run(
-        self, name: str, use: str, images: np.ndarray, kept: Tree | None = None
+        self, name: str, use: str, rows: Rows, kept: Tree | None = None
     ) -> tuple[np.ndarray, Tree]:
-        """(logits, what the mode keeps) of any number of images, batch after batch."""
-        parts, start = [], 0
-        for size in batches(len(images), self.batch_sizes):
-            rows = slice(start, start + size)
-            count = len(images[rows])
-            given = jax.tree.map(lambda sums, rows=rows, size=size: filled(sums[rows], size), kept)
-            out = self._programs[name, use, size](
-                self._variables, given or {}, filled(images[rows], size)
-            )
+        """(output, what the mode keeps) of any number of rows, batch after batch."""
+        parts, start, total = [], 0, row_count(rows)
+        for size in batches(total, self.batch_sizes):
+            part = slice(start, start + size)
+            given = jax.tree.map(partial(filled, size=size), taken((kept or {}, rows), part))
+            out = self._programs[name, use, size](self._variables, *given)
+            count = min(size, total - start)
             parts.append(jax.tree.map(lambda array, count=count: np.asarray(array)[:count], out))
             start += size
         if not parts:
-            return np.zeros((0, self.classes), np.float32), {}
+            return np.zeros((0, *self.output.shape), self.output.dtype), {}
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def batches(count: int, sizes: Sequence[int]) -> list[int]:
-    """Sizes of the batches that `count` rows run in; the last one is filled up.
-
-    The largest size as often as it fits; what is left goes into the next size above it where that
-    is filled by more than half, else into smaller ones.
-
-    >>> batches(150, (1, 8, 64))
-    [64, 64, 8, 8, 8]
-    >>> batches(40, (1, 8, 64))
-    [64]
-    """
-    chosen = []
-    while count > 0:
-        below = [size for size in sizes if size <= count]
-        above = [size for size in sizes if size > count]
-        fill = not below or (above and count > above[0] / 2)
-        chosen.append(above[0] if fill else below[-1])
-        count -= chosen[-1]
-    return chosen
-
-
-def filled(rows: np.ndarray, size: int) -> np.ndarray:
-    """The rows, and zeros up to `size` of them, in one block of memory."""
-    if len(rows) == size:
-        return np.ascontiguousarray(rows)
-    batch = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    batch[: len(rows)] = rows
-    return batch
 
 
 def _chosen(info: PackedInfo, precisions: Sequence[str] | None) -> tuple[str, ...]:
@@ -256,14 +237,16 @@ def _usable(
     return cascade, ""
 
 
-def _classes(info: PackedInfo, cascade: Cascade | None) -> int:
-    classes = list(info.layers.values())[-1].kernel[-1]
-    if cascade and classes < 2:
+def _output(apply: Apply, variables: Tree, info: PackedInfo, name: str) -> jax.ShapeDtypeStruct:
+    """What the network gives for a row."""
+    rows = batch_of(info.example, 1)
+    out, _ = jax.eval_shape(lambda *given: apply(*given, name, False), variables, rows)
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape[:1] != (1,):
         raise ValueError(
-            f"a cascade of a network of {classes} class: expected at least two, as its margin is"
-            " the distance of the two largest logits; load a file without one"
+            f"a network that gives {jax.tree.map(lambda leaf: leaf.shape, out)} for one row:"
+            " expected one array with a row for each of the batch; call what load_packed gives"
         )
-    return classes
+    return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
 
 
 def runs_on_codes(info: PackedInfo) -> bool:
@@ -277,14 +260,14 @@ def _network(file: PackedFile, precisions: Sequence[str]) -> tuple[Apply, dict[s
     A file with layers of float weights runs the training forward, which keeps nothing.
     """
     info, (model, variables) = file.info, file.load(precisions[-1])
-    others = set(info.bytes_read) - set(precisions)
-    leaves = flatten_dict(variables)
-    own = unflatten_dict({path: leaf for path, leaf in leaves.items() if not others & {*path}})
+    leaves = flatten_dict(variables).items()
+    read = {path: leaf for path, leaf in leaves if file.structure.is_read(path, precisions)}
+    own = unflatten_dict(read)
     if runs_on_codes(info):
-        model, own = to_integer(model, own, info.image_shape)
+        model, own = to_integer(model, own, info.example)
 
-    def apply(variables: Tree, images: jax.Array, name: str, keep: bool) -> tuple[jax.Array, Tree]:
-        logits, kept = model.apply(variables, images, precision=name, mutable=[KEPT] * keep)
-        return logits, dict(kept)
+    def apply(variables: Tree, rows: Rows, name: str, keep: bool) -> tuple[jax.Array, Tree]:
+        output, kept = model.apply(variables, *rows, precision=name, mutable=[KEPT] * keep)
+        return output, dict(kept)
 
     return apply, own

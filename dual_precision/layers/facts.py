@@ -5,6 +5,7 @@ output. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,6 +60,15 @@ class Norm:
 
     epsilon: float
     momentum: float = 0.9
+
+    def gain(self, scale: jax.Array, var: jax.Array) -> jax.Array:
+        """scale / sqrt(var + epsilon), [channels], with the bits that the norm computes with."""
+        return _gain(scale, var, self.epsilon)
+
+
+@partial(jax.jit, static_argnames="epsilon")
+def _gain(scale: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
+    return scale * jax.lax.rsqrt(var + epsilon)
 
 
 def facts_of(module: nn.Module, x: jax.Array, y: Any) -> Layer | Norm | None:

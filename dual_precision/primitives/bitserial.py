@@ -133,13 +133,7 @@ def plane_product(
     6.0
     """
     check_width(activations)
-    if x.ndim != 2 or x.dtype != jnp.float32:
-        raise ValueError(f"inputs {x.dtype}{list(x.shape)}: expected float32 [rows, inputs]")
-    check_words(words, x.shape[1], planes)
-    if scales.shape != (words.shape[0], words.shape[2]):
-        raise ValueError(
-            f"scales {list(scales.shape)}: expected {[words.shape[0], words.shape[2]]}"
-        )
+    _check_operands(x, words, scales, planes)
     ways: dict[str, Callable[..., jax.Array]] = {
         "xla": partial(_product, dot=plane_dot),
         "native": native.plane_product,
@@ -161,6 +155,17 @@ def plane_product(
         cuda=ways["pallas" if few else "xla"],
         default=ways["xla"],
     )
+
+
+def _check_operands(x: jax.Array, words: jax.Array, scales: jax.Array, planes: int) -> None:
+    if x.ndim != 2 or x.dtype != jnp.float32:
+        raise ValueError(f"inputs {x.dtype}{list(x.shape)}: expected float32 [rows, inputs]")
+    check_words(words, x.shape[1], planes)
+    expected = (words.shape[0], words.shape[2])
+    if scales.shape != expected or scales.dtype != jnp.float32:
+        raise ValueError(
+            f"scales {scales.dtype}{list(scales.shape)}: expected float32 {list(expected)}"
+        )
 
 
 def _product(x, words, scales, *, planes: int, activations: int, dot: Callable) -> jax.Array:

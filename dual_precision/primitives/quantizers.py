@@ -51,9 +51,7 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
     if not signed:
         return jnp.float32(0.0), power_of_two(bits) - 1
     if not isinstance(bits, jax.core.Tracer) and int(bits) == 1:
-        raise ValueError(
-            "signed activations of 1 bit: expected 2 or more, as -1 and 0 are no range"
-        )
+        raise ValueError("signed activations of 1 bit: expected 2 or more; -1 and 0 are no range")
     half = power_of_two(jnp.asarray(bits) - 1)
     return -half, half - 1
 

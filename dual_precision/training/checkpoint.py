@@ -2,13 +2,11 @@
 
 Every checkpoint holds the state, and beside it as JSON the run's config, where the run stands,
 and a manifest: the sha256 of every array. The manifest is committed with the state in one atomic
-rename, so that a checkpoint that is there is complete; restoring recomputes it, so that a
-damaged one is noticed, said, and passed over for the one before.
+rename, so that a checkpoint that is there is complete. Restoring recomputes it: a damaged
+checkpoint is reported, and the one before it is used.
 """
 
 import errno
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.tree_util import keystr, tree_flatten_with_path
+
+from dual_precision.training.manifest import manifest, seal_of
 
 Tree = Any
 KEPT = 2
@@ -31,22 +30,6 @@ log = logging.getLogger(__name__)
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or none could be read; the message says what to do."""
-
-
-def manifest(tree: Tree) -> dict[str, str]:
-    """Leaf path -> sha256 of its dtype, shape and bytes."""
-    return {keystr(path): _digest(leaf) for path, leaf in tree_flatten_with_path(tree)[0]}
-
-
-def _digest(leaf: Any) -> str:
-    array = np.ascontiguousarray(jax.device_get(leaf))
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _seal(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:
@@ -137,11 +120,12 @@ class Checkpoints:
         """
         standing = {**progress, "score": float(score)}
         about: dict[str, Any] = {
+            "step": step,
             "config": self.config,
             "progress": standing,
             "manifest": manifest(state),
         }
-        about["seal"] = _seal(about)
+        about["seal"] = seal_of(about)
         self.wait()
         try:
             self._check_room(state)
@@ -195,8 +179,13 @@ class Checkpoints:
     def about(self, step: int) -> dict[str, Any]:
         """The JSON beside a state: config, progress, manifest; verified against its seal."""
         about = self._read(step, "about", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
-        if not isinstance(about, dict) or about.pop("seal", None) != _seal(about):
+        if not isinstance(about, dict) or about.pop("seal", None) != seal_of(about):
             raise CheckpointError(f"step {step}: its JSON does not match its seal: it was altered")
+        if about.get("step", step) != step:
+            raise CheckpointError(
+                f"step {step}: its folder holds the checkpoint of step {about['step']};"
+                " expected each under its own number; rename it back"
+            )
         handler = ocp.JsonCheckpointHandler(filename="metrics")  # what Orbax finds the best by
         metrics = self._read(step, "metrics", handler, ocp.args.JsonRestore())
         if metrics != {"score": about["progress"]["score"]}:
@@ -230,11 +219,7 @@ class Checkpoints:
         return state
 
     def shapes(self, step: int) -> dict[str, Tree]:
-        """Shapes and dtypes of what was saved as params and batch_stats.
-
-        Raises:
-          CheckpointError: missing or damaged.
-        """
+        """Shapes and dtypes of what was saved as params and batch_stats; raises as `restore`."""
         tree = self._metadata(step)
         return {
             name: jax.tree.map(

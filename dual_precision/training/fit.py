@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ class FitOptions:
     steps_per_dispatch: int = 0
     epochs_per_evaluation: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
+        for name, least in (("batch_size", 1), ("steps_per_dispatch", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
+        if self.epochs_per_evaluation < 1:
+            raise ValueError(f"epochs_per_evaluation={self.epochs_per_evaluation}: expected 1")
+
     @property
     def most(self) -> int:
         """Updates in one program launch, at most."""
@@ -68,13 +78,11 @@ def fit(
 ) -> TrainState:
     """Trains `model` through all phases and returns the last state.
 
-    Continues from the newest sound checkpoint in `workdir`. Data order and augmentation follow
-    from the seed and the step alone, so that a run that was stopped anywhere ends with the same
-    bits as one that was not.
+    Continues from the newest sound checkpoint in `workdir`. All that is random follows from the
+    seed and the step alone: a run that was stopped anywhere ends with the same bits.
 
     Args:
       model: called as model.apply(variables, inputs, precision=..., train=...); has `modes`.
-      task: says what an example is and what is good.
       train, validation: sets of examples of the task.
       config: kept as JSON beside each checkpoint.
       variables: start from these in the place of fresh ones.
@@ -91,16 +99,11 @@ def fit(
     stages = stages_of(phases, structure, feed.steps_per_epoch)
     last = stages[-1].end
     checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
-    workdir.mkdir(parents=True, exist_ok=True)
-    state, begun = resume(checkpoints, stages, task, options, feed) or (
-        _fresh(network, options, feed, variables),
-        -1,
-    )
+    fresh = partial(_fresh, network, options, feed, variables)
+    state, begun = resume(checkpoints, stages, task, options, feed) or (fresh(), -1)
     journal = Journal(workdir, last, int(state.step), options.batch_size, listeners)
     with checkpoints, journal, Signals() as signals:
-        for stage in stages:
-            if int(state.step) >= stage.end:
-                continue
+        for stage in [stage for stage in stages if stage.end > int(state.step)]:
             happen = _events_of(network, structure, stage, feed)
             if stage.index > begun:
                 state = happen(_restarted(state, stage, task, options), stage.phase.start)
@@ -115,9 +118,8 @@ def fit(
                 if rest == 0:
                     state = happen(_rewound(state, stage, task, options), stage.due(step))
                 if rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end):
-                    record, scores = _validate(network, state, validation, stage, metrics, epoch)
-                    journal.write(record, scores)
-                    _save(checkpoints, state, stage, float(np.mean([*scores.values()])))
+                    scores = _evaluate(network, state, validation, stage, metrics, journal)
+                    _save(checkpoints, state, stage, float(np.mean(scores)))
                 if signals.received and step < last:
                     _stop(checkpoints, state, stage, signals.received, last)
     return state
@@ -142,7 +144,7 @@ def resume(
         stage = stages[int(checkpoints.about(step)["progress"]["phase"])]
         variables = checkpoints.shapes(step)
         state = TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.eval_shape(lambda: jnp.int32(0)),
             variables["params"],
             variables["batch_stats"],
             jax.eval_shape(lambda: _carry_of(stage, task, options)),
@@ -221,18 +223,19 @@ def _not_finite(what: str, step: int, stage: Stage, checkpoints: Checkpoints) ->
     )
 
 
-def _validate(
+def _evaluate(
     network: Network,
     state: TrainState,
     validation: Any,
     stage: Stage,
     metrics: Mapping[str, jax.Array],
-    epoch: int,
-) -> tuple[Record, dict[str, float]]:
-    """A record of all that is measured, and the score of each mode."""
+    journal: Journal,
+) -> list[float]:
+    """Writes a record of all that is measured; the score of each mode."""
     step, model, task = int(state.step), network.model, network.task
-    rates = jax.jit(stage.values)(jnp.int32(step - 1))
-    record: Record = {"step": step, "epoch": epoch, "phase": stage.phase.name}
+    rates = stage.logged_values(jnp.int32(step - 1))
+    record: Record = {"step": step, "epoch": step // stage.steps_per_epoch}
+    record |= {"phase": stage.phase.name}
     record |= {name: float(value) for name, value in rates.items() if name != "step"}
     record |= {name: float(np.mean(value)) for name, value in metrics.items()}
     scores = {}
@@ -240,7 +243,8 @@ def _validate(
         found = evaluate(model, state.variables, validation, task=task, precision=mode)
         record |= {f"validation_{mode}_{name}": value for name, value in found.items()}
         scores[mode] = task.score(found)
-    return record, scores
+    journal.write(record, scores)
+    return [*scores.values()]
 
 
 def _save(checkpoints: Checkpoints, state: TrainState, stage: Stage, score: float) -> None:

@@ -30,6 +30,7 @@ class Journal:
         self, folder: Path, total: int, done: int, batch_size: int, listeners: Sequence[Listener]
     ) -> None:
         self.path, self.batch_size, self.listeners = folder / "metrics.jsonl", batch_size, listeners
+        folder.mkdir(parents=True, exist_ok=True)
         drop_records_after(self.path, done)
         self._bar = tqdm(
             total=total * batch_size,

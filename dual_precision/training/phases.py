@@ -7,6 +7,7 @@ and in between is an event. A method of training is such values; nothing else kn
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -126,6 +127,11 @@ class Stage:
         count = step - self.start
         rates = {name: rate(count.astype(jnp.float32)) for name, rate in self.schedules.items()}
         return {"step": count, **rates}
+
+    @cached_property
+    def logged_values(self) -> Callable[[jax.Array], dict[str, jax.Array]]:
+        """`values`, compiled once for all evaluations of the phase."""
+        return jax.jit(self.values)
 
     def due(self, step: int) -> tuple[Event, ...]:
         """The events that happen when an epoch ends at `step`."""

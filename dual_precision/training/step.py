@@ -1,6 +1,7 @@
 """The one train step, and the program that runs several of them per dispatch."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,15 +39,15 @@ def compile_steps(
     program, so that the device does not wait for Python between updates.
     """
 
-    def one(state: TrainState, arrays: Mapping[str, jax.Array], index: jax.Array):
-        own = jax.random.fold_in(key, state.step)
-        batch = network.task.draw(arrays, index, own)
-        return train_step(state, batch, jax.random.fold_in(own, 1), network=network, stage=stage)
+    def drawn(step: jax.Array, arrays: Mapping[str, jax.Array], index: jax.Array):
+        own = jax.random.fold_in(key, step)
+        return network.task.draw(arrays, index, own), jax.random.fold_in(own, 1)
 
     def several(state: TrainState, arrays: Mapping[str, jax.Array], order: jax.Array):
+        step = partial(train_step, network=network, stage=stage)
         if order.shape[0] == 1:  # a loop of one would only cost XLA its parallel CPU kernels
-            state, metrics = one(state, arrays, order[0])
+            state, metrics = step(state, *drawn(state.step, arrays, order[0]))
             return state, jax.tree.map(lambda value: value[None], metrics)
-        return jax.lax.scan(lambda s, index: one(s, arrays, index), state, order)
+        return jax.lax.scan(lambda s, index: step(s, *drawn(s.step, arrays, index)), state, order)
 
     return jax.jit(several, donate_argnums=0, compiler_options=compiler_options())

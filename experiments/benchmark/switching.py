@@ -5,9 +5,9 @@ Part of `python -m experiments.benchmark inference`.
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from dual_precision.deploy import Predictor
-from experiments.benchmark.timing import goal_verdict, verdict_of
+from experiments.benchmark.comparison import goal_verdict, verdict_of
+from experiments.benchmark.timing import timed
 
 THREADS = 4
 IMAGES = 16  # different ones, whose right answers are known
@@ -72,13 +73,11 @@ def under_load(predictor: Predictor, requests: int, threads: int = THREADS) -> L
     rows: list[list[tuple[bool, float, bool]]] = [[] for _ in per_thread]
 
     def ask(thread: int) -> None:
-        own = np.random.default_rng(thread)
+        choice = np.random.default_rng(thread)
         before = None
         for _ in range(per_thread[thread]):
-            mode, index = modes[own.integers(len(modes))], int(own.integers(IMAGES))
-            start = time.perf_counter()
-            logits = predictor.predict(images[index], mode)
-            taken = 1e3 * (time.perf_counter() - start)
+            mode, index = modes[choice.integers(len(modes))], int(choice.integers(IMAGES))
+            taken, logits = timed(partial(predictor.predict, images[index], mode))
             good = np.array_equal(logits, right[mode][index])
             rows[thread].append((mode != before, taken, good))
             before = mode
@@ -87,10 +86,10 @@ def under_load(predictor: Predictor, requests: int, threads: int = THREADS) -> L
         workers = [pool.submit(ask, thread) for thread in range(threads)]
     for worker in workers:
         worker.result()  # raises what the thread raised
-    flat = [row for own in rows for row in own[1:]]  # a thread's first request follows none
+    flat = [row for of_thread in rows for row in of_thread[1:]]  # its first follows none
     load = Load(
         requests=sum(map(len, rows)),
-        wrong=sum(not good for own in rows for *_, good in own),
+        wrong=sum(not good for of_thread in rows for *_, good in of_thread),
         compilations=len(compiled),
         same=np.array([taken for switched, taken, _ in flat if not switched]),
         other=np.array([taken for switched, taken, _ in flat if switched]),
@@ -108,14 +107,12 @@ def switch_cost(predictor: Predictor, repeats: int = 300) -> float:
     for name, order in (("blocks", sorted(alternating)), ("alternating", alternating)):
         times: dict[str, list[float]] = {mode: [] for mode in modes}
         for mode in order:
-            start = time.perf_counter()
-            predictor.predict(image, mode)
-            times[mode].append(1e3 * (time.perf_counter() - start))
-        taken[name] = np.mean([np.median(own) for own in times.values()])
+            times[mode].append(timed(partial(predictor.predict, image, mode))[0])
+        taken[name] = np.mean([np.median(of_mode) for of_mode in times.values()])
     return float(taken["alternating"] - taken["blocks"])
 
 
-def measure(path: Path, requests: int) -> list[str]:
+def measure_switching(path: Path, requests: int) -> list[str]:
     """Loads a packed file both ways; a line for each bar."""
     print(f"\nswitching modes of {path}, {THREADS} threads, {requests:,} requests", flush=True)
     predictor = Predictor(path, batch_sizes=(1,))
@@ -123,16 +120,16 @@ def measure(path: Path, requests: int) -> list[str]:
     load = under_load(predictor, requests)
     cost = switch_cost(predictor)
     memory = predictor.bytes / high.bytes
-    tails = [float(np.percentile(own, 99)) for own in (load.same, load.other)]
+    tails = [float(np.percentile(taken, 99)) for taken in (load.same, load.other)]
     tail = tails[1] / tails[0]
     return [
         f"{load.requests:,} requests, compilations: {load.compilations} (bar 0)"
-        f" {verdict_of(load.compilations == 0, False)}",
-        f"wrong answers: {load.wrong} (bar 0) {verdict_of(load.wrong == 0, False)}",
+        f" {verdict_of(load.compilations == 0)}",
+        f"wrong answers: {load.wrong} (bar 0) {verdict_of(load.wrong == 0)}",
         f"99th percentile of a switch {tails[1]:.2f} ms, of no switch {tails[0]:.2f} ms:"
         f" {tail:.2f} x (goal {TAIL_GOAL}) {goal_verdict(tail <= TAIL_GOAL)}",
         f"one request after the other, a switch costs {cost:+.3f} ms (bar {SWITCH_BAR:g})"
-        f" {verdict_of(cost < SWITCH_BAR, False)}",
+        f" {verdict_of(cost < SWITCH_BAR)}",
         f"arrays held of both modes: {predictor.bytes:,} bytes, of high alone {high.bytes:,}:"
-        f" {memory:.3f} x (bar {MEMORY_BAR}) {verdict_of(memory <= MEMORY_BAR, False)}",
+        f" {memory:.3f} x (bar {MEMORY_BAR}) {verdict_of(memory <= MEMORY_BAR)}",
     ]

@@ -1,23 +1,29 @@
-"""What the sub-commands of benchmark.py share: order of turns, ratios, verdicts, the machine."""
+"""The one way to time programs that are compared: rounds in shuffled order, so that a busy machine
+slows all of them alike, and none always follows the same other one."""
 
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
-_CPU = Path("/proc/cpuinfo")
-_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+Name = TypeVar("Name", bound=Hashable)
+Result = TypeVar("Result")
 
 
-def turns(names: Sequence[str], repeats: int, seed: int = 0) -> Iterator[list[str]]:
-    """The order of the programs in each round, shuffled: none always follows the same other one.
+def timed(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Milliseconds until the result of a call is computed, and the result."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(run())
+    return 1e3 * (time.perf_counter() - start), result
 
-    >>> [sorted(order) for order in turns(["b", "a"], 2)]
+
+def shuffled_rounds(names: Sequence[Name], repeats: int, seed: int = 0) -> Iterator[list[Name]]:
+    """Every name once a round, each round in an order of its own.
+
+    >>> [sorted(order) for order in shuffled_rounds(["b", "a"], 2)]
     [['a', 'b'], ['a', 'b']]
     """
     rng = np.random.default_rng(seed)
@@ -25,42 +31,19 @@ def turns(names: Sequence[str], repeats: int, seed: int = 0) -> Iterator[list[st
         yield [names[i] for i in rng.permutation(len(names))]
 
 
-def speed_ratio(times: Mapping[str, Sequence[float]], name: str, other: str) -> float | None:
-    """How many times as fast as `other`, median over rounds; None where one is missing."""
-    if name not in times or other not in times:
-        return None
-    return float(np.median(np.divide(times[other], times[name])))
+def time_rounds(
+    programs: Mapping[Name, Callable[[], float]], repeats: int
+) -> dict[Name, list[float]]:
+    """What every program says in each round.
 
-
-def verdict_of(passed: bool, goal: bool) -> str:
-    """Of a bar that may have a goal beyond it."""
-    return "PASS, goal met" if passed and goal else "PASS" if passed else "short"
-
-
-def goal_verdict(met: bool) -> str:
-    """Of what has a goal, and no bar to pass."""
-    return "goal met" if met else "goal missed"
-
-
-def machine() -> dict[str, Any]:
-    """What is timed on, as the header and the JSON name it."""
-    named = re.search(r"^model name\s*: (.*)$", _text(_CPU), re.MULTILINE)
-    return {
-        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
-        "CPU": named[1].strip() if named else "unknown",
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-    }
-
-
-def last_level_cache() -> int | None:
-    """Bytes of the level 3 cache, where Linux tells."""
-    found = re.fullmatch(r"(\d+)([KMG])", _text(_CACHE).strip())
-    return int(found[1]) * _UNITS[found[2]] if found else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # another system than Linux
-        return ""
+    Args:
+      programs: each call runs the program, and gives the milliseconds that one unit of it took.
+    """
+    found: dict[Name, list[float]] = {name: [] for name in programs}
+    with tqdm(total=len(programs) * repeats, disable=None, leave=False) as bar:
+        for order in shuffled_rounds([*programs], repeats):
+            for name in order:
+                bar.set_description(str(name))
+                found[name].append(programs[name]())
+                bar.update()
+    return found

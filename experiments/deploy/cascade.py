@@ -1,233 +1,106 @@
 """Calibrates the cascade of a packed file, and says what it gives.
 
-`python -m experiments.deploy cascade net.safetensors --accuracy=-0.1`: the cheapest threshold that
-is within 0.1 points of high on validation data; `--cost=0.3`: the best for 30 % of high's BitOps.
-Half a minute on two cores for CIFAR-10. The test set is read once, for the threshold chosen.
+    python -m experiments.deploy cascade net.safetensors --accuracy=-0.1   # points to high
+    python -m experiments.deploy cascade net.safetensors --cost=0.3 --write
+
+The first chooses the cheapest threshold that is within 0.1 points of high on validation data, the
+second the best for 30 % of the BitOps of high, and writes it into the file. Half a minute on two
+cores for CIFAR-10, whose test set is read once, for the threshold chosen: for the file in
+notebooks/networks 82.97 %, 0.3 points above high, at 30 % of its BitOps. Tables, a plot and JSON
+are left in a folder.
 """
 
 import dataclasses
-import math
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from dual_precision import data
-from dual_precision.costs import mode_cost, reused_bit_operations
-from dual_precision.data.catalog import lookup
-from dual_precision.deploy import PackedInfo, Predictor, inspect_packed
-from dual_precision.deploy.cascade.calibration import Costs, Evidence, calibrate, curve, measure
-from dual_precision.deploy.cascade.rule import Cascade, Point, mirrored
-from dual_precision.deploy.predictor import runs_on_codes
-from experiments.figures.training import Rows, table
-
-BATCHES = (1, 8, 64)
-COSTS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8)  # of the sweep, share of high's
-ROUNDS = 3
-CHOSEN = "auto, chosen"
-SINGLES, FULL = 64, 3  # requests a round, of one image and of the largest batch
-
-COLUMNS = (
-    ("way", "answers", "{}"),
-    ("threshold", "threshold", "{:.3f}"),
-    ("mirrored", "looked at again %", "{:.1f}"),
-    ("escalated", "escalated %", "{:.1f}"),
-    ("accuracy", "accuracy %", "{:.2f}"),
-    ("difference", "to high", "{:+.2f}"),
-    ("error", "± se", "{:.2f}"),
-    ("cost", "BitOps/image", "{:.3g}"),
-    ("relative", "of high %", "{:.1f}"),
-    ("unshared", "without reuse %", "{:.1f}"),
-    ("single", "ms, batch 1", "{:.2f}"),
-    ("full", f"ms/image, batch {BATCHES[-1]}", "{:.3f}"),
+from dual_precision.deploy import Cascade, Predictor, amend_metadata, inspect_packed
+from dual_precision.deploy.cascade.calibration import calibrate, curve
+from dual_precision.deploy.cascade.rule import Point
+from dual_precision.deploy.predictor import CASCADE
+from experiments import cli
+from experiments.deploy.cascade_evaluation import (
+    BATCHES,
+    CHOSEN,
+    WAY_COLUMNS,
+    CascadeSettings,
+    cascade_settings,
+    collect_evidence,
+    rows_on_test,
+    sweep,
+    two_modes,
 )
+from experiments.deploy.pack import recorded_command
+from experiments.figures.drawing import pyplot_for_files, save_figure
+from experiments.figures.tables import markdown_table
+from experiments.workdir import write_whole
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the command is asked for.
-
-    Attributes:
-      dataset: its validation images calibrate.
-      accuracy, cost: see `dual_precision.deploy.cascade.calibration.choose`; one of them is given.
-      mirror: a second look of low at the mirrored image.
-      blend: weight of low's logits in the answers of high.
-    """
-
-    dataset: str
-    accuracy: float | None
-    cost: float | None
-    mirror: bool
-    blend: float
-
-
-def read_settings(
-    info: PackedInfo,
+def calibrate_cascade(
+    file: str,
     *,
-    dataset: str | None,
-    accuracy: float | None,
-    cost: float | None,
-    mirror: bool | None,
-    blend: float | None,
-) -> Settings:
-    """The settings, where None is: the data set that the network was trained on, an accuracy within
-    0.1 points, mirroring where the data set allows it, and then the sum of both modes' logits.
+    workdir: str | None = None,
+    dataset: str | None = None,
+    accuracy: float | None = None,
+    cost: float | None = None,
+    mirror: bool | None = None,
+    blend: float | None = None,
+    test: bool,
+    write: bool,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """The sub-command `cascade`; its keyword arguments are the flags.
 
     Raises:
-      ValueError: another image shape than the file's; mirroring of images that may not be mirrored;
-        both of accuracy and cost; a cost that is no share; a blend that is negative or not finite.
+      ValueError: `file` is no packed file, or see `cascade_settings` and `choose_point`.
     """
-    if accuracy is not None and cost is not None:
-        raise ValueError(f"--accuracy={accuracy:g} and --cost={cost:g}: expected one of them")
-    if cost is not None and not 0 < cost <= 1:
-        raise ValueError(f"--cost={cost:g}: expected a share of high's BitOps, above 0 and up to 1")
-    if blend is not None and not (math.isfinite(blend) and blend >= 0):
-        raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
-    trained_on = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
-    if not (name := dataset or trained_on):
-        raise ValueError("the file does not say on what it was trained: give --dataset=...")
-    spec = lookup(name)
-    if spec.image_shape != info.image_shape:
-        raise ValueError(
-            f"{name} has images {spec.image_shape}: expected {info.image_shape}, as the file takes;"
-            " give another --dataset"
-        )
-    if mirror and not spec.flip:
-        raise ValueError(f"--mirror: a mirrored image of {name} is another image; leave it out")
-    mirror = spec.flip if mirror is None else mirror
-    if accuracy is None and cost is None:
-        accuracy = -0.1
-    return Settings(name, accuracy, cost, mirror, float(mirror) if blend is None else blend)
-
-
-def collect(
-    predictor: Predictor, images: np.ndarray, labels: np.ndarray, settings: Settings
-) -> Evidence:
-    """Both modes' logits of all images, and their BitOps."""
-    low, high = _modes(predictor.info)
-    return Evidence(
-        first=predictor.predict(images, low),
-        then=predictor.predict(images, high),
-        labels=labels,
-        costs=costs_of(predictor.info),
-        mirror=predictor.predict(mirrored(images), low) if settings.mirror else None,
-        blend=settings.blend,
+    path, clock = Path(file), cli.Stopwatch()
+    settings = cascade_settings(
+        inspect_packed(path),
+        dataset=dataset,
+        accuracy=accuracy,
+        cost=cost,
+        mirror=mirror,
+        blend=blend,
     )
+    found = measure_cascade(path, settings, {"data_dir": data_dir, "archive": archive}, test)
+    folder = Path(workdir or f"runs/cascade-{path.stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = recorded_command(sys.argv[1:])
+    plot_cascade(found, folder / "cascade.png")
+    content = json.dumps({"command": command, **found}, indent=1)
+    write_whole(folder / "cascade.json", f"{content}\n")
+    print(f"\n{markdown_table(found['sweep'], WAY_COLUMNS)}\n")
+    if test:
+        print(f"test set\n\n{markdown_table(found['test'], WAY_COLUMNS)}\n")
+    print(f"{folder}/cascade.png, cascade.json; {clock} in all")
+    if write:
+        amend_metadata(path, {CASCADE: found["cascade"], "cascade_command": command})
+        print(f"{path}: calibration written; Predictor({file!r}) has it")
 
 
-def _modes(info: PackedInfo) -> tuple[str, str]:
-    names = list(info.bytes_read)
-    if len(names) < 2:
-        raise ValueError(f"the file holds {names}: expected two modes, to make a cascade of")
-    return names[0], names[-1]
-
-
-def costs_of(info: PackedInfo) -> Costs:
-    """BitOps per image."""
-    low, high = _modes(info)
-    return Costs(
-        mode_cost(info.layers, low).bit_operations,
-        mode_cost(info.layers, high).bit_operations,
-        reused_bit_operations(info.layers, low, high) if runs_on_codes(info) else 0,
-    )
-
-
-def point_row(point: Point, costs: Costs, way: str) -> dict[str, Any]:
-    """A point as a row of the table; shares in percent."""
-    row = {"way": way, **dataclasses.asdict(point)}
-    for share in ("mirrored", "escalated", "relative"):
-        row[share] *= 100
-    row["unshared"] = row["relative"] + row["escalated"] * costs.reused / costs.then
-    return row
-
-
-def mode_rows(logits: Mapping[str, np.ndarray], labels: np.ndarray, costs: Costs) -> Rows:
-    """The two modes alone as rows of the table: high is a cascade that shares nothing."""
-    low, high = (own.argmax(1) == labels for own in logits.values())
-    none, alone = np.zeros(len(labels), bool), dataclasses.replace(costs, first=0.0, reused=0.0)
-    points = (
-        measure(0.0, low, high, none, none, costs),
-        measure(0.0, high, high, none, ~none, alone),
-    )
-    hidden = ("threshold", "mirrored", "escalated")
-    rows = [point_row(point, alone, name) for name, point in zip(logits, points, strict=True)]
-    return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
-
-
-def time_ways(
-    ways: Mapping[str, Callable[[np.ndarray], Any]], images: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Way -> ms of a request of one image, and ms per image of the largest batch.
-
-    Medians over rounds of the mean over different images: some of them escalate. Every round times
-    every way once, so that a busy machine slows all alike.
-    """
-    single = [images[i : i + 1] for i in range(SINGLES)]
-    full = [images[i * BATCHES[-1] : (i + 1) * BATCHES[-1]] for i in range(FULL)]
-    taken: dict[str, dict[str, list[float]]] = {way: {"single": [], "full": []} for way in ways}
-    for _ in range(ROUNDS):
-        for way, run in ways.items():
-            for kind, requests in (("single", single), ("full", full)):
-                start = time.perf_counter()
-                for request in requests:
-                    run(request)
-                seconds = time.perf_counter() - start
-                taken[way][kind].append(1000 * seconds / sum(map(len, requests)))
-    return {
-        way: {kind: statistics.median(ms) for kind, ms in kinds.items()}
-        for way, kinds in taken.items()
-    }
-
-
-def sweep(
-    predictor: Predictor,
-    evidence: Evidence,
-    curve: Sequence[Point],
-    chosen: Cascade,
-    images: np.ndarray,
-) -> list[dict[str, Any]]:
-    """The modes and the cascade at COSTS and as chosen, with their latencies."""
-    points = {f"auto {cost:.0%}": _within(curve, cost) for cost in COSTS}
-    named = {way: point for way, point in points.items() if point is not None}
-    assert chosen.expected is not None
-    named[CHOSEN] = chosen.expected
-    names = _modes(predictor.info)
-    alone = dict(zip(names, (evidence.first, evidence.then), strict=True))
-    low, high = mode_rows(alone, evidence.labels, evidence.costs)
-    middle = [point_row(point, evidence.costs, way) for way, point in named.items()]
-    ways: dict[str, Callable[[np.ndarray], Any]] = {
-        name: partial(predictor.predict, precision=name) for name in names
-    }
-    for way, point in named.items():
-        cascade = dataclasses.replace(chosen, threshold=point.threshold)
-        ways[way] = partial(predictor.answer, cascade=cascade)
-    latencies = time_ways(ways, images)
-    return [{**row, **latencies[row["way"]]} for row in (low, *middle, high)]
-
-
-def _within(points: Sequence[Point], cost: float) -> Point | None:
-    return next((point for point in reversed(points) if point.relative <= cost), None)
-
-
-def run(path: Path, settings: Settings, options: Mapping[str, Any], test: bool) -> dict[str, Any]:
+def measure_cascade(
+    path: Path, settings: CascadeSettings, options: Mapping[str, Any], test: bool
+) -> dict[str, Any]:
     """Calibrates, measures and, if `test`, reads the test set: all that is printed and plotted.
 
     Args:
       options: data_dir and archive, for `data.load`.
     """
-    info = inspect_packed(path)
-    low, high = _modes(info)
+    low, high = two_modes(inspect_packed(path))
     print(f"{path}: compiling {low}, {high} and their cascade", flush=True)
     predictor = Predictor(path, BATCHES, cascade=Cascade(low, high, 0.0))
     dataset = data.load(settings.dataset, **options)
     held_out = dataset.validation
     print(f"{dataset.name}: {len(held_out):,} validation images calibrate", flush=True)
-    evidence = collect(predictor, held_out.images, held_out.labels, settings)
+    evidence = collect_evidence(predictor, held_out.images, held_out.labels, settings)
     chosen = calibrate(evidence, low, high, accuracy=settings.accuracy, cost=settings.cost)
     print("timing", flush=True)
     points = curve(evidence)
@@ -243,24 +116,29 @@ def run(path: Path, settings: Settings, options: Mapping[str, Any], test: bool) 
         found["curve_without_mirror"] = [dataclasses.asdict(point) for point in curve(plain)]
     if test:
         print(f"the {len(dataset.test):,} test images, once", flush=True)
-        found["test"] = on_test(predictor, chosen, dataset.test, evidence.costs)
+        found["test"] = rows_on_test(predictor, chosen, dataset.test, evidence.costs)
     return found
 
 
-def on_test(predictor: Predictor, chosen: Cascade, test: data.Images, costs: Costs) -> Rows:
-    """Low, the cascade as it answers requests, and high, on the test set."""
-    names = (chosen.first, chosen.then)
-    logits = {name: predictor.predict(test.images, name) for name in names}
-    got = predictor.answer(test.images, chosen)
-    right, then = (z.argmax(1) == test.labels for z in (got.logits, logits[chosen.then]))
-    point = measure(chosen.threshold, right, then, got.mirrored, got.escalated, costs)
-    low, high = mode_rows(logits, test.labels, costs)
-    return [low, point_row(point, costs, CHOSEN), high]
+def plot_cascade(found: Mapping[str, Any], path: Path) -> None:
+    """Validation accuracy over BitOps and over the latency of a batch, as PNG.
 
+    Args:
+      found: what `measure_cascade` gives.
+    """
+    pyplot_for_files()  # before a figure is made
+    from experiments.figures import serving
 
-def text(found: Mapping[str, Any]) -> str:
-    """The tables."""
-    parts = [table(found["sweep"], COLUMNS)]
-    if "test" in found:
-        parts.append(f"test set\n\n{table(found['test'], COLUMNS)}")
-    return "\n\n".join(parts)
+    names = {"curve": "auto", "curve_without_mirror": "auto without the mirrored look"}
+    curves = {names[key]: [Point(**point) for point in found[key]] for key in names if key in found}
+    low, *autos, high = found["sweep"]
+    places = {row["way"]: (row["full"], row["accuracy"]) for row in autos}
+    timed = serving.Timed(
+        modes=[(row["full"], row["accuracy"]) for row in (low, high)],
+        chosen=places.pop(CHOSEN),
+        autos=[*places.values()],
+        device=found["device"],
+    )
+    alone = {row["way"]: (row["relative"], row["accuracy"]) for row in (low, high)}
+    chosen = Point(**found["cascade"]["expected"])
+    save_figure(serving.draw_cascade(curves, alone, chosen, "validation", timed), path)

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Rows = Sequence[Mapping[str, Any]]
-
-COLOURS = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d"}
+from experiments.figures.drawing import COLOURS, pyplot_for_files, save_figure
+from experiments.figures.tables import Rows, markdown_table
 
 _COLUMNS = (
     ("mode", "mode", "{}"),
@@ -18,32 +17,14 @@ _COLUMNS = (
 )
 
 
-def table(rows: Rows, columns: Sequence[tuple[str, str, str]] = _COLUMNS) -> str:
-    """The rows as a Markdown table, aligned for a terminal.
-
-    Args:
-      columns: (key in a row, title, format); those that no row has are left out.
-    """
-    columns = [column for column in columns if any(column[0] in row for row in rows)]
-    cells = [[title for _, title, _ in columns]]
-    cells += [[f.format(row[key]) if key in row else "" for key, _, f in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+def results_table(rows: Rows) -> str:
+    """Accuracy and cost, one row per mode, in Markdown."""
+    return markdown_table(rows, _COLUMNS)
 
 
 def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path) -> None:
     """Validation accuracy of each mode over the epochs, with the phases marked, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = pyplot_for_files().subplots(figsize=(7, 4.2), layout="constrained")
     for row in modes:
         name = row["mode"]
         curve = _since_trained(records, name)
@@ -60,8 +41,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0, last * 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=144)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _since_trained(records: Sequence[Mapping[str, Any]], mode: str) -> Rows:

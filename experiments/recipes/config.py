@@ -1,83 +1,86 @@
-"""The configuration of a training run: every field here, typed, commented, defaulted."""
+"""The configuration of a training run: fields that every run has, and those of its recipe.
+
+A recipe is chosen by `--mode`, and has fields of its own (experiments/recipes/). A setting that
+the chosen recipe does not have is an unknown name.
+"""
 
 import dataclasses
-import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dual_precision.models import MODELS
-from dual_precision.precision import parse
+from flax.core import FrozenDict
 
-MODES = ("float", "low", "high", "truncate", "joint", "two_phase")
-ORDERS = ("joint", "refine")
+from dual_precision.models import MODELS
+from dual_precision.precision import Modes, modes, parse
+from dual_precision.training.phases import check_recipe
+from experiments.recipes.recipe import Recipe
+from experiments.recipes.single import Float, High, Low, Truncate
+from experiments.recipes.two_phase import Joint, Refine, TwoPhase
+
+RECIPES: dict[str, type[Recipe]] = {
+    "float": Float,
+    "low": Low,
+    "high": High,
+    "truncate": Truncate,
+    "joint": Joint,
+    "two_phase": TwoPhase,
+}
+ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
+ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
+
+LayerWidths = FrozenDict[str, FrozenDict[str, str]]  # layer or pattern -> mode -> "w4a4"
+_NO_WIDTHS: LayerWidths = FrozenDict()
+_DEFAULT = TwoPhase()
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. Costs are in passes, see experiments/recipes.py."""
+    """One run."""
 
-    mode: str = "two_phase"  # the recipe
-    order: str = "joint"  # of two_phase: which mode comes first
+    mode: str = "two_phase"  # name of the recipe
+    order: str = ""  # of two_phase: which mode comes first, joint (high) or refine (low)
     low: str = "w2a2"  # what precision="low" means
     high: str = "w8a8"  # what precision="high" means
+    widths: LayerWidths = _NO_WIDTHS  # of layers that have their own
+    stored: int = 8  # bits of the stored grid
     model: str = "resnet20"
     dataset: str = "cifar10"
+    init: str = ""  # a trained network to start from; "" starts from random weights
     seed: int = 0  # initial weights, data order, augmentation
     batch_size: int = 128
-    passes: float = 400.0  # over all phases; one is one mode over one epoch, see recipes.py
-    learning_rate: float = 0.1  # peak, SGD with Nesterov momentum 0.9
-    step_learning_rate: float = 1e-2  # peak, relative change of quantizer steps per update
-    weight_decay: float = 5e-4  # on kernels only
-    warmup: float = 0.1  # share of each phase
-    label_smoothing: float = 0.0
-    split: bool = True  # each mode has its own half of every batch, where both are trained
-    distillation: float = 0.5  # share of high's soft labels in low's loss (order joint, no split)
-    first_share: float = 0.5  # of the passes, for phase 1 (order joint)
-    first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak (order joint)
-    polish_share: float = 0.0  # of the passes, for a last phase inside low's cells (order joint)
-    second_rate: float = 0.7  # learning rate of phase 2 (order joint), relative to learning_rate
-    refine_rate: float = 0.2  # learning rate inside low's cells, relative to learning_rate
     steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
     epochs_per_evaluation: int = 1  # validation and checkpoint
+    recipe: Recipe = _DEFAULT
 
     def __post_init__(self) -> None:
-        _check_choice("mode", self.mode, MODES)
-        _check_choice("order", self.order, ORDERS)
-        _check_choice("model", self.model, sorted(MODELS))
-        low, high = parse(self.low), parse(self.high)
-        refine = self.mode == "two_phase" and self.order == "refine"
-        if refine and (low.weights or 99) > (high.weights or 99):
-            raise ValueError(
-                f"low={self.low} has wider weights than high={self.high}: order=refine puts"
-                " high inside low's cells; swap them, or choose --order=joint"
-            )
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value}: expected a finite number, 0 or more")
-        if self.steps_per_dispatch < 0:
-            raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 0 or more")
-        for name in ("batch_size", "passes", "epochs_per_evaluation"):
+        check_choice("model", self.model, sorted(MODELS))
+        for name in ("batch_size", "epochs_per_evaluation"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        for name in (
-            "distillation",
-            "warmup",
-            "label_smoothing",
-            "first_share",
-            "first_final",
-            "polish_share",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1")
-        if self.first_share + self.polish_share >= 1:
-            raise ValueError(
-                f"first_share={self.first_share} and polish_share={self.polish_share}:"
-                " expected a sum below 1, so that the phase of both modes has a share too"
-            )
+        if self.steps_per_dispatch < 0:
+            raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
+        check_recipe(self.recipe.phases(), self.modes)
+
+    @property
+    def modes(self) -> Modes:
+        """What the names of modes mean."""
+        return modes(self.widths, stored=self.stored, low=self.low, high=self.high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name, those of the recipe beside the others; JSON types."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        recipe = dataclasses.asdict(own.pop("recipe"))
+        own["widths"] = {path: dict(entry) for path, entry in self.widths.items()}
+        if not self.order:
+            del own["order"]
+        return {**own, **recipe}
 
 
-# What a preset changes of the defaults above.
+# What a preset changes of the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     # 7 epochs of high, then 7 of both, each on half of every batch.
     "quick": {
@@ -96,34 +99,88 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def recipe_of(mode: str, order: str = "") -> type[Recipe]:
+    """The class of a recipe by name.
+
+    Raises:
+      ValueError: an unknown one, or an order for a recipe that has none.
+    """
+    check_choice("mode", mode, list(RECIPES))
+    if mode == ORDERED:
+        check_choice("order", order or DEFAULT_ORDER, list(ORDERS))
+        return ORDERS[order or DEFAULT_ORDER]
+    if order:
+        raise ValueError(f"order={order!r} with mode {mode!r}: expected mode {ORDERED!r}, or none")
+    return RECIPES[mode]
+
+
+def fields_of(recipe: type[Recipe]) -> dict[str, Any]:
+    """Name -> type of every field that a run with this recipe may set."""
+    own = {**typing.get_type_hints(Config), **typing.get_type_hints(recipe)}
+    named = [f.name for part in (Config, recipe) for f in dataclasses.fields(part)]
+    return {name: own[name] for name in named if name != "recipe"}
+
+
 def make_config(preset: str, settings: Mapping[str, Any]) -> Config:
-    """The preset's values, overridden by `settings`.
+    """The values of a preset, overridden by `settings`: fields of Config and of the recipe.
 
     Raises:
       ValueError: unknown preset or field; the message lists the known ones.
     """
-    _check_choice("preset", preset, sorted(PRESETS))
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in settings:
-        _check_choice("setting", name, known)
-    return Config(**{**PRESETS[preset], **settings})
+    check_choice("preset", preset, sorted(PRESETS))
+    return config_from({**PRESETS[preset], **settings})
+
+
+def config_from(values: Mapping[str, Any]) -> Config:
+    """The Config that `values` ask for, fields of Config and of the recipe; others by default.
+
+    Raises:
+      ValueError: a field that the recipe does not have; the message lists the known ones.
+    """
+    mode, order = values.get("mode", Config.mode), values.get("order", "")
+    recipe = recipe_of(mode, order)
+    if mode == ORDERED:
+        order = order or DEFAULT_ORDER
+    known = fields_of(recipe)
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"setting {name!r} is unknown with mode {mode!r}"
+                f"{f' and order {order!r}' if order else ''}: expected one of {list(known)}"
+            )
+    own = {f.name for f in dataclasses.fields(recipe)}
+    record = recipe(**{name: value for name, value in values.items() if name in own})
+    rest = {name: value for name, value in values.items() if name not in own}
+    return Config(**{**rest, "order": order}, recipe=record)
+
+
+def every_field() -> dict[str, Any]:
+    """Name -> type of the fields of all recipes together."""
+    fields: dict[str, Any] = {}
+    for recipe in (*RECIPES.values(), *ORDERS.values()):
+        fields |= fields_of(recipe)
+    return fields
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """["learning_rate=0.2"] -> {"learning_rate": 0.2}, typed as the field is."""
-    types = typing.get_type_hints(Config)
+    """["learning_rate=0.2"] -> {"learning_rate": 0.2}, typed as the field is.
+
+    Raises:
+      ValueError: a name that no recipe has, or a value of another type.
+    """
+    known = {name: kind for name, kind in every_field().items() if name != "widths"}
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text!r}: expected name=value")
-        _check_choice("setting", name, sorted(types))
+        check_choice("setting", name, sorted(known))
+        kinds = [k for k in typing.get_args(known[name]) if k is not types.NoneType]
+        kind = kinds[0] if kinds else known[name]
         try:
-            settings[name] = _read(types[name], value)
+            settings[name] = _read(kind, value)
         except (ValueError, KeyError):
-            raise ValueError(
-                f"--set {text!r}: expected a value of type {types[name].__name__}"
-            ) from None
+            raise ValueError(f"--set {text!r}: expected a value of type {kind.__name__}") from None
     return settings
 
 
@@ -134,6 +191,28 @@ def _read(kind: type, text: str) -> Any:
     return kind(text)
 
 
-def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
+def read_widths(value: Any) -> LayerWidths:
+    """Widths of layers from JSON: {layer or pattern: {mode: "w4a4"}}.
+
+    Raises:
+      ValueError: it has another form.
+    """
+    right = isinstance(value, dict) and all(
+        isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
+        for entry in value.values()
+    )
+    if not right:
+        raise ValueError(
+            'widths of layers: expected JSON {"layer or pattern": {"mode": "w4a4"}},'
+            ' as in {"stage3_*": {"low": "w1a2"}}'
+        )
+    for entry in value.values():
+        for text in entry.values():
+            parse(text)
+    return FrozenDict({path: FrozenDict(entry) for path, entry in value.items()})
+
+
+def check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    """Raises ValueError where `value` is not among the known."""
     if value not in known:
         raise ValueError(f"{what} {value!r} is unknown: expected one of {list(known)}")

@@ -10,10 +10,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dual_precision.precision import parse
-from experiments.recipes.config import Config, make_config
-from experiments.recipes.recipes import fields_without_effect, passes_of
+from experiments.recipes.config import (
+    ORDERED,
+    PRESETS,
+    Config,
+    check_choice,
+    config_from,
+    every_field,
+    fields_of,
+    recipe_of,
+)
+from experiments.study.plans import Pair, Plan
 
-Pair = tuple[str, str]  # what low and high mean
+Settings = Mapping[str, Any]  # fields of experiments/recipes/ by name
+REESTIMATED = 20  # batches that the row "truncate re-estimated" estimates its statistics on
+# What the matrix decides, cell by cell.
+DECIDED = ("mode", "order", "low", "high", "widths", "seed", "reestimate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,160 +37,165 @@ class Cell:
     ablation: bool = False
 
 
+Sources = Mapping[str, tuple[Cell, str]]  # mode -> (cell, mode in that cell's results)
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One method on one pair and seed: mode -> (cell, mode in that cell's results)."""
+    """One method on one pair and seed."""
 
     pair: Pair
     method: str
     seed: int
-    sources: Mapping[str, tuple[Cell, str]]
+    sources: Sources
 
     @property
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Passes, over the distinct cells it reads."""
         cells = {cell.name: cell for cell, _ in self.sources.values()}
-        return sum(passes_of(cell.config) for cell in cells.values())
+        return sum(cell.config.recipe.cost for cell in cells.values())
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A study at one scale.
+class Matrix:
+    """What one study trains and reads.
 
     Attributes:
-      preset: of experiments/config.py.
-      settings: what the study changes of it.
-      main: the pair that runs with every seed and method.
-      others: these run with `other_seeds` of the seeds, and without the methods of `main_only`.
+      rows: of the tables.
+      ablations: title -> its cell, and the title that it is compared with.
     """
 
     preset: str
-    settings: Mapping[str, Any]
-    main: Pair
-    others: tuple[Pair, ...]
-    other_seeds: int | None
-    main_only: tuple[str, ...]
-    ablations: Mapping[str, "Ablation"]
+    rows: Sequence[Entry]
+    ablations: Mapping[str, tuple[Cell, str]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Each distinct cell once, in the order in which they are first read."""
+        read = [cell for row in self.rows for cell, _ in row.sources.values()]
+        return distinct([*read, *(cell for cell, _ in self.ablations.values())])
 
 
-@dataclasses.dataclass(frozen=True)
-class Ablation:
-    """What is set otherwise than in the row `against`, which says what the change brings."""
-
-    settings: Mapping[str, Any]
-    against: str = "as it is"
-
-
-OTHERS = (("w2a2", "w4a4"), ("w4a4", "w8a8"), ("w1a4", "w4a4"))
-# Of `two_phase --order=joint` on the main pair. Both modes on every batch take two passes an
-# epoch, and six passes have no half for that: hence the rows with a third.
-_THIRD = {"first_share": 0.33}
-_TOGETHER = {**_THIRD, "split": False, "distillation": 0.0}
-ABLATIONS: dict[str, Ablation] = {
-    "as it is": Ablation({}),
-    "no phase 1: split batches from the start": Ablation({"mode": "joint"}),
-    "phase 1 a sixth of the passes": Ablation({"first_share": 0.17}),
-    "phase 1 a third": Ablation(_THIRD),
-    "a third, then both modes on every batch": Ablation(_TOGETHER, "phase 1 a third"),
-    "the same, low distilled from high": Ablation(
-        {**_THIRD, "split": False}, "a third, then both modes on every batch"
-    ),
-}
-_MAIN_ONLY = ("float", "half-batch twins", "joint split")
-PLANS: dict[str, Plan] = {
-    # 258 passes, two to three hours on two CPU cores.
-    "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, _MAIN_ONLY, ABLATIONS),
-    # For an accelerator.
-    "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, (), ABLATIONS),
-    # Tries the machinery in minutes; nothing is learned from 1,797 digits.
-    "digits": Plan(
-        "digits", {"dataset": "digits", "passes": 24.0}, ("w2a2", "w8a8"), (), None, (), {}
-    ),
-}
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell once, in order."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        assert found.setdefault(cell.name, cell).config == cell.config, cell.name
+    return list(found.values())
 
 
-def twin(base: Config, width: str, seed: int, kind: str = "twin", **settings) -> Cell:
+def base_settings(plan: Plan, settings: Settings) -> Settings:
+    """What every cell starts from: of preset, plan and `settings`, the last that says something.
+
+    Raises:
+      ValueError: a setting that the matrix itself decides, or a name that no recipe has.
+    """
+    for name in settings:
+        if name in DECIDED:
+            raise ValueError(
+                f"--set {name}=...: the study sets it itself, cell by cell; choose rows with"
+                " --pairs, --methods and --seeds"
+            )
+        check_choice("setting", name, sorted(every_field()))
+    return {**PRESETS[plan.preset], **plan.settings, **settings}
+
+
+def config_of(
+    base: Settings, pair: Pair, seed: int, mode: str, order: str = "", **own: Any
+) -> Config:
+    """The config of a cell: its own settings, and what its recipe has a use for of the base."""
+    known = fields_of(recipe_of(mode, order))
+    values = {name: value for name, value in base.items() if name in known}
+    values |= {"mode": mode, "low": pair[0], "high": pair[1], "seed": seed, **own}
+    return config_from({**values, "order": order} if order else values)
+
+
+def twin(base: Settings, width: str, seed: int, kind: str = "twin", **own: Any) -> Cell:
     """One width trained alone. Its config does not depend on the pair that it is a twin in."""
-    config = _config(base, (width, width), seed, mode="high", **settings)
+    config = config_of(base, (width, width), seed, "high", **own)
     return Cell(f"{kind}-{width}-seed{seed}", config)
 
 
-def _config(base: Config, pair: Pair, seed: int, **settings) -> Config:
-    """A cell's config; what has no effect on its recipe has its default, whatever `base` says."""
-    config = dataclasses.replace(base, low=pair[0], high=pair[1], seed=seed, **settings)
-    idle = {name: getattr(Config(), name) for name in fields_without_effect(config)}
-    return dataclasses.replace(config, **idle)
-
-
-def _both(base: Config, pair: Pair, seed: int, mode: str, **settings) -> dict:
+def _both(base: Settings, pair: Pair, seed: int, kind: str, mode: str, **own: Any) -> Sources:
     """Low and high of one network."""
-    marks = [name if value is True else value for name, value in settings.items() if value]
-    name = "-".join([mode, *marks, *pair, f"seed{seed}"])
-    cell = Cell(name, _config(base, pair, seed, mode=mode, **settings))
+    name = "-".join([kind, *pair, f"seed{seed}"])
+    cell = Cell(name, config_of(base, pair, seed, mode, **own))
     return {"low": (cell, "low"), "high": (cell, "high")}
 
 
-def _float(base: Config, pair: Pair, seed: int) -> dict:
-    config = _config(base, (base.low, base.high), seed, mode="float")
+def _float(base: Settings, pair: Pair, seed: int) -> Sources:
+    del pair  # the same network for all of them
+    config = config_of(base, (Config.low, Config.high), seed, "float")
     return {"float": (Cell(f"float-seed{seed}", config), "float")}
 
 
-def _twins(base: Config, pair: Pair, seed: int) -> dict:
+def _twins(base: Settings, pair: Pair, seed: int) -> Sources:
     # The high twin is the network that `truncate` cuts: trained once for a pair, read twice.
-    high = _both(base, pair, seed, "truncate")["high"]
+    high = _truncate(base, pair, seed)["high"]
     return {"low": (twin(base, pair[0], seed), "high"), "high": high}
 
 
-def _long_twins(base: Config, pair: Pair, seed: int) -> dict:
-    return _alone(base, pair, seed, "long_twin", passes=2 * base.passes)
+def _half_batch_twins(base: Settings, pair: Pair, seed: int) -> Sources:
+    """The cost of the twins, and twice the updates, as split batches have: what these alone do."""
+    size = twin(base, pair[0], seed).config.batch_size // 2
+    return _alone(base, pair, seed, "twin-half_batch", batch_size=size)
 
 
-def _half_batch_twins(base: Config, pair: Pair, seed: int) -> dict:
-    """The twins' cost, and as many updates as a phase of split batches has: what those alone do."""
-    return _alone(base, pair, seed, "twin-half_batch", batch_size=base.batch_size // 2)
+def _long_twins(base: Settings, pair: Pair, seed: int) -> Sources:
+    passes = 2 * twin(base, pair[0], seed).config.recipe.passes
+    return _alone(base, pair, seed, "long_twin", passes=passes)
 
 
-def _alone(base: Config, pair: Pair, seed: int, kind: str, **settings) -> dict:
-    low, high = (twin(base, width, seed, kind, **settings) for width in pair)
+def _alone(base: Settings, pair: Pair, seed: int, kind: str, **own: Any) -> Sources:
+    low, high = (twin(base, width, seed, kind, **own) for width in pair)
     return {"low": (low, "high"), "high": (high, "high")}
 
 
-METHODS: dict[str, Callable[[Config, Pair, int], dict]] = {
+def _truncate(base: Settings, pair: Pair, seed: int) -> Sources:
+    return _both(base, pair, seed, "truncate", "truncate")
+
+
+def _truncate_reestimated(base: Settings, pair: Pair, seed: int) -> Sources:
+    """The same high twin, trained once more: the cut and the estimate are events at its end."""
+    return _both(base, pair, seed, "truncate-reestimated", "truncate", reestimate=REESTIMATED)
+
+
+def _joint(base: Settings, pair: Pair, seed: int) -> Sources:
+    """As published: every batch goes through both modes."""
+    return _both(base, pair, seed, "joint", "joint", split=False)
+
+
+def _joint_split(base: Settings, pair: Pair, seed: int) -> Sources:
+    return _both(base, pair, seed, "joint-split", "joint", split=True)
+
+
+def _refine(base: Settings, pair: Pair, seed: int) -> Sources:
+    return _both(base, pair, seed, "two_phase-refine", "two_phase", order="refine")
+
+
+def _two_phase(base: Settings, pair: Pair, seed: int) -> Sources:
+    return _both(base, pair, seed, "two_phase-joint", "two_phase", order="joint")
+
+
+METHODS: dict[str, Callable[[Settings, Pair, int], Sources]] = {
     "float": _float,
     "twins": _twins,
     "half-batch twins": _half_batch_twins,
     "long twins": _long_twins,
-    "truncate": lambda base, pair, seed: _both(base, pair, seed, "truncate"),
-    # As published: every batch goes through both modes.
-    "joint": lambda base, pair, seed: _both(base, pair, seed, "joint", split=False),
-    "joint split": lambda base, pair, seed: _both(base, pair, seed, "joint", split=True),
-    "two_phase refine": lambda base, pair, seed: _both(
-        base, pair, seed, "two_phase", order="refine"
-    ),
-    "two_phase joint": lambda base, pair, seed: _both(base, pair, seed, "two_phase", order="joint"),
+    "truncate": _truncate,
+    "truncate re-estimated": _truncate_reestimated,
+    "joint": _joint,
+    "joint split": _joint_split,
+    "two_phase refine": _refine,
+    "two_phase joint": _two_phase,
 }
 
 
-def base_config(plan: Plan, settings: Mapping[str, Any]) -> Config:
-    """The config that every cell starts from.
-
-    Raises:
-      ValueError: a setting that the matrix itself decides, or an unknown one.
-    """
-    own = sorted({"mode", "order", "low", "high", "seed"} & set(settings))
-    if own:
-        raise ValueError(
-            f"--set {own[0]}=...: the study sets it itself, cell by cell; choose rows with --pairs,"
-            " --methods and --seeds"
-        )
-    return make_config(plan.preset, {**plan.settings, **settings})
-
-
 def entries(
-    plan: Plan, base: Config, seeds: int, pairs: Sequence[Pair], methods: Iterable[str]
+    plan: Plan, base: Settings, seeds: int, pairs: Sequence[Pair], methods: Iterable[str]
 ) -> list[Entry]:
     """Every row of the tables, seed by seed, the main pair first."""
-    rows = []
+    methods, rows = list(methods), []
     for pair in pairs:
         own = seeds if pair == plan.main or plan.other_seeds is None else plan.other_seeds
         rows += [
@@ -190,26 +207,48 @@ def entries(
     return rows
 
 
-def ablation_cells(plan: Plan, base: Config) -> dict[str, Cell]:
+def ablation_cells(plan: Plan, base: Settings) -> dict[str, Cell]:
     """What each option of the main method brings: seed 0, judged on validation alone."""
     cells = {}
     rows = (METHODS[name](base, plan.main, 0) for name in ("two_phase joint", "joint split"))
     known = {row["low"][0].config: row["low"][0] for row in rows}  # trained for the tables anyway
     for title, ablation in plan.ablations.items():
-        settings = ablation.settings
-        method = {"mode": "two_phase", "order": "joint", **settings}
-        config = _config(base, plan.main, 0, **method)
-        name = "-".join(["ablation", *(f"{key}={value}" for key, value in settings.items())])
+        own = dict(ablation.settings)
+        mode = own.pop("mode", ORDERED)
+        order = "joint" if mode == ORDERED else ""
+        config = config_of(base, plan.main, 0, mode, order, **own)
+        changes = (f"{key}={value}" for key, value in ablation.settings.items())
+        name = "-".join(["ablation", *changes])
         cells[title] = known.get(config) or Cell(name, config, ablation=True)
     return cells
 
 
-def cells_of(rows: Iterable[Entry], ablations: Iterable[Cell]) -> list[Cell]:
-    """Each distinct cell once, in the order in which they are first read."""
-    found: dict[str, Cell] = {}
-    for cell in [*(c for row in rows for c, _ in row.sources.values()), *ablations]:
-        assert found.setdefault(cell.name, cell).config == cell.config, cell.name
-    return list(found.values())
+def matrix_of(
+    plan: Plan,
+    base: Settings,
+    seeds: int,
+    pairs: Sequence[Pair] | None = None,
+    methods: Sequence[str] | None = None,
+    ablations: bool | None = None,
+) -> Matrix:
+    """The rows that are asked for, and ablations: if None, only where the matrix is whole.
+
+    What is asked for by name runs with every seed, whatever the plan leaves out by itself.
+
+    Raises:
+      ValueError: an unknown method; a setting that some cell cannot have.
+    """
+    for method in methods or ():
+        check_choice("--methods", method, list(METHODS))
+    whole = not (pairs or methods)
+    if methods:
+        plan = dataclasses.replace(plan, main_only=())
+    if pairs:
+        plan = dataclasses.replace(plan, other_seeds=None)
+    rows = entries(plan, base, seeds, pairs or [plan.main, *plan.others], methods or METHODS)
+    cells = ablation_cells(plan, base) if (whole if ablations is None else ablations) else {}
+    compared = {title: (cell, plan.ablations[title].against) for title, cell in cells.items()}
+    return Matrix(plan.preset, rows, compared)
 
 
 def read_pairs(text: str) -> list[Pair]:

@@ -10,11 +10,10 @@ from typing import Any
 from scipy import stats
 
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.cifar import RESULTS
-from experiments.recipes.recipes import passes_of
-from experiments.study.matrix import Cell, Entry, Pair
+from experiments.study.matrix import Cell, Entry, Matrix
+from experiments.study.plans import Pair
 from experiments.study.runner import finished
-from experiments.workdir import CONFIG
+from experiments.workdir import CONFIG, RESULTS
 
 CONFIDENCE = 0.95
 SPLITS = ("validation", "test")
@@ -50,8 +49,7 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, dict] | None:
 
 
 def collect(
-    rows: Sequence[Entry],
-    ablations: Mapping[str, tuple[Cell, str]],
+    matrix: Matrix,
     folder: Path,
     about: Mapping[str, Any],
     line: Callable[[Cell], Sequence[str]],
@@ -59,24 +57,23 @@ def collect(
     """Everything that the study's table and plots show; cells that are not finished are left out.
 
     Args:
-      ablations: title -> its cell, and the title that it is compared with.
+      folder: of the cells.
       about: goes into the results as it is.
       line: the command of a cell.
     """
-    cells = {cell.name: cell for row in rows for cell, _ in row.sources.values()}
-    cells |= {cell.name: cell for cell, _ in ablations.values()}
+    cells = {cell.name: cell for cell in matrix.cells}
     found = {name: read_cell(folder, cell) for name, cell in cells.items()}
     done = [name for name in cells if found[name] is not None]
     links = {name: _links(folder, cells[name]) for name in done}
-    complete = [r for r in rows if all(found[c.name] is not None for c, _ in r.sources.values())]
-    by_pair: dict[Pair, list[Entry]] = {row.pair: [] for row in rows}
-    for row in complete:
-        by_pair[row.pair].append(row)
+    by_pair: dict[Pair, list[Entry]] = {row.pair: [] for row in matrix.rows}
+    for row in matrix.rows:
+        if all(found[cell.name] is not None for cell, _ in row.sources.values()):
+            by_pair[row.pair].append(row)
     return {
         **about,
         "confidence": CONFIDENCE,
         "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
-        "ablations": _ablations(ablations, found),
+        "ablations": _ablations(matrix.ablations, found),
         "cells": {name: {**links[name], "command": " ".join(line(cells[name]))} for name in done},
         "missing": [name for name in cells if name not in links],
     }
@@ -89,7 +86,7 @@ def _links(folder: Path, cell: Cell) -> dict[str, Any]:
     last = workdir / "checkpoints" / str(updates)
     links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{cell.name}.log"}
     relative = {what: str(path.relative_to(folder.parent)) for what, path in links.items()}
-    return {"cost": passes_of(cell.config), "updates": updates, **relative}
+    return {"cost": cell.config.recipe.cost, "updates": updates, **relative}
 
 
 def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> dict[str, Any]:
@@ -168,7 +165,7 @@ def _ablations(
             "title": title,
             "against": ablations[title][1],
             "cell": ablations[title][0].name,
-            "cost": passes_of(ablations[title][0].config),
+            "cost": ablations[title][0].config.recipe.cost,
             "validation": own,
             "change": {m: own[m] - start[m] for m in own},
         }

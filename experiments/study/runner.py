@@ -19,12 +19,10 @@ from tqdm import tqdm
 
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.log import read_records
-from experiments.cifar import RESULTS
-from experiments.cli import FIELDS
-from experiments.recipes.config import Config, make_config
-from experiments.recipes.recipes import RECIPES, fields_without_effect, passes_of
+from experiments.recipes.config import DEFAULT_ORDER, Config, make_config
+from experiments.recipes.flags import FIELDS
 from experiments.study.matrix import Cell
-from experiments.workdir import in_use
+from experiments.workdir import RESULTS, in_use
 
 _POLL = 0.5  # seconds
 # On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they
@@ -39,13 +37,15 @@ _TIED = ["-c", _TIE] if sys.platform.startswith("linux") else []
 
 
 def command(cell: Cell, preset: str, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
-    """The command line that trains the cell, as a user would type it."""
-    plain = dataclasses.asdict(make_config(preset, {}))
-    idle = fields_without_effect(cell.config)
-    arguments = []
-    for name, value in dataclasses.asdict(cell.config).items():
-        if value != plain[name] and name not in idle:
-            arguments.append(f"--{name}={value}" if name in FIELDS else f"--set={name}={value}")
+    """The command line that trains the cell, as a user would type it: what the preset lacks."""
+    config = cell.config
+    recipe = {"mode": config.mode, **({"order": config.order} if config.order else {})}
+    plain = make_config(preset, recipe).to_json() | {"mode": Config.mode, "order": DEFAULT_ORDER}
+    arguments = [
+        f"--{name}={value}" if name in FIELDS else f"--set={name}={value}"
+        for name, value in config.to_json().items()
+        if value != plain[name]
+    ]
     test = ["--test=false"] if cell.ablation else []
     start = ["python", "-m", "experiments.cifar", f"--preset={preset}", f"--workdir={workdir}"]
     return [*start, *arguments, *test, *extra]
@@ -59,9 +59,9 @@ def finished(workdir: Path) -> bool:
 def passes_done(config: Config, workdir: Path) -> float:
     """How much of its cost a cell has behind it, by its log."""
     records = read_records(workdir / "metrics.jsonl")
-    epochs, done = (records[-1]["epoch"] if records else 0), 0
-    for phase in RECIPES[config.mode](config):
-        done += min(epochs, phase.epochs) * phase.passes_per_epoch
+    epochs, done = (records[-1]["epoch"] if records else 0), 0.0
+    for phase in config.recipe.phases():
+        done += min(epochs, phase.epochs) * phase.passes
         epochs -= min(epochs, phase.epochs)
     return done
 
@@ -97,7 +97,7 @@ def run_cells(
     waiting = [cell for cell in cells if not finished(folder / cell.name)]
     running: list[_Running] = []
     failures: dict[str, str] = {}
-    total = sum(passes_of(cell.config) for cell in waiting)
+    total = sum(cell.config.recipe.cost for cell in waiting)
     bar = tqdm(total=total, unit="pass", disable=None, bar_format=_BAR)
     try:
         with bar:
@@ -112,8 +112,8 @@ def run_cells(
                     _end(one, folder, failures)
                     after()
                 behind = sum(passes_done(r.cell.config, folder / r.cell.name) for r in running)
-                ahead = sum(passes_of(r.cell.config) for r in running)
-                ahead += sum(passes_of(cell.config) for cell in waiting)
+                ahead = sum(r.cell.config.recipe.cost for r in running)
+                ahead += sum(cell.config.recipe.cost for cell in waiting)
                 _show(bar, total - ahead + behind, [r.cell.name for r in running])
     finally:
         for one in running:

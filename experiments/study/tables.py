@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.figures.training import COLOURS
+from experiments.study.matrix import REESTIMATED
 from experiments.study.results import CONFIDENCE, OURS
 
 _DASH = "-"
@@ -14,7 +15,7 @@ def report(results: Mapping[str, Any]) -> str:
     """The whole study as Markdown."""
     parts = [f"# Study `{results['preset']}`: {results['model']}, {results['dataset']}", ""]
     parts += [f"`{results['command']}`", ""]
-    parts += [_LEGEND.format(confidence=round(100 * results["confidence"])), ""]
+    parts += [legend(results["confidence"]), ""]
     for pair in results["pairs"]:
         if not pair["methods"]:
             continue
@@ -30,14 +31,22 @@ def report(results: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def legend(confidence: float) -> str:
+    """What the columns and rows mean."""
+    return _LEGEND.format(confidence=round(100 * confidence), batches=REESTIMATED)
+
+
 _LEGEND = """\
 Test accuracy in percent, mean ± sample standard deviation over seeds. A gap is a mode's accuracy
 less its twin's of the same seed, in points, with the {confidence} % confidence interval of its
 mean (Student's t, each by itself, over seeds alone: one split, one test set); "worse" is the
 smaller of a seed's two gaps. Cost is in passes: one mode run forward and backward over one epoch.
 The twins together cost what one dual network costs; half-batch twins make twice the updates for
-that cost; each long twin gets the whole cost. Updates are those of one network. First and last
-layer have 8-bit weights throughout."""
+that cost; each long twin gets the whole cost. `truncate` is the high twin, cut to the width of low:
+low has the statistics of high, and input steps fitted to one batch. `truncate re-estimated` is the
+same twin trained once more; after the cut the statistics of low are estimated again, on {batches}
+training batches. Updates are those of one network. First and last layer have 8-bit weights
+throughout."""
 
 _ABLATION_NOTE = """\
 low {low}, high {high}, seed 0, validation accuracy alone. One seed:

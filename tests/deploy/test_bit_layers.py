@@ -10,14 +10,13 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision import modes
+from dual_precision import Widths, modes
 from dual_precision.deploy import load_packed, save_packed
 from dual_precision.deploy.planes.bit_layers import (
     BitDense,
     BitLSTMCell,
     pack_dense,
     pack_lstm,
-    parse_planes,
     to_bit_layers,
 )
 from dual_precision.layers import Dense, SwitchableBatchNorm
@@ -25,8 +24,10 @@ from dual_precision.models import MLP, build
 from dual_precision.primitives.bitserial import plane_product, unpack_words
 from dual_precision.primitives.nested import decode, encode
 from dual_precision.primitives.quantizers import quantize_weights
+from dual_precision.tasks.classification import Classification
 
 SHAPE = (8, 8, 1)
+EXAMPLE = Classification(SHAPE).example
 ROWS = 9  # too many for the GPU kernel, which would be traced for every precision
 DUAL = modes(low="w2a2", high="w8a8")
 PLAIN = MLP(num_classes=4, modes=DUAL, hidden=(64,), norm=None)
@@ -67,10 +68,42 @@ def relative(found, wanted):
 
 
 def test_words_for_precisions():
-    assert parse_planes("w1a8") == (1, 8)
-    for name in ("w9a8", "w0a8", "low", "float", "w4a7", "w4", "w4a8 "):
-        with pytest.raises(ValueError, match=f"precision '{name}': expected w1 to w8 and one of"):
-            parse_planes(name)
+    packed = {"params": pack_dense(jnp.asarray(weights()))}
+    layer, x = BitDense(64, use_bias=False), jnp.asarray(weights(1, 2))
+    layer.apply(packed, x, precision="w1a8")
+    for name in ("w9a8", "w0a8", "low", "w4a7", "w4", "w4a8 "):
+        with pytest.raises(ValueError, match=rf"precision '{name}' is unknown: .*'w1a8'.*'w8a32'"):
+            layer.apply(packed, x, precision=name)
+    for other in ("float", Widths("float", weights=4)):
+        with pytest.raises(ValueError, match=r"expected w1 to w8 and one of a8, a16, a32"):
+            layer.apply(packed, x, precision=other)
+
+
+def test_widths_as_values():
+    """The one door: a mode by name, and a number of planes as a value, traced or not."""
+    packed = {"params": pack_dense(jnp.asarray(weights()[:32, :8]))}
+    layer, x = BitDense(8, use_bias=False), jnp.asarray(weights(1, 1)[:, :32])
+
+    def program(precision):
+        return str(jax.make_jaxpr(partial(layer.apply, precision=precision))(packed, x))
+
+    assert program(Widths("w8a8", weights=3)) == program("w3a8") != program("w8a8")
+    traces = []
+
+    @jax.jit
+    def run(planes):
+        traces.append(planes)
+        return layer.apply(packed, x, precision=Widths("w8a8", weights=planes))
+
+    own = packed["params"]
+    for n in (2, 5):
+        wanted = product(x, own["words"], own["scales"], n, 8)
+        np.testing.assert_array_equal(run(jnp.int32(n)), wanted)
+    assert len(traces) == 1
+    with pytest.raises(ValueError, match="width 9: expected 1 to 8 bits"):
+        program(Widths("w8a8", weights=9))
+    with pytest.raises(ValueError, match="which mode 'w8a8' keeps in float"):
+        program(Widths("w8a8", activations=8))
 
 
 # -- one product -----------------------------------------------------------------------------------
@@ -142,7 +175,7 @@ def test_layers_without_planes():
 def test_a_network_in_float(model):
     """More planes are nearer, 8 are near; all bits of the activations add nothing that is seen."""
     variables = trained(model)
-    layered, planes = to_bit_layers(model, variables, SHAPE)
+    layered, planes = to_bit_layers(model, variables, EXAMPLE)
     wanted = logits(model, variables, "float")
     found = {p: logits(layered, planes, p) for p in ("w2a8", "w4a8", "w8a16", "w8a32")}
     errors = [relative(found[p], wanted) for p in ("w2a8", "w4a8", "w8a32")]
@@ -154,7 +187,7 @@ def test_a_network_in_float(model):
 
 def test_a_mode_of_eight_bits_keeps_its_weights():
     variables = trained(NORMED)
-    _, planes = to_bit_layers(NORMED, variables, SHAPE, mode="high")
+    _, planes = to_bit_layers(NORMED, variables, EXAMPLE, mode="high")
     own, packed = variables["params"]["dense1"], planes["params"]["dense1"]
     codes = encode(own["kernel"], own["step"], 8, 8)
     np.testing.assert_array_equal(unpack_words(packed["words"], 64), codes)
@@ -172,7 +205,7 @@ def test_a_mode_of_eight_bits_keeps_its_weights():
 def test_a_mode_with_its_normalisation():
     """Against the mode's network in numpy, with its weights and statistics, activations float."""
     variables = trained(NORMED)
-    layered, planes = to_bit_layers(NORMED, variables, SHAPE, mode="high")
+    layered, planes = to_bit_layers(NORMED, variables, EXAMPLE, mode="high")
     params = variables["params"]
     first, last = (
         np.asarray(quantize_weights(params[name]["kernel"], params[name]["step"], 8, 8))
@@ -197,7 +230,7 @@ def test_a_mode_of_few_bits():
     """Where weights have four values, two planes are enough for them."""
     model = PLAIN.clone(hidden=(64, 64))
     variables = trained(model)
-    _, planes = to_bit_layers(model, variables, SHAPE, mode="low")
+    _, planes = to_bit_layers(model, variables, EXAMPLE, mode="low")
     own, packed = variables["params"]["dense2"], planes["params"]["dense2"]
     values = quantize_weights(own["kernel"], own["step"], 2, 8)
     narrow = np.asarray(unpack_words(packed["words"][:2], 64)) + 0.5
@@ -205,7 +238,7 @@ def test_a_mode_of_few_bits():
 
 
 def test_one_trace_for_each_precision():
-    layered, planes = to_bit_layers(PLAIN, trained(PLAIN), SHAPE)
+    layered, planes = to_bit_layers(PLAIN, trained(PLAIN), EXAMPLE)
     traced = []
 
     @partial(jax.jit, static_argnames="precision")
@@ -219,17 +252,17 @@ def test_one_trace_for_each_precision():
 
 
 def test_networks_refused():
-    layered, planes = to_bit_layers(NORMED, trained(NORMED), SHAPE)
-    for name in ("float", "w9a8"):
-        with pytest.raises(ValueError, match=f"precision '{name}': expected w1 to w8"):
+    layered, planes = to_bit_layers(NORMED, trained(NORMED), EXAMPLE)
+    for name, message in {"float": "expected w1 to w8", "w9a8": "is unknown"}.items():
+        with pytest.raises(ValueError, match=f"precision '{name}'.*{message}"):
             layered.apply(planes, images(1), precision=name)
     with pytest.raises(ValueError, match="for inference: train the network they came from"):
         layered.apply(planes, images(1), precision="w1a8", train=True)
     with pytest.raises(ValueError, match=re.escape("'middle'")):
-        to_bit_layers(NORMED, trained(NORMED), SHAPE, mode="middle")
+        to_bit_layers(NORMED, trained(NORMED), EXAMPLE, mode="middle")
     resnet = build("resnet8", num_classes=4, modes=DUAL)
-    with pytest.raises(ValueError, match="bit layers of ResNet: expected an MLP"):
-        to_bit_layers(resnet, {}, SHAPE)
+    with pytest.raises(ValueError, match=r"of ResNet, where \['stem', .* no products of a matrix"):
+        to_bit_layers(resnet, {}, EXAMPLE)
 
 
 @pytest.mark.parametrize("norm", [None, SwitchableBatchNorm])
@@ -239,26 +272,27 @@ def test_values_that_are_not_there_are_missed(norm, tmp_path):
     widths = {"low": "w2a2", "high": "w8a8"}
     description = {"name": "mlp", "num_classes": 4, "hidden": [64], "modes": widths}
     description |= {} if norm else {"norm": None}
-    save_packed(tmp_path / "net", model, trained(model), description, SHAPE)
+    save_packed(tmp_path / "net", model, trained(model), description, EXAMPLE)
     _, packed = load_packed(tmp_path / "net", "low")
-    to_bit_layers(model, packed, SHAPE, mode="low")
+    to_bit_layers(model, packed, EXAMPLE, mode="low")
     with pytest.raises(ValueError, match=r"without .*classifier/input_step/high.* 'high'; load"):
-        to_bit_layers(model, packed, SHAPE, mode="high")
+        to_bit_layers(model, packed, EXAMPLE, mode="high")
     message = r"without batch_stats/norm1/float/mean" if norm else "which holds codes alone"
     for last in ("low", "high"):
         _, packed = load_packed(tmp_path / "net", last)
         with pytest.raises(ValueError, match=message):
-            to_bit_layers(model, packed, SHAPE)
+            to_bit_layers(model, packed, EXAMPLE)
     with pytest.raises(ValueError, match=r"'params/dense1/kernel' of shape \(64, 64\)"):
-        to_bit_layers(model, packed, (4, 4, 1), mode="low")
+        to_bit_layers(model, packed, Classification((4, 4, 1)).example, mode="low")
 
 
 @pytest.mark.parametrize(
     "classes", [{"dense": partial(Dense)}, {"norm": partial(SwitchableBatchNorm, epsilon=0.1)}]
 )
-def test_layers_of_unknown_equations_are_refused(classes):
-    with pytest.raises(ValueError, match="expected dense=Dense, and norm=SwitchableBatchNorm"):
-        to_bit_layers(NORMED.clone(**classes), {}, SHAPE)
+def test_layers_that_no_attribute_names_are_refused(classes):
+    model = NORMED.clone(**classes)
+    with pytest.raises(ValueError, match="keeps its class"):
+        to_bit_layers(model, trained(model), EXAMPLE)
 
 
 # -- LSTM ------------------------------------------------------------------------------------------

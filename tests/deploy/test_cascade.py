@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from dual_precision.deploy.cascade.calibration import Costs, Evidence, calibrate, choose, curve
+from dual_precision.deploy.cascade.calibration import (
+    Costs,
+    Evidence,
+    calibrate,
+    choose_point,
+    curve,
+)
 from dual_precision.deploy.cascade.rule import Cascade, answer, margin
 
 ROWS = 400
@@ -93,7 +99,7 @@ def test_calibration_reaches_what_it_is_asked_for():
         calibrate(own, cost=0.1)
     for arguments in ({}, {"accuracy": 0.0, "cost": 0.5}):
         with pytest.raises(ValueError, match="expected one of them"):
-            choose(curve(own), **arguments)
+            choose_point(curve(own), **arguments)
 
 
 def test_it_survives_json():

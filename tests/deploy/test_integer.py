@@ -17,6 +17,7 @@ from dual_precision.models import MLP, build
 from dual_precision.precision import Precision
 from dual_precision.primitives import nested
 from dual_precision.primitives.quantizers import encode_activations
+from dual_precision.tasks.classification import Classification
 
 UNIT = 2.0**-24  # half of float32's relative spacing
 DUAL = modes(low="w2a2", high="w8a8")
@@ -73,6 +74,10 @@ def trained(model, shape, exact=True):
     return unflatten_dict({path: value(path, leaf) for path, leaf in flatten_dict(tree).items()})
 
 
+def integer(model, variables, shape):
+    return to_integer(model, variables, Classification(shape).example)
+
+
 def pixels(*shape):
     return jnp.asarray(np.random.default_rng(1).integers(0, 256, (3, *shape)), jnp.uint8)
 
@@ -108,7 +113,7 @@ each_layer = pytest.mark.parametrize(("layer", "shape"), [(Dense, (1, 1, 16)), (
 def test_a_layer_gives_the_same_bits_where_steps_are_powers_of_two(layer, shape, stored):
     model = One(every_width(stored), layer)
     variables, x = trained(model, shape), activations(*shape)
-    integer_model, integers = to_integer(model, variables, shape)
+    integer_model, integers = integer(model, variables, shape)
     for mode in model.modes.default if stored == 8 else {"w1": None, f"w{stored}": None}:
         found = integer_model.apply(integers, x, precision=mode)
         expected = model.apply(variables, x, precision=mode)
@@ -121,7 +126,7 @@ def test_and_is_within_its_bound_where_they_are_not(layer, shape):
     """Training rounds every factor, product and sum; the integer layer a scale and its product."""
     model = One(every_width(8), layer)
     variables, x = trained(model, shape, exact=False), activations(*shape)
-    integer_model, integers = to_integer(model, variables, shape)
+    integer_model, integers = integer(model, variables, shape)
     params = variables["params"]["only"]
     for mode, own in model.modes.default.items():
         step = params["input_step"][mode]
@@ -147,7 +152,7 @@ def test_and_is_within_its_bound_where_they_are_not(layer, shape):
 )
 def test_so_does_a_network(model, compiled):
     variables, x = trained(model, SHAPE), pixels(*SHAPE)
-    integer_model, integers = to_integer(model, variables, SHAPE)
+    integer_model, integers = integer(model, variables, SHAPE)
     run = compiled_logits if compiled else logits
     for mode in model.modes.default:
         expected = run(model, variables, x, mode)
@@ -157,7 +162,7 @@ def test_so_does_a_network(model, compiled):
 
 def test_a_network_of_other_steps_stays_close():
     variables, x = trained(SMALL, SHAPE, exact=False), pixels(*SHAPE)
-    integer_model, integers = to_integer(SMALL, variables, SHAPE)
+    integer_model, integers = integer(SMALL, variables, SHAPE)
     for mode in ("low", "high"):
         expected = logits(SMALL, variables, x, mode)
         found = logits(integer_model, integers, x, mode)
@@ -169,7 +174,7 @@ def test_a_network_of_other_steps_stays_close():
 def test_a_normalisation_takes_the_bias_too_and_one_apart_nothing(apart):
     model = One(DUAL, Dense, SwitchableBatchNorm, apart)
     variables, x = trained(model, (1, 1, 16), exact=False), activations(1, 1, 16)
-    integer_model, integers = to_integer(model, variables, (1, 1, 16))
+    integer_model, integers = integer(model, variables, (1, 1, 16))
     assert ("scale" in integers["params"]["only"]) == apart
     for mode in ("low", "high"):
         found = integer_model.apply(integers, x, precision=mode)
@@ -191,7 +196,7 @@ def test_sums_beyond_float32_are_exact(layer, shape):
     for name, value in {"scale": 1.0, "bias": 0.0}.items():
         leaves["params", "norm", "high", name] = jnp.full(16, value, jnp.float32)
     leaves["batch_stats", "norm", "high", "mean"] = jnp.zeros(16)
-    integer_model, integers = to_integer(model, unflatten_dict(leaves), shape)
+    integer_model, integers = integer(model, unflatten_dict(leaves), shape)
     plan = integer_model.layer.keywords["plans"]["only"]
     assert plan.groups["low"] == 1 < plan.groups["high"]
     x = np.random.default_rng(2).integers(200, 256, (2, *shape))
@@ -206,7 +211,7 @@ def test_sums_beyond_float32_are_exact(layer, shape):
 def test_the_weights_are_int8_and_there_once():
     model = MLP(num_classes=16, modes=DUAL, hidden=(64, 64, 64))
     variables = trained(model, (8, 8, 1))
-    _, integers = to_integer(model, variables, (8, 8, 1))
+    _, integers = integer(model, variables, (8, 8, 1))
     leaves = flatten_dict(integers["params"])
     kernels = {path[0]: leaf for path, leaf in leaves.items() if leaf.ndim > 1}
     assert list(kernels) == ["dense1", "dense2", "dense3", "classifier"]
@@ -225,7 +230,7 @@ WIDER = modes(
 
 def test_high_goes_on_from_what_low_kept():
     model = MLP(num_classes=16, modes=WIDER, hidden=(16, 16))
-    integer_model, integers = to_integer(model, trained(model, SHAPE), SHAPE)
+    integer_model, integers = integer(model, trained(model, SHAPE), SHAPE)
     x = pixels(*SHAPE)
     dyadic = x.astype(jnp.float32) / 64 - 2  # so that every product and sum is exact
     for mode in ("middle", "high"):
@@ -244,7 +249,7 @@ def test_high_goes_on_from_what_low_kept():
 def test_sums_of_floats_are_reused_within_a_bound():
     """(K + 1) u (2^d |x| |w_low| + |x| |residual| + |x| |w_high|): two sums against one."""
     model = MLP(num_classes=16, modes=WIDER, hidden=(16, 16))
-    integer_model, integers = to_integer(model, trained(model, SHAPE), SHAPE)
+    integer_model, integers = integer(model, trained(model, SHAPE), SHAPE)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4, 4, 1)), jnp.float32)
     _, kept = integer_model.apply(integers, x, precision="low", mutable=["kept"])
     _, reused = integer_model.apply({**integers, **kept}, x, precision="high", mutable=["kept"])
@@ -265,7 +270,7 @@ def products(model, variables, images, precision):
 
 def test_a_layer_of_the_same_width_costs_nothing():
     model = MLP(num_classes=16, modes=DUAL, hidden=(16, 16))
-    integer_model, integers = to_integer(model, trained(model, SHAPE, False), SHAPE)
+    integer_model, integers = integer(model, trained(model, SHAPE, False), SHAPE)
     x = pixels(*SHAPE)
     _, kept = integer_model.apply(integers, x, precision="low", mutable=["kept"])
     found = integer_model.apply({**integers, **kept}, x, precision="high")
@@ -278,7 +283,7 @@ def test_a_layer_of_the_same_width_costs_nothing():
 
 def test_nothing_is_taken_from_a_wider_mode():
     model = MLP(num_classes=16, modes=WIDER, hidden=(16, 16))
-    integer_model, integers = to_integer(model, trained(model, SHAPE), SHAPE)
+    integer_model, integers = integer(model, trained(model, SHAPE), SHAPE)
     x = pixels(*SHAPE)
     _, kept = integer_model.apply(integers, x, precision="high", mutable=["kept"])
     found = integer_model.apply({**integers, **kept}, x, precision="low")
@@ -288,8 +293,8 @@ def test_nothing_is_taken_from_a_wider_mode():
 def test_variables_of_low_alone_are_enough_for_low():
     variables = trained(SMALL, SHAPE, exact=False)
     leaves = {path: leaf for path, leaf in flatten_dict(variables).items() if "high" not in path}
-    whole = to_integer(SMALL, variables, SHAPE)
-    part = to_integer(SMALL, unflatten_dict(leaves), SHAPE)
+    whole = integer(SMALL, variables, SHAPE)
+    part = integer(SMALL, unflatten_dict(leaves), SHAPE)
     found, expected = (own.apply(v, pixels(*SHAPE), precision="low") for own, v in (part, whole))
     np.testing.assert_array_equal(found, expected)
     assert not [path for path in flatten_dict(part[1]) if "high" in path]
@@ -303,7 +308,10 @@ def test_variables_of_low_alone_are_enough_for_low():
 
 
 class OtherDense(Dense):
-    """A class that no integer layer stands for."""
+    """A class whose call no integer layer stands for."""
+
+    def __call__(self, x, *, precision):
+        return 2 * super().__call__(x, precision=precision)
 
 
 @pytest.mark.parametrize(
@@ -311,14 +319,14 @@ class OtherDense(Dense):
     [
         ({"modes": modes(low="w32a8", high="w32a32")}, "'dense2' has float weights in every mode"),
         ({"modes": modes(low="w2a2", high="w32a8")}, r"'dense2' has float weights in \['high'\]"),
-        ({"dense": OtherDense}, "'dense1' of class OtherDense"),
+        ({"dense": OtherDense}, "class OtherDense have a call of their own"),
     ],
 )
 def test_what_has_no_integer_forward_is_refused(arguments, message):
     model = MLP(**{"num_classes": 16, "modes": DUAL, "hidden": (16, 16), **arguments})
     variables = trained(model, SHAPE)
     with pytest.raises(ValueError, match=message):
-        to_integer(model, variables, SHAPE)
+        integer(model, variables, SHAPE)
 
 
 class Wired(nn.Module):
@@ -350,33 +358,31 @@ class Wired(nn.Module):
         ({"way": "", "dense": partial(Dense)}, "layer 'one' keeps its class Dense"),
         ({"way": "skip", "norm": partial(SwitchableBatchNorm)}, "'norm' keeps its class Switch"),
         ({"way": "skip"}, "output of layer 'one' goes to a normalisation and elsewhere"),
-        ({"way": "norm twice"}, "normalisation 'norm' is called twice"),
+        ({"way": "norm twice"}, "normalisation 'norm' is called 2 times"),
     ],
 )
 def test_so_are_networks_put_together_in_other_ways(arguments, message):
     model = Wired(DUAL, **arguments)
     with pytest.raises(ValueError, match=message):
-        to_integer(model, trained(model, SHAPE), SHAPE)
+        integer(model, trained(model, SHAPE), SHAPE)
 
 
 def test_a_layer_behind_a_normalisation_shares_nothing():
     """Its input is another one in every mode, though none quantizes it."""
     model = Wired(DUAL, "norm first")
     variables, x = trained(model, SHAPE), pixels(*SHAPE)
-    integer_model, integers = to_integer(model, variables, SHAPE)
+    integer_model, integers = integer(model, variables, SHAPE)
     assert not integer_model.dense.keywords["plans"]["one"].shared
     _, kept = integer_model.apply(integers, x, precision="low", mutable=["kept"])
     assert not kept
-    assert (
-        to_integer(SMALL, trained(SMALL, SHAPE), SHAPE)[0].dense.keywords["plans"]["dense1"].shared
-    )
+    assert integer(SMALL, trained(SMALL, SHAPE), SHAPE)[0].dense.keywords["plans"]["dense1"].shared
 
 
 def test_so_are_values_that_are_missing_or_not_finite():
     leaves = flatten_dict(trained(SMALL, SHAPE))
     few = {path: leaf for path, leaf in leaves.items() if path[0] == "params"}
     with pytest.raises(ValueError, match="variables with 'batch_stats"):
-        to_integer(SMALL, unflatten_dict(few), SHAPE)
+        integer(SMALL, unflatten_dict(few), SHAPE)
     leaves["params", "dense2", "kernel"] = jnp.full((16, 16), jnp.inf)
     with pytest.raises(ValueError, match="infinities"):
-        to_integer(SMALL, unflatten_dict(leaves), SHAPE)
+        integer(SMALL, unflatten_dict(leaves), SHAPE)

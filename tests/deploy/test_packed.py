@@ -19,15 +19,15 @@ from safetensors.numpy import load as load_safetensors
 from dual_precision.deploy import (
     PackedError,
     PackedFile,
-    contents,
     inspect_packed,
     load_packed,
     save_packed,
 )
-from dual_precision.deploy.file import container
+from dual_precision.deploy.file import container, contents, writer
 from dual_precision.models import build_from
 from dual_precision.primitives import nested
-from experiments.deploy import __main__ as deploy
+from dual_precision.tasks.classification import Classification
+from experiments.deploy import pack, report
 
 MLP = {"name": "mlp", "num_classes": 4, "modes": {"low": "w2a2", "high": "w8a8"}}
 TINY = {**MLP, "num_classes": 2, "hidden": [2]}
@@ -36,6 +36,7 @@ MIXED = {
     **MLP,
     "modes": {"high": "w8a8", "low": "w2a2", "middle": "w4a4"},
     "hidden": [8] * 4,
+    "stored": 8,
     "layers": {
         "dense2": {"low": "w1a1", "middle": "w3a2", "high": "w5a32"},
         "dense3": {"low": "w6a6", "middle": "w4a4", "high": "w7a7"},
@@ -80,8 +81,9 @@ def packed(name):
 def content_of(model, variables, network, shape, **arguments):
     written = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(container, "write", lambda _, parts: written.append(b"".join(parts)))
-        save_packed("", model, variables, network, shape, **arguments)
+        patch.setattr(writer, "write_whole", lambda _, parts: written.append(b"".join(parts)))
+        example = Classification(shape).example
+        save_packed("", model, variables, network, example, **arguments)
     return written[0]
 
 
@@ -106,8 +108,8 @@ def resealed(content, change):
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     raw = len(text).to_bytes(8, "little") + text
-    at = 8 + len(container._SEAL)
-    return raw[:at] + container._seal(raw) + raw[at + 64 :] + content[8 + length :]
+    at = 8 + len(container.SEAL)
+    return raw[:at] + container.seal_of(raw) + raw[at + 64 :] + content[8 + length :]
 
 
 FIXED = ("format", "sha256")
@@ -309,6 +311,7 @@ def renamed(tensors, old, new):
     tensors.update(entries)
 
 
+EXAMPLE = {"shape": [4, 4, 1], "dtype": "uint8"}
 LIES = {
     "a huge tensor": lambda h: h.tensors["params/dense1/step"].update(shape=[2**60]),
     "many axes": lambda h: h.tensors["params/dense1/step"].update(shape=[1] * 10**5),
@@ -319,10 +322,15 @@ LIES = {
     "a negative start": lambda h: h.tensors["params/dense1/step"].update(data_offsets=[-4, 4]),
     "another shape": lambda h: h.tensors["params/classifier/bias"].update(shape=[4, 1]),
     "a billion blocks": lambda h: h.about.update(
-        network={**FAST, "stage_sizes": [10**9] * 3}, image_shape=[32, 32, 3]
+        network={**FAST, "stage_sizes": [10**9] * 3}, example=EXAMPLE | {"shape": [32, 32, 3]}
     ),
     "huge layers": lambda h: h.about["network"].update(hidden=[2**60]),
-    "huge images": lambda h: h.about.update(image_shape=[2**40] * 3),
+    "huge images": lambda h: h.about["example"].update(shape=[2**40] * 3),
+    "half an image": lambda h: h.about["example"].update(shape=[4, 4, 0.5]),
+    "a negative image": lambda h: h.about["example"].update(shape=[4, 4, -1]),
+    "no dtype": lambda h: h.about["example"].update(dtype="O8"),
+    "a dtype of no bytes": lambda h: h.about["example"].update(dtype=[["x", "uint8"]]),
+    "many inputs": lambda h: h.about.update(example=[EXAMPLE] * 10**4),
     "other widths": lambda h: h.about["network"]["modes"].update(low="w3a2"),
     "another model": lambda h: h.about["network"].update(name="lenet"),
     "an unknown attribute": lambda h: h.about["network"].update(colour="red"),
@@ -367,19 +375,19 @@ def test_nothing_but_a_packed_error_comes_of_any_header(data):
 @hypothesis.given(st.binary(max_size=200), st.booleans())
 def test_nothing_but_a_packed_error_comes_of_any_bytes(noise, dressed):
     with pytest.raises(PackedError):
-        load_bytes(noise[:8] + container._SEAL + noise[8:] if dressed else noise)
+        load_bytes(noise[:8] + container.SEAL + noise[8:] if dressed else noise)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "net.safetensors"
-    container.write(path, [b"old"])
+    writer.write_whole(path, [b"old"])
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        container.write(path, [b"new"])
+        writer.write_whole(path, [b"new"])
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -408,19 +416,21 @@ def test_so_is_a_layer_that_has_codes_in_some_modes_alone():
 
 
 def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
+
     network = {**MLP, "hidden": [8, 8]}
     config = {"preset": "digits", "experiment": {"dataset": "digits"}, "network": network}
     rows = [{"mode": "low", "test": 97.125}]
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     model, variables = as_if_trained(network, (8, 8, 1))
-    monkeypatch.setattr(deploy, "load", lambda workdir: (model, variables))
-    deploy.pack(tmp_path, tmp_path / "net.safetensors")
+    monkeypatch.setattr(pack, "load", lambda workdir: (model, variables))
+    pack.pack_run(tmp_path, tmp_path / "net.safetensors")
     info = inspect_packed(tmp_path / "net.safetensors")
     assert info.metadata["results"] == rows
     assert info.metadata["run"]["experiment"] == {"dataset": "digits"}
     lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in deploy.report(info).split("\n")
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in report.packed_report(info).split("\n")
     ]
     weights = 64 * 8 * 8 + 8 * 8 * 2 + 8 * 4 * 8
     assert lines[2][:3] == ["low", f"{info.bytes_read['low']:,}", f"{weights:,}"]
@@ -428,10 +438,8 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     (dense2,) = [line for line in lines if line[:1] == ["dense2"]]
     # 64 weights of 2 or 8 bits and 8 steps; BitOps 64 * 4 and 64 * 64; see test_energy.py.
     assert dense2[1:9] == ["8x8", "64", "w2a2", "w8a8", "48", "96", "256", "4.1e+03"]
-    assert "Energy is a model, not a measurement" in deploy.report(info)
-    deploy.main("report", str(tmp_path / "net.safetensors"))
-    assert capsys.readouterr().out.endswith(f"{deploy.report(info)}\n")
-    with pytest.raises(ValueError, match="command 'unpack': expected pack --workdir"):
-        deploy.main("unpack")
+    assert "Energy is a model, not a measurement" in report.packed_report(info)
+    report.report_command(str(tmp_path / "net.safetensors"))
+    assert capsys.readouterr().out.endswith(f"{report.packed_report(info)}\n")
     with pytest.raises(ValueError, match=r"has no config\.json"):
-        deploy.pack(tmp_path / "nowhere", tmp_path / "net.safetensors")
+        pack.pack_run(tmp_path / "nowhere", tmp_path / "net.safetensors")

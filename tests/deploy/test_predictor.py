@@ -13,8 +13,10 @@ import pytest
 
 from dual_precision import modes
 from dual_precision.deploy import Cascade, Predictor, amend_metadata, load_packed, save_packed
-from dual_precision.deploy.predictor import BLOCK, batches, runs_on_codes
+from dual_precision.deploy.batching import batches
+from dual_precision.deploy.predictor import BLOCK, runs_on_codes
 from dual_precision.models import MLP, build_from
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
 
 DESCRIPTION = {
@@ -24,13 +26,15 @@ DESCRIPTION = {
     "hidden": [16, 16],
 }
 SHAPE = (8, 8, 1)
+EXAMPLE = Classification(SHAPE).example
 CASCADE = Cascade("low", "high", threshold=0.15, mirror=True, blend=1.0)
 
 
 @pytest.fixture(scope="module")
-def path(network, tmp_path_factory):
+def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("packed") / "net.safetensors"
-    save_packed(path, network.model, network.variables, DESCRIPTION, SHAPE)
+    model = build_from(DESCRIPTION)
+    save_packed(path, model, initial_variables(model, EXAMPLE, seed=0), DESCRIPTION, EXAMPLE)
     return path
 
 
@@ -40,8 +44,8 @@ def predictor(path):
 
 
 @pytest.fixture(scope="module")
-def images(network):
-    return np.asarray(network.images)[:10]
+def images():
+    return np.random.default_rng(0).integers(0, 256, (10, *SHAPE), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +128,9 @@ def test_three_modes_and_a_layer_of_float_weights(images, tmp_path):
     layers = {"dense2": dict.fromkeys(names, "w32a32")}
     widths = dict(zip(names, ("w2a2", "w4a4", "w8a8"), strict=True))
     model = MLP(num_classes=4, modes=modes(layers, **widths), hidden=(16, 16))
-    variables = initial_variables(model, SHAPE, seed=0)
-    description = {**DESCRIPTION, "modes": widths, "layers": layers}
-    save_packed(tmp_path / "net", model, variables, description, SHAPE)
+    variables = initial_variables(model, EXAMPLE, seed=0)
+    description = {**DESCRIPTION, **model.modes.to_json()}
+    save_packed(tmp_path / "net", model, variables, description, EXAMPLE)
     cascade = Cascade("narrow", "wide", threshold=100.0)  # so that every row goes on
     three = Predictor(tmp_path / "net", batch_sizes=(10,), cascade=cascade)
     assert not runs_on_codes(three.info)
@@ -169,11 +173,11 @@ def test_one_class_has_no_cascade(images, tmp_path):
     description = {**DESCRIPTION, "num_classes": 1}
     model = build_from(description)
     save_packed(
-        tmp_path / "net", model, initial_variables(model, SHAPE, seed=0), description, SHAPE
+        tmp_path / "net", model, initial_variables(model, EXAMPLE, seed=0), description, EXAMPLE
     )
     one = Predictor(tmp_path / "net", batch_sizes=(4,), precisions=["low"])
     assert one.predict(images, "low").shape == (10, 1)
-    with pytest.raises(ValueError, match="a network of 1 class: expected at least two"):
+    with pytest.raises(ValueError, match=r"gives \[1\] a row: .* at least two classes"):
         Predictor(tmp_path / "net", batch_sizes=(4,), cascade=CASCADE)
 
 
@@ -203,7 +207,7 @@ def test_settings_refused(path, arguments, message):
 )
 @pytest.mark.parametrize("precision", ["low", "auto"])
 def test_images_refused(predictor, wrong, precision):
-    with pytest.raises(ValueError, match=r"expected uint8 pixels \[N, 8, 8, 1\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 \[N, 8, 8, 1\]"):
         predictor.predict(wrong, precision)
 
 

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 from absl import flags
+from experiments.recipes.recipes import RECIPES
 
 from dual_precision import data, load
 from dual_precision.training.checkpoint import Checkpoints
 from experiments import cifar, cli
 from experiments.recipes.config import Config
-from experiments.recipes.recipes import RECIPES
 from experiments.workdir import only_user, open_workdir
 
 ROOT = Path(__file__).parents[2]

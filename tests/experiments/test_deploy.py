@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from safetensors.numpy import load_file
 
 from dual_precision import data
@@ -21,9 +20,8 @@ from dual_precision.deploy import (
     amend_metadata,
     inspect_packed,
 )
-from experiments import cli
-from experiments.deploy import __main__ as deploy
-from experiments.deploy import cascade
+from experiments.deploy import pack
+from experiments.deploy.cascade_evaluation import cascade_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def packed(digits_study, tmp_path_factory):
     (run,) = digits_study.glob("cells/two_phase*0")
     path = tmp_path_factory.mktemp("deploy") / "digits.safetensors"
-    deploy.pack(run, path)
+    pack.pack_run(run, path)
     return path
 
 
@@ -92,25 +90,15 @@ def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
         ({"dataset": "imagenet"}, "imagenet"),
         ({"mirror": True}, "a mirrored image of digits is another image"),
         ({"accuracy": -0.1, "cost": 0.5}, "--accuracy=-0.1 and --cost=0.5: expected one of them"),
-        ({"cost": 7.0}, "--cost=7: expected a share of high's BitOps"),
+        ({"cost": 7.0}, "--cost=7: expected a share, above 0 and up to 1"),
         ({"cost": math.nan}, "--cost=nan: expected a share"),
         ({"blend": -1.0}, "--blend=-1: expected a finite number, 0 or more"),
         ({"blend": math.nan}, "--blend=nan: expected a finite number"),
     ],
 )
 def test_settings_refused(packed, asked, message):
-    names = ("dataset", "accuracy", "cost", "mirror", "blend")
     with pytest.raises(ValueError, match=message):
-        cascade.read_settings(inspect_packed(packed), **{**dict.fromkeys(names), **asked})
-
-
-def test_a_flag_without_effect_is_refused(monkeypatch):
-    values = flags.FlagValues()
-    flags.DEFINE_float("cost", None, "as the command has", flag_values=values)
-    values(["deploy", "--cost=0.5"])
-    monkeypatch.setattr(cli, "FLAGS", values)
-    with pytest.raises(ValueError, match=r"\['cost'\] has no effect on 'report': leave it out"):
-        deploy.main("report", "net")
+        cascade_settings(inspect_packed(packed), **asked)
 
 
 @pytest.mark.parametrize(
@@ -125,4 +113,4 @@ def test_a_flag_without_effect_is_refused(monkeypatch):
     ],
 )
 def test_a_file_tells_no_folders(words, kept):
-    assert deploy.command_line(words) == f"python -m experiments.deploy {kept}"
+    assert pack.recorded_command(words) == f"python -m experiments.deploy {kept}"

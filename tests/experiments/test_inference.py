@@ -13,29 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from flax import linen as nn
 
 from dual_precision.deploy import inspect_packed
-from experiments.benchmark import (
-    __main__ as benchmark,
-)
-from experiments.benchmark import (
-    inference as inference_command,
-)
-from experiments.benchmark import (
-    inference_times as inference,
-)
-from experiments.benchmark import (
-    switching,
-    torch_peers,
-)
-from experiments.benchmark import (
-    timing as measuring,
-)
+from experiments.benchmark import cascade_accuracy, inference_peers, plane_speed, switching
+from experiments.benchmark.comparison import judge_bars
+from experiments.benchmark.inference import measure_inference
 
 ROOT = Path(__file__).parents[2]
-NETWORK = ROOT / benchmark.NETWORK
+NETWORK = ROOT / "notebooks" / "networks" / "cifar10-w2a2-w8a8.safetensors"
 
 
 class Echo:
@@ -107,8 +93,8 @@ def lstm():
 def test_the_plain_step_is_flax_s():
     params, x, h, c = lstm()
     wanted = nn.OptimizedLSTMCell(8).apply({"params": params}, (c, h), x)
-    kernels, bias = inference.joined(params)
-    found = inference.plain_step(kernels, bias, (c, h), x)
+    kernels, bias = plane_speed.stack_gates(params)
+    found = plane_speed.plain_step(kernels, bias, (c, h), x)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, wanted)
 
 
@@ -117,7 +103,7 @@ def test_pytorch_has_the_same_networks():
     params, x, h, c = lstm()
     wanted = nn.OptimizedLSTMCell(8).apply({"params": params}, (c, h), x)[1]
     given = (np.asarray(x), np.asarray(h), np.asarray(c))
-    for request in torch_peers.lstm(params, given, "plain", "int8").values():
+    for request in inference_peers.torch_lstm(params, given, "plain", "int8").values():
         np.testing.assert_allclose(request()[1], wanted, atol=0.05)
     layers = [
         {"kernel": jax.random.normal(jax.random.key(i), (8, 8)), "bias": jnp.arange(8.0)}
@@ -125,69 +111,60 @@ def test_pytorch_has_the_same_networks():
     ]
     dense = [own["bias"][None] for own in layers]
     y = jax.nn.relu(x @ layers[0]["kernel"] + dense[0]) @ layers[1]["kernel"] + dense[1]
-    for request in torch_peers.mlp(layers, np.asarray(x), "plain", "int8").values():
+    for request in inference_peers.torch_mlp(layers, np.asarray(x), "plain", "int8").values():
         np.testing.assert_allclose(request(), y, rtol=0.05, atol=0.5)
 
 
+def cells_of(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
 def test_tables_name_what_is_faster():
-    times = {inference.JAX: [4.0, 4.0], inference.TORCH: [2.0, 2.0], "w2a8": [3.0, 3.0]}
-    *_, plain, peer, ours = inference.table(times, dict.fromkeys(times, 0.1)).splitlines()
-    assert plain.endswith(f"| {inference.TORCH} |")
-    assert peer.endswith("|  |")
-    assert ours == f"| w2a8 | 3.000 (3.000..3.000) | 1.33 | 0.67 | 10.0 % | {inference.TORCH} |"
+    times = {plane_speed.JAX: [4.0, 4.0], plane_speed.TORCH: [2.0, 2.0], "w2a8": [3.0, 3.0]}
+    table = plane_speed.requests_table(times, dict.fromkeys(times, 0.1))
+    *_, plain, peer, ours = cells_of(table)
+    assert [row[-1] for row in (plain, peer)] == [plane_speed.TORCH, ""]
+    assert ours == ["w2a8", "3.000 (3.000..3.000)", "1.33", "0.67", "10.0", plane_speed.TORCH]
 
 
 def test_tables_with_cold_caches():
-    times = {inference.JAX: [4.0], "w2a8": [1.0]}
-    head, _, plain, ours = inference.table(
-        times, dict.fromkeys(times, 0.1), {inference.JAX: [6.0], "w2a8": [2.0]}
-    ).splitlines()
-    assert "| cold: ms | cold: x JAX float32 |" in head
-    assert {line.count("|") for line in (head, plain, ours)} == {8}
-    assert ours == "| w2a8 | 1.000 (1.000..1.000) | 4.00 | 2.000 | 3.00 | 10.0 % |  |"
+    times = {plane_speed.JAX: [4.0], "w2a8": [1.0]}
+    cold = {plane_speed.JAX: [6.0], "w2a8": [2.0]}
+    table = plane_speed.requests_table(times, dict.fromkeys(times, 0.1), cold)
+    head, _, _, ours = cells_of(table)
+    assert head[3:5] == ["cold: ms", "cold: x JAX float32"]
+    assert ours == ["w2a8", "1.000 (1.000..1.000)", "4.00", "2.000", "3.00", "10.0", ""]
 
 
 def test_rounds_time_every_program_warm_and_cold(monkeypatch):
-    monkeypatch.setattr(inference, "WARM_SECONDS", 0.0)
+    monkeypatch.setattr(plane_speed, "WARM_SECONDS", 0.0)
     calls = []
     requests = {name: partial(calls.append, name) for name in ("a", "b", "c")}
-    warm, cold = inference.time_rounds(requests, repeats=2, steps=3, cold_steps=1)
+    warm, cold = plane_speed.time_requests(requests, repeats=2, steps=3, cold_steps=1)
     assert {name: len(own) for name, own in warm.items()} == dict.fromkeys("abc", 2)
     assert {name: len(own) for name, own in cold.items()} == dict.fromkeys("abc", 2)
-    assert calls.count("b") == 2 * (inference.WARM + 3 + 1)
-    assert inference.time_rounds(requests, 1, 1, 0)[1] == {}
-
-
-def test_the_order_of_turns_is_shuffled_and_repeatable():
-    names = list("abcdef")
-    orders = list(measuring.turns(names, 20))
-    assert all(sorted(order) == names for order in orders)
-    after = {order[order.index("a") - 1] for order in orders if order[0] != "a"}
-    assert len(after) > 2
-    assert orders == list(measuring.turns(names, 20))
+    assert calls.count("b") == 2 * (plane_speed.WARM + 3 + 1)
+    assert plane_speed.time_requests(requests, 1, 1, 0)[1] == {}
 
 
 def test_bars():
-    times = {inference.JAX: [8.0], "w2a8": [2.0], "w1a8": [0.1]}
-    lines = [line for group in inference.GROUPS for line in inference.judge(group, times)]
+    times = {plane_speed.JAX: [8.0], "w2a8": [2.0], "w1a8": [0.1]}
+    lines = [line for bars in plane_speed.BARS.values() for line in judge_bars(bars, times)]
     verdicts = {line.split(" against ")[0]: line.split(") ")[-1] for line in lines if "JAX" in line}
-    assert verdicts[f"{inference.ONE}: w2a8"] == "PASS"
-    assert verdicts[f"{inference.ONE}: w1a8"] == "PASS, goal met"
+    assert verdicts[f"{plane_speed.ONE}: w2a8"] == "PASS"
+    assert verdicts[f"{plane_speed.ONE}: w1a8"] == "PASS, goal met"
     assert sum(line.endswith("not measured") for line in lines) == 7
-    cold = inference.judge(inference.CELL, times, {inference.JAX: [8.0], "w2a8": [4.0]})
+    cold = judge_bars(
+        plane_speed.BARS[plane_speed.CELL], times, {plane_speed.JAX: [8.0], "w2a8": [4.0]}
+    )
     assert cold[0].endswith("PASS; cold caches: 2.00 x")
-
-
-def test_a_goal_is_not_a_bar():
-    assert [measuring.goal_verdict(met) for met in (True, False)] == ["goal met", "goal missed"]
-    assert measuring.verdict_of(passed=False, goal=True) == "short"
 
 
 def test_without_dynamic_int8_the_row_is_left_out(monkeypatch, capsys):
     torch = pytest.importorskip("torch")
     monkeypatch.delattr(torch.ao.quantization, "quantize_dynamic")
     layers = [{"kernel": np.ones((4, 4), np.float32), "bias": np.ones(4, np.float32)}]
-    found = torch_peers.mlp(layers, np.ones((1, 4), np.float32), "plain", "int8")
+    found = inference_peers.torch_mlp(layers, np.ones((1, 4), np.float32), "plain", "int8")
     assert list(found) == ["plain"]
     assert "dynamic int8: not measured" in capsys.readouterr().out
 
@@ -196,7 +173,7 @@ def test_the_verdict_of_the_cascade():
     def line(difference, relative):
         auto = {"accuracy": 82.0, "difference": difference, "relative": relative}
         rows = [{"accuracy": 80.0}, auto, {"accuracy": 82.0}]
-        return inference_command.cascade_line("without", rows)
+        return cascade_accuracy.cascade_line("without", rows)
 
     assert line(-0.1, 50).endswith(" PASS")
     assert line(0.3, 29.8).endswith("PASS, goal met")
@@ -204,16 +181,22 @@ def test_the_verdict_of_the_cascade():
     assert line(-0.2, 20).endswith("short")
 
 
+def measure(out):
+    """The whole sub-command, as short as it can be."""
+    file = None if out is None else str(out)
+    measure_inference(network=str(NETWORK), repeats=1, steps=1, requests=100, out=file)
+
+
 def test_what_the_cascade_needs_is_checked_first(tmp_path, monkeypatch):
-    settings = inference_command.check(NETWORK)
+    settings = cascade_accuracy.check_cascade(NETWORK)
     assert (settings.dataset, settings.mirror) == ("cifar10", True)
     info = inspect_packed(NETWORK)
     one = dataclasses.replace(info, bytes_read={"high": 1})
     unknown = dataclasses.replace(info, metadata={})
     for own, says in ((one, "expected two modes"), (unknown, "does not say on what")):
-        monkeypatch.setattr(inference_command, "inspect_packed", lambda path, own=own: own)
+        monkeypatch.setattr(cascade_accuracy, "inspect_packed", lambda path, own=own: own)
         with pytest.raises(ValueError, match=says):
-            inference_command.run(NETWORK, 1, 1, 100, None)
+            measure(None)
 
 
 def test_each_part_is_saved_when_it_is_done(tmp_path, monkeypatch):
@@ -223,46 +206,15 @@ def test_each_part_is_saved_when_it_is_done(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     times = {"w1a8": [1.0]}
-    monkeypatch.setattr(inference, "measure", lambda *_: (times, {}, ["a line"]))
-    monkeypatch.setattr(switching, "measure", stop)
+    monkeypatch.setattr(plane_speed, "measure_group", lambda *_: (times, {}, ["a line"]))
+    monkeypatch.setattr(switching, "measure_switching", stop)
     with pytest.raises(KeyboardInterrupt):
-        inference_command.run(NETWORK, 1, 1, 100, str(out))
+        measure(out)
     found = json.loads(out.read_text())
-    assert found["milliseconds"] == dict.fromkeys(inference.GROUPS, times)
+    assert found["milliseconds"] == dict.fromkeys(plane_speed.GROUPS, times)
     assert {"cores", "CPU", "torch", "last-level cache"} <= set(found["about"])
     with pytest.raises(FileNotFoundError):
-        inference_command.run(NETWORK, 1, 1, 100, str(tmp_path / "nowhere" / "out.json"))
-
-
-def parsed(*arguments):
-    values = flags.FlagValues()
-    benchmark.define_flags(values)
-    values(["benchmark", *arguments])
-    return values
-
-
-@pytest.mark.parametrize(
-    ("command", "argument"),
-    [
-        ("inference", "--model=mlp"),
-        ("inference", "--nopeers"),
-        ("train", "--network=net.safetensors"),
-        ("train", "--requests=100"),
-    ],
-)
-def test_flags_without_effect_are_refused(command, argument):
-    values = parsed(argument, "--steps=1", "--out=out.json")
-    with pytest.raises(ValueError, match=f"have no effect on {command}"):
-        benchmark.refuse_idle(command, values)
-    (other,) = set(benchmark.COMMANDS) - {command}
-    benchmark.refuse_idle(other, values)
-
-
-@pytest.mark.parametrize("argument", ["--repeats=0", "--steps=0", "--steps=-1", "--requests=99"])
-def test_flags_below_their_bounds_are_refused(argument):
-    with pytest.raises(flags.IllegalFlagValueError, match="is not"):
-        parsed(argument)
-    assert parsed().steps is None
+        measure(tmp_path / "nowhere" / "out.json")
 
 
 def test_the_command_refuses():

@@ -11,7 +11,7 @@ import pytest
 from dual_precision import modes
 from dual_precision.data.arrays import Images
 from dual_precision.models import MLP
-from experiments import cli, planes
+from experiments import planes
 
 SHAPE = (4, 4, 1)
 
@@ -32,25 +32,23 @@ def tiny_set(seed):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """A run's folder, with `main` given flags; the network and the data are in memory."""
+    """`main` on the folder of a run; the network and the data are in memory."""
 
-    def prepare(test=True, mode="float"):
+    def run(test=True, mode="float"):
         experiment = {"mode": mode, "dataset": "digits", "model": "mlp", "passes": 4, "seed": 0}
         (tmp_path / "config.json").write_text(json.dumps({"experiment": experiment}))
-        flags = {"workdir": str(tmp_path), "activations": ["8"], "test": test, "data_dir": None}
         splits = {"validation": tiny_set(0), **({"test": tiny_set(1)} if test else {})}
-        monkeypatch.setattr(cli, "FLAGS", SimpleNamespace(**flags))
         monkeypatch.setattr(planes, "load", lambda workdir: tiny_network())
         monkeypatch.setattr(planes.data, "load", lambda *_, **__: SimpleNamespace(**splits))
+        planes.main(workdir=str(tmp_path), activations=["8"], test=test)
         return tmp_path
 
-    return prepare
+    return run
 
 
 def test_the_whole_command(run, capsys, monkeypatch):
     monkeypatch.setattr(planes, "STORED", 3)  # of 8: fewer programs to compile
     folder = run()
-    planes.main()
     table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
     names = [line[0].strip() for line in (table[0], *table[2:])]
     assert names == ["precision", "float", "w1a8", "w2a8", "w3a8"]
@@ -70,7 +68,6 @@ def test_without_the_test_set(run, capsys, monkeypatch):
     """It is not there at all; one precision is enough to see that."""
     monkeypatch.setattr(planes, "STORED", 1)
     folder = run(test=False)
-    planes.main()
     assert "test %" not in capsys.readouterr().out
     content = json.loads((folder / "planes.json").read_text())
     assert content["split_of_difference"] == "validation"
@@ -82,18 +79,16 @@ def test_a_perfect_network_is_drawn_too(tmp_path):
         {"validation": 100.0},
         *({"planes": n, "activations": 8, "validation": 100.0} for n in range(1, 9)),
     ]
-    planes.plot(rows, "perfect", tmp_path / "planes.png")
+    planes.plot_planes(rows, "perfect", tmp_path / "planes.png")
     assert (tmp_path / "planes.png").stat().st_size > 0
 
 
-def test_refused(run, monkeypatch):
-    run(mode="two_phase")
+def test_refused(run, tmp_path):
     with pytest.raises(ValueError, match="a run of --mode=two_phase: expected one of --mode=float"):
-        planes.main()
-    monkeypatch.setattr(cli.FLAGS, "workdir", None)
+        run(mode="two_phase")
     with pytest.raises(ValueError, match="expected the folder of a run"):
-        planes.main()
+        planes.main(workdir=str(tmp_path / "nowhere"), activations=["8"], test=True)
     for names in ([], ["4"], ["8", "8"], ["8", ""]):
         with pytest.raises(ValueError, match="expected some of 8, 16, 32, each once"):
-            planes.read_widths(names)
-    assert planes.read_widths(["16", "8"]) == [16, 8]
+            planes.activation_widths(names)
+    assert planes.activation_widths(["16", "8"]) == [16, 8]

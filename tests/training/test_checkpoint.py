@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is noticed, said, passed over and set aside; never wrong numbers."""
+"""Checkpoints: a damaged one is reported and set aside, the one before it is used."""
 
 import errno
 import gc

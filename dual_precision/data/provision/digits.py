@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dual_precision.data.errors import DataUnavailable
-from dual_precision.data.provision import png
+from dual_precision.data.provision.png import encode_png
 
 TEST_EXAMPLES = 360
 
@@ -49,7 +49,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 i,
                 {
                     "id": f"{split}_{i:05d}",
-                    "image": png.encode(image[:, :, None]),
+                    "image": encode_png(image[:, :, None]),
                     "label": int(label),
                 },
             )

@@ -10,7 +10,7 @@ from PIL import Image
 _COLOUR = {1: 0, 3: 2}  # channels -> PNG's colour type
 
 
-def encode(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
     """A PNG of stored (not deflated) rows.
 
     ArrayRecord compresses its records itself. Beside Pillow's default, at 32 x 32 x 3, a stored PNG
@@ -31,6 +31,6 @@ def _chunk(tag: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
 
 
-def decode(png: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+def decode_png(png: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 [H, W, C] from a PNG of any writer; ValueError if it has another shape."""
     return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"])).reshape(shape)

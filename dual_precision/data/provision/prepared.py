@@ -13,8 +13,8 @@ from tqdm import tqdm
 from dual_precision.data.arrays import Images, canonical, digests
 from dual_precision.data.catalog import Spec
 from dual_precision.data.errors import DamagedData
-from dual_precision.data.provision import png
 from dual_precision.data.provision.archives import Raw
+from dual_precision.data.provision.png import decode_png, encode_png
 
 SPLITS = ("train", "test")
 MANIFEST = "sha256.json"
@@ -75,7 +75,7 @@ def write(spec: Spec, builder: Any, fetch: Callable[[Any], Raw] | None, *, downl
 def _examples(raw: Raw, split: str, with_id: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     examples: Images = getattr(raw, split)
     for i, (image, label) in enumerate(zip(examples.images, examples.labels, strict=True)):
-        example: dict[str, Any] = {"image": png.encode(image), "label": int(label)}
+        example: dict[str, Any] = {"image": encode_png(image), "label": int(label)}
         if with_id:
             example["id"] = f"{split}_{i:05d}"
         if raw.coarse is not None:
@@ -120,7 +120,7 @@ def _read_split(spec: Spec, builder: Any, split: str, progress: bool) -> Images:
         for start in range(0, count, _READ):
             batch = range(start, min(start + _READ, count))
             for i, example in zip(batch, source.__getitems__(list(batch)), strict=True):
-                images[i] = png.decode(example["image"], spec.image_shape)
+                images[i] = decode_png(example["image"], spec.image_shape)
                 labels[i] = example["label"]
                 if ids is not None:
                     ids[i] = example["id"]

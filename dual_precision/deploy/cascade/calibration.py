@@ -1,4 +1,4 @@
-"""Chooses the threshold of a cascade on labelled data; the rule itself is in cascade.py. NumPy."""
+"""Chooses the threshold of a cascade on labelled data; the rule itself is in rule.py. NumPy."""
 
 import dataclasses
 import math
@@ -111,10 +111,10 @@ def _point(
         looked = unsure(margins, SECOND_LOOK * threshold)
         escalated = looked & unsure(last, threshold)
     own = np.where(escalated, blended, np.where(looked, mean, first))
-    return measure(threshold, own, then, looked, escalated, evidence.costs)
+    return measure_point(threshold, own, then, looked, escalated, evidence.costs)
 
 
-def measure(
+def measure_point(
     threshold: float,
     right: np.ndarray,
     then_right: np.ndarray,
@@ -142,7 +142,7 @@ def measure(
     )
 
 
-def choose(
+def choose_point(
     points: list[Point], *, accuracy: float | None = None, cost: float | None = None
 ) -> Point:
     """The point of a curve for a wanted accuracy or a wanted cost.
@@ -187,7 +187,7 @@ def calibrate(
     accuracy: float | None = None,
     cost: float | None = None,
 ) -> Cascade:
-    """The cascade for a wanted accuracy or cost; arguments and errors as `choose`."""
-    point = choose(curve(evidence), accuracy=accuracy, cost=cost)
+    """The cascade for a wanted accuracy or cost; arguments and errors as `choose_point`."""
+    point = choose_point(curve(evidence), accuracy=accuracy, cost=cost)
     mirror = evidence.mirror is not None
     return Cascade(first, then, point.threshold, mirror, evidence.blend, point)

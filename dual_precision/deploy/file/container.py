@@ -11,8 +11,9 @@
      tensor: {"dtype": "F32" or "U8", "shape": [...], "data_offsets": [start, end]}, ...}
 
 This is a safetensors file: `safetensors.numpy.load_file` opens it and shows the tensors. Written
-and read here, without that library: its writer sorts tensors by dtype and name, where a prefix
-must hold one mode's floats and planes together; its reader wants the whole file and checks no sums.
+(in writer.py) and read (here) without that library: its writer sorts tensors by dtype and name,
+where a prefix must hold one mode's floats and planes together; its reader wants the whole file and
+checks no sums.
 
 Nothing in a file is believed before its checksum, and no length before it is compared with the
 size of the file.
@@ -26,8 +27,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,11 +36,10 @@ VERSION = 1
 LONGEST_HEADER = 2**24  # bytes; 100 bytes a tensor make room for 160,000 of them
 MOST_AXES = 8
 
-_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _FORMAT = b'{"__metadata__":{"format":"dual_precision packed '
-_HEAD = 8 + len(_FORMAT) + 10  # bytes that tell this format and its version
-_SEAL = _FORMAT + b'%d","sha256":"' % VERSION
+HEAD = 8 + len(_FORMAT) + 10  # bytes that tell this format and its version
+SEAL = _FORMAT + b'%d","sha256":"' % VERSION
 
 AGAIN = "copy the file again, or pack the network again"
 
@@ -80,82 +79,17 @@ class Header:
         return self.start + self.sections[section][0]
 
 
-def to_bytes(
-    sections: Mapping[str, Mapping[str, np.ndarray]], about: Mapping[str, Any]
-) -> list[bytes]:
-    """The whole file, in parts: the header, then each section.
-
-    Args:
-      sections: name -> tensor name -> float32 or uint8 array.
-      about: JSON types.
-
-    Raises:
-      ValueError: another dtype; not JSON; a header longer than a reader accepts.
-    """
-    table: dict[str, Any] = {}
-    ends, bodies, offset = [], [], 0
-    for section, tensors in sections.items():
-        parts = []
-        for name, array in tensors.items():
-            if array.dtype not in _NAMES:
-                raise ValueError(f"{name!r} is {array.dtype}: expected float32 or uint8")
-            parts.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-            place = [offset, offset + len(parts[-1])]
-            table[name] = {
-                "dtype": _NAMES[array.dtype],
-                "shape": list(array.shape),
-                "data_offsets": place,
-            }
-            offset = place[1]
-        bodies.append(b"".join(parts))
-        ends.append([section, offset, hashlib.sha256(bodies[-1]).hexdigest()])
-    meta = {key: _dump(value) for key, value in {"sections": ends, **about}.items()}
-    text = _SEAL + b"0" * 64 + b'",' + _dump(meta)[1:].encode() + b"," + _dump(table)[1:].encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > LONGEST_HEADER:
-        raise ValueError(
-            f"a header of {len(text)} bytes: expected at most {LONGEST_HEADER}; give less metadata"
-        )
-    raw = len(text).to_bytes(8, "little") + text
-    at = 8 + len(_SEAL)
-    return [raw[:at] + _seal(raw) + raw[at + 64 :], *bodies]
+def begins_packed(raw: bytes) -> bool:
+    """Whether the first bytes of a file are those of a packed file."""
+    return raw[8:].startswith(_FORMAT)
 
 
-def _dump(value: Any) -> str:
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"what goes into the header must be JSON: {error}") from None
-
-
-def _seal(raw: bytes) -> bytes:
-    at = 8 + len(_SEAL)
+def seal_of(raw: bytes) -> bytes:
+    """The checksum of a header, 64 digits; `raw` is the 8 + n bytes, with any 64 in its place."""
+    at = 8 + len(SEAL)
     digest = hashlib.sha256(raw[:at])
     digest.update(raw[at + 64 :])
     return digest.hexdigest().encode()
-
-
-def write(path: str | os.PathLike, parts: list[bytes]) -> None:
-    """Writes a file that is either there as a whole or not at all.
-
-    Raises:
-      OSError: it cannot be written; what stood under `path` is as it was.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, survives a loss of power
-    finally:
-        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -187,23 +121,23 @@ def read_header(file: BinaryIO) -> Header:
     size = _size(file)
     if not size:
         raise PackedError(f"it is empty: {AGAIN}")
-    raw = _read(file, min(size, _HEAD))
+    raw = _read(file, min(size, HEAD))
     found = re.match(rb"(\d+)\"", raw[8 + len(_FORMAT) :])
-    if raw[8:].removeprefix(_FORMAT) == raw[8:] or not found:
-        raise PackedError(f"not a packed file, or cut or altered in its first {_HEAD} bytes")
+    if not begins_packed(raw) or not found:
+        raise PackedError(f"not a packed file, or cut or altered in its first {HEAD} bytes")
     if int(found[1]) != VERSION:
         raise PackedError(
             f"format version {int(found[1])}, and this program reads {VERSION}: install a newer"
             " dual_precision, or pack the network again with this one"
         )
     length = int.from_bytes(raw[:8], "little")
-    if not len(_SEAL) + 64 <= length <= min(size - 8, LONGEST_HEADER):
+    if not len(SEAL) + 64 <= length <= min(size - 8, LONGEST_HEADER):
         raise PackedError(
             f"{size} bytes, and a header that claims {length}: truncated or altered; {AGAIN}"
         )
     raw += _read(file, 8 + length - len(raw))
-    at = 8 + len(_SEAL)
-    if raw[8:at] != _SEAL or raw[at : at + 64] != _seal(raw):
+    at = 8 + len(SEAL)
+    if raw[8:at] != SEAL or raw[at : at + 64] != seal_of(raw):
         raise PackedError(f"its header does not match its checksum: altered; {AGAIN}")
     with consistent():
         return _parse(json.loads(raw[8:]), len(raw))
@@ -233,7 +167,7 @@ def _parse(header: dict[str, Any], start: int) -> Header:
     tensors, offset = {}, 0
     for name, entry in header.items():
         shape, (first, end) = entry["shape"], entry["data_offsets"]
-        dtype = _DTYPES[entry["dtype"]]
+        dtype = DTYPES[entry["dtype"]]
         # Few and small factors, so that the product below is not the work of an hour.
         if len(shape) > MOST_AXES or not all(
             type(n) is int and 0 <= n < 2**48 for n in (*shape, first, end)

@@ -1,12 +1,15 @@
 """What stands in a packed file: from variables to the tensors of each mode's section, and back.
 
 The sections follow each other from the mode with the fewest weight bits to the one with the most.
-A section holds what its mode needs and those before do not have:
+A section holds what its mode reads and those before do not have:
 
     params/.../step, bias                           in the first: what every mode shares
     input_steps/low             float32 [layers]    of the layers that quantize their input
-    norm/stem_norm/low          float32 [3, C]      gain, bias, mean
+    norm/stem_norm/low          float32 [3, C]      gain, bias, mean; once where modes share it
     params/stem/kernel[0:2]     uint8 [2, bytes]    planes 0 and 1 of all 8, see bitplanes.pack
+
+Planes that no mode reads are not there: a network of 2 and 4 bits that is stored in 8 has a file
+of 4 planes.
 
 Normalisation keeps gain = scale / sqrt(var + epsilon) in the place of scale and var: a quarter
 less, without which a second mode costs more than 2 % of a small network. It comes back as
@@ -18,8 +21,6 @@ A kernel comes back as the middle of each weight's cell, (c + 1/2) * step * 2^(N
 codes are the ones that were read, so that the same forward gives the same bits.
 """
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,94 +28,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.file.container import PackedError
-from dual_precision.layers import QuantizedLayer, SwitchableBatchNorm
-from dual_precision.precision import FLOAT_BITS, FLOAT_NAME
 from dual_precision.primitives import bitplanes, nested
 from dual_precision.primitives.quantizers import quantize_weights
-from dual_precision.structure import Layer, Path, describe_layers
+from dual_precision.structure import Layer, LayerPath, Structure
 
-Leaves = dict[Path, Any]
+Leaves = dict[LayerPath, Any]
 Sections = dict[str, dict[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Outline:
-    """What a file of a model holds.
-
-    Attributes:
-      layers: its quantized layers.
-      norms: the epsilon of each of its normalisations.
-      shapes: of every leaf of its variables.
-    """
-
-    layers: dict[Path, Layer]
-    norms: dict[Path, float]
-    shapes: dict[Path, tuple[int, ...]]
-
-    def leaves_of(self, modes: Sequence[str]) -> dict[Path, tuple[int, ...]]:
-        """The leaves that all modes share, or that belong to one of `modes`."""
-        others = {mode for layer in self.layers.values() for mode in layer.table} - {*modes}
-        return {path: shape for path, shape in self.shapes.items() if not others & {*path}}
-
-
-def outline(model: nn.Module, image_shape: tuple[int, ...], most: int | None = None) -> Outline:
-    """Traces the model once, without computing.
-
-    Raises:
-      PackedError: it has more than `most` layers, found before they are all traced.
-    """
-    norms: dict[Path, float] = {}
-    shapes: dict[Path, tuple[int, ...]] = {}
-    count = 0
-
-    def note(call, args, kwargs, context):
-        nonlocal count
-        module = context.module
-        if context.method_name == "__call__" and isinstance(module, SwitchableBatchNorm):
-            norms[module.path] = float(module.epsilon)
-        if context.method_name == "__call__" and isinstance(module, QuantizedLayer):
-            count += 1
-            if most is not None and count > most:
-                raise PackedError(f"its network has more layers than the {most} that it lists")
-        result = call(*args, **kwargs)
-        if not module.path:
-            shapes.update({path: x.shape for path, x in flatten_dict(module.variables).items()})
-        return result
-
-    with nn.intercept_methods(note):
-        layers = describe_layers(model, image_shape)
-    return Outline(layers, norms, shapes)
-
-
-def mode_order(layers: Mapping[Path, Layer]) -> list[str]:
-    """The named modes, fewest weight bits first.
-
-    Raises:
-      ValueError: there is none, or one that keeps float weights where another has codes.
-    """
-    tables = {path: layer.table for path, layer in layers.items()}
-    names = [name for name in next(iter(tables.values()), {}) if name != FLOAT_NAME]
-    if not names:
-        raise ValueError("a model without modes: expected at least one, such as low='w2a2'")
-    for path, layer in layers.items():
-        mixed = [n for n in names if layer.stored and layer.table[n].weights is None]
-        if mixed:
-            raise ValueError(
-                f"layer {'/'.join(path)!r} has float weights in {mixed} and codes in other modes:"
-                " what is deployed is codes alone; give the layer 1 to 8 bits in every mode"
-            )
-
-    def weight_bits(name: str) -> int:
-        return sum(
-            math.prod(layer.kernel) * (layer.table[name].weights or FLOAT_BITS)
-            for layer in layers.values()
-        )
-
-    return sorted(names, key=weight_bits)
 
 
 def plane_ranges(layer: Layer, order: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -126,55 +47,65 @@ def plane_ranges(layer: Layer, order: Sequence[str]) -> dict[str, tuple[int, int
     return ranges
 
 
-def split(variables: Mapping[str, Any], own: Outline, order: Sequence[str]) -> Sections:
+def to_sections(
+    variables: Mapping[str, Any], structure: Structure, order: Sequence[str]
+) -> Sections:
     """The tensors of every section.
 
+    Args:
+      order: the modes, as `mode_order` gives.
+
     Raises:
-      ValueError: a value is missing; a mode has the name of a part of the tree; a weight would
-        not come back with the code that it has now.
+      ValueError: a value is missing; a weight would not come back with the code that it has now.
     """
     leaves: Leaves = dict(flatten_dict(variables))
-    parts = {part for path in (*own.layers, *own.norms) for part in path} | {"kernel", "step"}
-    if clash := sorted(parts & set(order)):
-        raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")
-    check_shapes(leaves, own.shapes)
-    kept = own.leaves_of(order)  # float's own values are of no use without float weights
-    leaves = {path: leaf for path, leaf in leaves.items() if path in kept}
-    planes = _take_kernels(leaves, own, order)
+    # What float alone reads is of no use without float weights: it may be missing.
+    kept = structure.leaves_of(order)
+    known = {path: leaf.shape for path, leaf in structure.shapes.items() if path in leaves}
+    check_shapes(leaves, known | kept)
+    leaves = {path: leaves[path] for path in kept}  # in the order of the model: one file for all
+    planes = _take_kernels(leaves, structure, order)
+    norms = _norms_first_read(structure, order)
     values = {
-        mode: _take_inputs(leaves, own, mode) | _take_norms(leaves, own, mode) for mode in order
+        mode: _take_inputs(leaves, structure, mode)
+        | _take_norms(leaves, structure, norms.get(mode))
+        for mode in order
     }
     sections: Sections = {mode: {} for mode in order}
     for path, leaf in leaves.items():
-        owner = next((part for part in path if part in order), order[0])
-        sections[owner]["/".join(path)] = np.asarray(leaf)
+        first = next(mode for mode in order if structure.is_read(path, [mode]))
+        sections[first]["/".join(path)] = np.asarray(leaf)
     for mode in order:  # floats first: where planes end, 4 bytes seldom begin
         sections[mode] |= values[mode] | planes[mode]
     return sections
 
 
-def join(tensors: Mapping[str, np.ndarray], own: Outline, order: Sequence[str], last: str) -> Any:
+def from_sections(
+    tensors: Mapping[str, np.ndarray], structure: Structure, order: Sequence[str], last: str
+) -> Any:
     """Variables of the modes up to `last`, from the tensors of their sections."""
     rest = dict(tensors)
     modes = order[: order.index(last) + 1]
+    norms = _norms_first_read(structure, order)
     leaves: Leaves = {}
     for mode in modes:
-        leaves |= _give_inputs(rest, own, mode) | _give_norms(rest, own, mode)
+        leaves |= _give_inputs(rest, structure, mode)
+        leaves |= _give_norms(rest, structure, norms.get(mode))
     planes = {
         path: [rest.pop(_planes_name(path, span)) for span in _spans(layer, order, modes)]
-        for path, layer in own.layers.items()
+        for path, layer in structure.layers.items()
         if layer.stored
     }
     leaves |= {tuple(name.split("/")): jnp.asarray(array) for name, array in rest.items()}
     for path, parts in planes.items():
-        layer, step = own.layers[path], leaves["params", *path, "step"]
+        layer, step = structure.layers[path], leaves["params", *path, "step"]
         kernel = _to_kernel(np.concatenate(parts), step, layer.kernel, layer.stored or 0)
         leaves["params", *path, "kernel"] = kernel
-    check_shapes(leaves, own.leaves_of(modes))
+    check_shapes(leaves, structure.leaves_of(modes))
     return unflatten_dict(leaves)
 
 
-def check_shapes(leaves: Leaves, expected: Mapping[Path, tuple[int, ...]]) -> None:
+def check_shapes(leaves: Leaves, expected: Mapping[LayerPath, tuple[int, ...]]) -> None:
     """Raises ValueError unless the leaves are those of the model."""
     found = {path: leaf.shape for path, leaf in leaves.items()}
     for path in sorted(found.keys() | expected.keys()):
@@ -185,7 +116,7 @@ def check_shapes(leaves: Leaves, expected: Mapping[Path, tuple[int, ...]]) -> No
             )
 
 
-def _planes_name(path: Path, span: tuple[int, int]) -> str:
+def _planes_name(path: LayerPath, span: tuple[int, int]) -> str:
     return f"params/{'/'.join(path)}/kernel[{span[0]}:{span[1]}]"
 
 
@@ -194,9 +125,9 @@ def _spans(layer: Layer, order: Sequence[str], modes: Sequence[str]) -> list[tup
     return [ranges[mode] for mode in modes if ranges[mode][0] < ranges[mode][1]]
 
 
-def _take_kernels(leaves: Leaves, own: Outline, order: Sequence[str]) -> Sections:
+def _take_kernels(leaves: Leaves, structure: Structure, order: Sequence[str]) -> Sections:
     taken: Sections = {mode: {} for mode in order}
-    for path, layer in own.layers.items():
+    for path, layer in structure.layers.items():
         if layer.stored is None:  # a layer of float weights in every mode: kept as it is
             continue
         kernel, step = leaves.pop(("params", *path, "kernel")), leaves["params", *path, "step"]
@@ -240,21 +171,21 @@ def _to_kernel(planes, step, shape: tuple[int, ...], stored: int) -> jax.Array:
     return nested.decode(bitplanes.unpack(planes, shape), step, planes.shape[0], stored)
 
 
-def _quantized_inputs(own: Outline, mode: str) -> list[Path]:
+def _quantized_inputs(structure: Structure, mode: str) -> list[LayerPath]:
     return [
         ("params", *path, "input_step", mode)
-        for path, layer in own.layers.items()
+        for path, layer in structure.layers.items()
         if layer.table[mode].activations
     ]
 
 
-def _take_inputs(leaves: Leaves, own: Outline, mode: str) -> dict[str, np.ndarray]:
-    steps = [np.asarray(leaves.pop(path)) for path in _quantized_inputs(own, mode)]
+def _take_inputs(leaves: Leaves, structure: Structure, mode: str) -> dict[str, np.ndarray]:
+    steps = [np.asarray(leaves.pop(path)) for path in _quantized_inputs(structure, mode)]
     return {f"input_steps/{mode}": np.stack(steps)} if steps else {}
 
 
-def _give_inputs(rest: dict[str, np.ndarray], own: Outline, mode: str) -> Leaves:
-    paths = _quantized_inputs(own, mode)
+def _give_inputs(rest: dict[str, np.ndarray], structure: Structure, mode: str) -> Leaves:
+    paths = _quantized_inputs(structure, mode)
     steps = rest.pop(f"input_steps/{mode}") if paths else ()
     return {path: jnp.asarray(step) for path, step in zip(paths, steps, strict=True)}
 
@@ -267,29 +198,35 @@ def _neutral(epsilon: float) -> np.float32:
     return variance
 
 
-@partial(jax.jit, static_argnames="epsilon")
-def folded_gain(scale: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
-    """The factor of a normalisation, scale / sqrt(var + epsilon)."""
-    return scale * jax.lax.rsqrt(var + epsilon)  # as SwitchableBatchNorm does: the same bits
+def _norms_first_read(structure: Structure, order: Sequence[str]) -> dict[str, str]:
+    """Mode -> the owner of the normalisation that it is the first to read."""
+    first = {structure.modes.norm_of(mode): mode for mode in reversed(order)}
+    return {mode: owner for owner, mode in first.items()}
 
 
-def _take_norms(leaves: Leaves, own: Outline, mode: str) -> dict[str, np.ndarray]:
+def _take_norms(leaves: Leaves, structure: Structure, owner: str | None) -> dict[str, np.ndarray]:
+    if owner is None:
+        return {}
     taken = {}
-    for path, epsilon in own.norms.items():
-        _neutral(epsilon)
-        scale, bias = (leaves.pop(("params", *path, mode, name)) for name in ("scale", "bias"))
-        mean, var = (leaves.pop(("batch_stats", *path, mode, name)) for name in ("mean", "var"))
-        gain = folded_gain(scale, var, epsilon)
-        taken[f"norm/{'/'.join(path)}/{mode}"] = np.stack([gain, bias, mean])
+    for path, norm in structure.norms.items():
+        _neutral(norm.epsilon)
+        own = {name: leaves.pop(p) for name, p in structure.norm_leaves(path, owner).items()}
+        gain = norm.gain(own["scale"], own["var"])
+        taken[_norm_name(path, owner)] = np.stack([gain, own["bias"], own["mean"]])
     return taken
 
 
-def _give_norms(rest: dict[str, np.ndarray], own: Outline, mode: str) -> Leaves:
+def _give_norms(rest: dict[str, np.ndarray], structure: Structure, owner: str | None) -> Leaves:
+    if owner is None:
+        return {}
     given: Leaves = {}
-    for path, epsilon in own.norms.items():
-        gain, bias, mean = rest.pop(f"norm/{'/'.join(path)}/{mode}")
-        params, statistics = ("params", *path, mode), ("batch_stats", *path, mode)
-        given |= {(*params, "scale"): gain, (*params, "bias"): bias}
-        given |= {(*statistics, "mean"): mean}
-        given[*statistics, "var"] = np.full_like(mean, _neutral(epsilon))
+    for path, norm in structure.norms.items():
+        gain, bias, mean = rest.pop(_norm_name(path, owner))
+        var = np.full_like(mean, _neutral(norm.epsilon))
+        own = {"scale": gain, "bias": bias, "mean": mean, "var": var}
+        given |= {p: own[name] for name, p in structure.norm_leaves(path, owner).items()}
     return {path: jnp.asarray(array) for path, array in given.items()}
+
+
+def _norm_name(path: LayerPath, owner: str) -> str:
+    return f"norm/{'/'.join(path)}/{owner}"

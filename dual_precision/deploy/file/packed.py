@@ -1,10 +1,12 @@
 """One file for all modes of a trained network; its first part is the narrowest of them.
 
-    save_packed("net.safetensors", model, variables, network, image_shape=(32, 32, 3))
+    save_packed("net.safetensors", model, variables, network, task.example)
     model, variables = load_packed("net.safetensors", precision="low")  # reads the first part alone
     model.apply(variables, images, precision="low")
 
-The format is in container.py, what stands in it in contents.py.
+The format is in container.py, what stands in it in contents.py. The header says what is needed to
+build the model again: its description with the width that weights are stored in, what it takes, and
+the layers that it had.
 """
 
 import contextlib
@@ -15,14 +17,24 @@ import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.deploy.file import container
+from dual_precision.deploy.file import container, writer
 from dual_precision.deploy.file.container import Header, PackedError
-from dual_precision.deploy.file.contents import Outline, join, mode_order, outline, split
+from dual_precision.deploy.file.contents import from_sections, to_sections
+from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
-from dual_precision.structure import Layer, Path
+from dual_precision.structure import (
+    Example,
+    Layer,
+    LayerPath,
+    Structure,
+    mode_order,
+    structure_of,
+)
 
 Source = str | os.PathLike | BinaryIO
 
@@ -33,17 +45,32 @@ class PackedInfo:
 
     Attributes:
       network: what `build_from` takes.
-      layers: path -> Layer, as `describe_layers` gives.
-      image_shape: [H, W, C].
+      layers: path -> Layer, as `structure_of` gives.
+      example: what the network takes, see `structure_of`.
       metadata: what `save_packed` was given.
       bytes_read: mode -> bytes that `load_packed(path, mode)` reads, fewest first.
     """
 
     network: dict[str, Any]
-    layers: dict[Path, Layer]
-    image_shape: tuple[int, ...]
+    layers: Mapping[LayerPath, Layer]
+    example: Example
     metadata: dict[str, Any]
     bytes_read: dict[str, int]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[H, W, C] of the uint8 images that the network takes.
+
+        Raises:
+          ValueError: it takes something else.
+        """
+        own = self.example
+        if isinstance(own, tuple) or own.dtype != jnp.uint8 or len(own.shape) != 3:
+            raise ValueError(
+                f"a network that takes {example_to_json(own)}: expected one of uint8 images"
+                " [H, W, C]; ask for `example`"
+            )
+        return own.shape
 
 
 def save_packed(
@@ -51,7 +78,7 @@ def save_packed(
     model: nn.Module,
     variables: Mapping[str, Any],
     network: Mapping[str, Any],
-    image_shape: tuple[int, ...],
+    example: Example,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Packs every named mode of a network; what stood under `path` is replaced in one step.
@@ -59,9 +86,10 @@ def save_packed(
     The latent weights are not kept, so "float" is not a mode of the file.
 
     Args:
-      model, variables: as `dual_precision.load` gives.
+      model, variables: as `dual_precision.load` gives, or `load_packed` of all modes.
       network: the description that `build_from` makes `model` of; JSON types.
-      image_shape: [H, W, C] of the images that it takes.
+      example: what it takes besides `precision`, of one example, as `Task.example` gives: a
+        jax.ShapeDtypeStruct or a tuple of them.
       metadata: anything of JSON types: measured accuracies, the command.
 
     Raises:
@@ -74,15 +102,15 @@ def save_packed(
             f"network {dict(network)} describes another model than the one given:"
             " expected build_from(network) == model"
         )
-    own = outline(model, tuple(image_shape))
+    structure = structure_of(model, example)
     about = {
-        "network": network,
-        "image_shape": list(image_shape),
-        "layers": _table(own),
+        "network": {**network, **model.modes.to_json()},  # with "stored", whatever was given
+        "example": example_to_json(example),
+        "layers": _table(structure),
         "metadata": dict(metadata or {}),
     }
-    sections = split(variables, own, mode_order(own.layers))
-    container.write(path, container.to_bytes(sections, about))
+    sections = to_sections(variables, structure, mode_order(structure))
+    writer.write_whole(path, writer.to_bytes(sections, about))
 
 
 def load_packed(
@@ -134,19 +162,24 @@ class PackedFile:
         self._stack.__exit__(*error)
 
     @functools.cached_property
-    def _rebuilt(self) -> tuple[nn.Module, Outline]:
+    def _rebuilt(self) -> tuple[nn.Module, Structure]:
         with container.consistent():
             return _rebuild(self._header)
 
     @property
+    def structure(self) -> Structure:
+        """What the network is made of."""
+        return self._rebuilt[1]
+
+    @property
     def info(self) -> PackedInfo:
         """What the file says about itself."""
-        header, (_, own) = self._header, self._rebuilt
+        header = self._header
         with container.consistent():
             return PackedInfo(
                 network=header.about["network"],
-                layers=own.layers,
-                image_shape=tuple(header.about["image_shape"]),
+                layers=self.structure.layers,
+                example=_example(header),
                 metadata=header.about["metadata"],
                 bytes_read={mode: header.end(mode) for mode in header.sections},
             )
@@ -162,9 +195,15 @@ class PackedFile:
         if end > len(self._content):
             self._content = container.read_content(self._file, self._header, last, self._content)
         tensors = container.tensors_within(self._header, self._content[:end])
-        model, own = self._rebuilt
+        model, structure = self._rebuilt
         with container.consistent():
-            return model, join(tensors, own, order, last)
+            return model, from_sections(tensors, structure, order, last)
+
+
+def is_packed(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a packed file does, of whatever version."""
+    with open(path, "rb") as file:
+        return container.begins_packed(file.read(container.HEAD))
 
 
 def inspect_packed(source: Source) -> PackedInfo:
@@ -196,27 +235,49 @@ def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
         owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
         sections[owner][name] = tensors[name]
     metadata = {**header.about["metadata"], **changes}
-    container.write(path, container.to_bytes(sections, {**header.about, "metadata": metadata}))
+    writer.write_whole(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
 
 
-def _rebuild(header: Header) -> tuple[nn.Module, Outline]:
+def _example(header: Header) -> Example:
+    """What the network takes; files from before "example" took uint8 images."""
+    if "example" in header.about:
+        return example_from_json(header.about["example"])
+    return jax.ShapeDtypeStruct(tuple(header.about["image_shape"]), jnp.uint8)
+
+
+def _rebuild(header: Header) -> tuple[nn.Module, Structure]:
     """The model, if this program still gives it the layers and widths that were packed."""
     about = header.about
+    name = about["network"].get("name")
     model = build_from(about["network"])
-    own = outline(model, tuple(about["image_shape"]), most=len(about["layers"]))
-    if _table(own) != about["layers"] or mode_order(own.layers) != list(header.sections):
+    structure = structure_of(model, _example(header), most=len(about["layers"]))
+    table = _table(structure)
+    # Files from before "stored" stood there say it by their description alone.
+    packed = [
+        (path, {"stored": table.get(path, {}).get("stored"), **entry})
+        for path, entry in about["layers"].items()
+    ]
+    for path, entry in packed:
+        if path in table and entry["stored"] != table[path]["stored"]:
+            raise PackedError(
+                f"layer {path!r} was packed with weights stored in {entry['stored']} bits, and"
+                f" this program builds {name!r} with {table[path]['stored']}: a step would mean"
+                " another width; use the version that packed it, or pack the network again"
+            )
+    if packed != list(table.items()) or mode_order(structure) != list(header.sections):
         raise PackedError(
-            f"this program builds {about['network'].get('name')!r} with other layers or widths"
-            " than were packed: use the version that packed it, or pack the network again"
+            f"this program builds {name!r} with other layers or widths than were packed: use the"
+            " version that packed it, or pack the network again"
         )
-    return model, own
+    return model, structure
 
 
-def _table(own: Outline) -> dict[str, Any]:
+def _table(structure: Structure) -> dict[str, Any]:
     return {
         "/".join(path): {
+            "stored": layer.stored,
             "kernel": list(layer.kernel),
             "widths": {mode: str(p) for mode, p in layer.table.items() if mode != FLOAT_NAME},
         }
-        for path, layer in own.layers.items()
+        for path, layer in structure.layers.items()
     }

@@ -1,11 +1,11 @@
 """The integer forward: the same network, computed from codes.
 
-    integer_model, integer_variables = to_integer(model, variables, image_shape=(32, 32, 3))
+    integer_model, integer_variables = to_integer(model, variables, task.example)
     integer_model.apply(integer_variables, images, precision="low")
 
 A weight of n of N stored bits is the odd number 2 c_n + 1, c_n = c_N >> (N - n), times half a
-step; an activation is an unsigned code times its step. So a layer is one sum of integers and one
-factor per output channel, which a normalisation behind it takes into its own:
+step; an activation is a code, unsigned or signed, times its step. So a layer is one sum of integers
+and one factor per output channel, which a normalisation behind it takes into its own:
 
     acc = sum_k a_k * (2 c_k + 1)
     y   = acc * (step * 2^(N-n) / 2 * input_step) + bias       or, with a normalisation,
@@ -13,11 +13,16 @@ factor per output channel, which a normalisation behind it takes into its own:
 
 The weights are held once for all modes, as int8 c_N. The sums are exact, though float32 units
 compute them: XLA's integer convolutions are many times slower on CPUs, and a float32 sum of
-integers is exact, in any order, while no partial sum exceeds 2^24. Activations are not negative,
-so none exceeds top * max(sum of the positive weights, -sum of the negative ones), which is known
-of the weights at hand; a layer beyond that is summed in groups of input channels, and the groups
-as int32. Codes have 8 bits, so units that shorten their operands to bfloat16 or TF32 are exact too;
-a library that convolves by Winograd's or Fourier's transform, as some on GPUs do, is not.
+integers is exact, in any order, while no partial sum exceeds 2^24. With P the sum of the positive
+weights, M that of the negative ones without their sign, and activations from -b to t (b is 0 where
+they are unsigned), none exceeds
+
+    max(t P + b M, t M + b P)
+
+which is known of the weights at hand, as long as a number of the output takes each weight once; a
+layer beyond that is summed in groups of input channels, and the groups as int32. Codes have 8 bits,
+so units that shorten their operands to bfloat16 or TF32 are exact too; a library that convolves by
+Winograd's or Fourier's transform, as some on GPUs do, is not.
 
 What no mode quantizes stays float: the pixels, which are normalised per channel and padded with
 zeros after that, so that they are no integers times one step; and inputs in a mode such as w2a32.
@@ -35,16 +40,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
+from jax.ad_checkpoint import checkpoint_name
 
-from dual_precision.layers import Conv, Dense, QuantizedLayer
-from dual_precision.precision import FLOAT_NAME, Modes, stored_bits
-from dual_precision.primitives.convolution import conv2d
+from dual_precision.layers import QuantizedLayer
+from dual_precision.precision import FLOAT_NAME, Asked, mode_of
 from dual_precision.primitives.nested import truncate
 from dual_precision.primitives.normalization import per_channel, scale_and_shift
 from dual_precision.primitives.quantizers import encode_activations
 
 # The collection in which layers that see the same input in every mode leave their sums.
 KEPT = "kept"
+SUMS = "sums of "  # marks them in a trace; nothing in a program
 
 Value = TypeVar("Value")
 
@@ -87,7 +93,7 @@ def odd_residual(codes: jax.Array, low: int, high: int, stored: int) -> jax.Arra
 
 
 class IntegerLayer(QuantizedLayer):
-    """What IntegerDense and IntegerConv share. Parameters:
+    """The form of a layer that computes with codes, see `forms.layer_form`. Parameters:
 
     kernel: int8 codes of the stored width, in the shape of the training layer's kernel.
     input_step: mode -> float32 (), of the modes that quantize the input.
@@ -98,19 +104,17 @@ class IntegerLayer(QuantizedLayer):
     such a collection, of the same images, it goes on from the widest mode in it.
     """
 
-    plans: Plans = FrozenDict()
+    plans: Plans = dataclasses.field(default=FrozenDict(), kw_only=True)
 
-    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The sum of products of float32 arrays that the layer stands for."""
-        raise NotImplementedError
-
-    def __call__(self, x: jax.Array, *, precision: str) -> jax.Array:
-        plan = self.plans["/".join(self.path)]
+    def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        precision = _name(precision)
+        path = "/".join(self.path)
+        plan = self.plans[path]
         groups = _of_mode(plan.groups, precision)
         self._check_inputs(x.shape[-1])
         total = self._shared(x, precision) if plan.shared else self._sum(x, precision, groups)
         if plan.raw:
-            return total
+            return checkpoint_name(total, SUMS + path)
         scale = self._value("scale")[precision]
         y = total.astype(jnp.float32) * per_channel(scale, total.ndim)
         if self.has_variable("params", "bias"):
@@ -122,7 +126,7 @@ class IntegerLayer(QuantizedLayer):
         kernel = odd_weights(self._value("kernel"), bits, stored)
         if activations is not None:
             step = self._value("input_step")[precision]
-            x = encode_activations(x, step, activations).astype(jnp.float32)
+            x = encode_activations(x, step, activations, self.signed).astype(jnp.float32)
         if groups == 1:
             return self.product(x, kernel)
         ends = group_bounds(x.shape[-1], groups)
@@ -170,41 +174,34 @@ class IntegerLayer(QuantizedLayer):
 
     def _widths(self, precision: str) -> tuple[int, int | None, int]:
         """Bits of the mode's weights, of its activations (None is float), of the stored codes."""
-        table = self.modes.at(self.path)
-        own, stored = table[precision], stored_bits(table)
+        own, stored = self.modes.at(self.path)[precision], self.modes.stored_at(self.path)
         assert own.weights is not None, "to_integer refuses float weights"
         assert stored is not None, "to_integer refuses float weights"
         return own.weights, own.activations, stored
 
 
-class IntegerDense(IntegerLayer, Dense):
-    """`Dense` of codes; x [..., in] float32 -> [..., features]."""
-
-    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return x @ kernel
-
-
-class IntegerConv(IntegerLayer, Conv):
-    """`Conv` of codes; x [N, H, W, in] float32 -> [N, h, w, out]."""
-
-    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv2d(x, kernel, self.stride)
-
-
 class FoldedNorm(nn.Module):
-    """A normalisation and the scale of the layer before it: sums -> float32, per mode.
+    """The form of a norm with the scale of the layer before it: sums -> float32, per mode.
 
     y = acc * multiplier + offset, multiplier = gain * step * 2^(N-n) / 2 * input_step,
     offset = bias - mean * gain. Parameters: mode -> {multiplier, offset}, float32 [channels].
     """
 
-    modes: Modes
-
-    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
         if train:
             raise ValueError("train=True: an integer network is for inference; train a checkpoint")
-        own = _of_mode(self.variables["params"], precision)
+        own = _of_mode(self.variables["params"], _name(precision))
         return scale_and_shift(x.astype(jnp.float32), own["multiplier"], own["offset"])
+
+
+def _name(precision: Asked) -> str:
+    name = mode_of(precision)
+    if name is not precision:
+        raise ValueError(
+            f"precision {precision!r}: expected the name of a mode, as an integer network was"
+            " planned for the widths of its modes alone"
+        )
+    return name
 
 
 def _of_mode(values: Mapping[str, Value], precision: str) -> Value:

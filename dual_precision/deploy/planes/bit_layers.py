@@ -1,8 +1,9 @@
 """Layers on bit planes: how many planes a product reads is chosen at every call.
 
     model, variables = dual_precision.load("runs/mnist-float")  # trained in float, or otherwise
-    layered, planes = to_bit_layers(model, variables, image_shape=(28, 28, 1))
+    layered, planes = to_bit_layers(model, variables, task.example)
     layered.apply(planes, images, precision="w4a8")  # 4 planes of every weight, 8-bit activations
+    layered.apply(planes, images, precision=Widths("w8a8", weights=n))  # n may be traced
 
 No training, no calibration: activations become fixed-point numbers of 8, 16 or 32 bits, scaled by
 the largest of each row, and one set of planes serves 1 to 8 bits. This is PrecisionBatching
@@ -11,77 +12,52 @@ the largest of each row, and one set of planes serves 1 to 8 bits. This is Preci
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.file.contents import Leaves, Outline, check_shapes, folded_gain, outline
-from dual_precision.layers import Dense, SwitchableBatchNorm
-from dual_precision.models.mlp import MLP
-from dual_precision.precision import FLOAT_NAME
+from dual_precision.deploy.file.contents import Leaves, check_shapes
+from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
+from dual_precision.layers import Dense, QuantizedLayer
+from dual_precision.precision import FLOAT_NAME, MAX_BITS, Asked, Bits, Modes, Precision, mode_of
 from dual_precision.primitives.bitserial import pack_words, plane_product
 from dual_precision.primitives.fixed_point import WIDTHS
-from dual_precision.primitives.nested import encode
+from dual_precision.primitives.nested import check_bits, encode
 from dual_precision.primitives.normalization import scale_and_shift
 from dual_precision.primitives.plane_fit import fit_planes, plane_scales
 from dual_precision.primitives.quantizers import quantize_weights
-from dual_precision.structure import Path
+from dual_precision.structure import Example, LayerPath, Structure, structure_of
 
-STORED = 8
-_SPEC = re.compile(r"w(\d+)a(\d+)")
-
-
-def parse_planes(precision: str) -> tuple[int, int]:
-    """ "w4a16" -> (4, 16): planes of the weights, bits of the fixed-point activations.
-
-    >>> parse_planes("w4a16")
-    (4, 16)
-    """
-    match = _SPEC.fullmatch(precision)
-    planes, activations = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= planes <= STORED or activations not in WIDTHS:
-        raise ValueError(
-            f"precision {precision!r}: expected w1 to w{STORED} and one of"
-            f" {', '.join(f'a{bits}' for bits in WIDTHS)}, as in 'w4a8'"
-        )
-    return planes, activations
+STORED = MAX_BITS
+# "w4a16" -> (4, 16): planes, and bits of the fixed-point activations.
+NUMBERS = {f"w{n}a{bits}": (n, bits) for bits in WIDTHS for n in range(1, STORED + 1)}
+# The modes of all networks on planes. To a mode such activations are float: they need no step.
+PLANES = Modes(FrozenDict({name: Precision(n, None) for name, (n, _) in NUMBERS.items()}))
 
 
-@dataclasses.dataclass(frozen=True)
-class AnyPlanes:
-    """In the place of a model's `Modes`: every "w1a8" to "w8a32" is a mode, of all layers alike."""
+class BitLayer(QuantizedLayer):
+    """The form of a matrix product that reads planes, see `forms.layer_form`.
 
-    def check_name(self, name: str) -> None:
-        """Raises ValueError where `name` is not such a mode."""
-        parse_planes(name)
-
-    def pin(self, weights: int | None, activations: int | None) -> "AnyPlanes":
-        """No layer keeps a width of its own."""
-        del weights, activations
-        return self
-
-
-class BitDense(nn.Module):
-    """`layers.Dense` on planes; x [..., in] -> [..., features]. Its variables: `pack_dense`.
+    x [..., in] -> [..., features]. Its variables: `pack_dense`. A number of planes that is traced
+    compiles the products of all numbers, and reads the planes of one. All layers read what the
+    call says: those that a model pins to widths of their own, too.
 
     Attributes:
-      modes: which precisions there are.
       form: of `plane_product`; None is the fastest there is.
     """
 
-    features: int
-    modes: AnyPlanes = AnyPlanes()
-    use_bias: bool = True
-    form: str | None = None
+    modes: Modes = PLANES
+    form: str | None = dataclasses.field(default=None, kw_only=True)
 
-    def __call__(self, x: jax.Array, *, precision: str) -> jax.Array:
-        self.modes.check_name(precision)
+    def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        planes, activations = self._asked(precision)
         names = ("words", "scales", "bias")
         own: dict[str, Any] = {name: self.get_variable("params", name) for name in names}
         if own["words"] is None or (self.use_bias and own["bias"] is None):
@@ -89,11 +65,35 @@ class BitDense(nn.Module):
                 f"layer {'/'.join(self.path)!r} has no planes: expected variables that"
                 " to_bit_layers, pack_dense or pack_lstm made; there is no init"
             )
-        planes, activations = parse_planes(precision)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        y = plane_product(rows, own["words"], own["scales"], planes, activations, self.form)
+        ways = [
+            partial(plane_product, planes=n, activations=activations, form=self.form)
+            for n in range(1, STORED + 1)
+        ]
+        given = (rows, own["words"], own["scales"])
+        if isinstance(planes, int):
+            y = ways[planes - 1](*given)
+        else:
+            y = jax.lax.switch(planes - 1, ways, *given)
         y = y + own["bias"][None] if self.use_bias else y
         return y.reshape(*x.shape[:-1], self.features)
+
+    def _asked(self, precision: Asked) -> tuple[Bits, int]:
+        """Planes and bits of the activations that a call means."""
+        asked = PLANES.resolve(self.path, precision)
+        if asked.weights is None or asked.mode not in NUMBERS:
+            raise ValueError(
+                f"precision {precision!r}: expected w1 to w{STORED} and one of"
+                f" {', '.join(f'a{bits}' for bits in WIDTHS)}, as in 'w4a8'"
+            )
+        check_bits(asked.weights, STORED)
+        return asked.weights, NUMBERS[asked.mode][1]
+
+
+class BitDense(Dense, BitLayer):
+    """`Dense` on planes."""
+
+    modes: Modes = PLANES
 
 
 class BitLSTMCell(nn.Module):
@@ -112,7 +112,7 @@ class BitLSTMCell(nn.Module):
         self.hidden = BitDense(4 * self.features, form=self.form)
 
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, precision: str
+        self, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, precision: Asked
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """((c, h), x), each [..., features] -> ((c, h), h), as flax's cells do."""
         c, h = carry
@@ -133,12 +133,10 @@ class BitLSTMCell(nn.Module):
 
 
 class FixedNorm(nn.Module):
-    """x * gain + offset: the normalisation of one mode, for any number of planes."""
+    """The form of a norm that is x * gain + offset, of one mode, for any number of planes."""
 
-    modes: AnyPlanes
-
-    def __call__(self, x: jax.Array, *, precision: str, train: bool = False) -> jax.Array:
-        self.modes.check_name(precision)
+    def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
+        PLANES.check_name(mode_of(precision))
         if train:
             raise ValueError("bit layers are for inference: train the network they came from")
         gain: Any = self.get_variable("params", "gain")
@@ -192,66 +190,86 @@ def join_gates(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Arr
 
 
 def to_bit_layers(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    image_shape: tuple[int, ...],
-    mode: str = FLOAT_NAME,
+    model: nn.Module, variables: Mapping[str, Any], example: Example, mode: str = FLOAT_NAME
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The same network on planes: (model, variables) whose precisions are "w1a8" to "w8a32".
 
     Args:
-      model: an MLP.
+      model: one whose layers are all products of a matrix with the last axis of their input, as in
+        an MLP; they and its normalisations are those that its attributes name by their classes.
       variables: as `dual_precision.load` gives, or `load_packed` with a `mode` of the file that
         was read.
-      image_shape: [H, W, C].
+      example: what the model takes, see `structure_of`.
       mode: whose weights and normalisation to take. Planes are fitted to what it computes with;
         only where those are 8-bit codes, the planes are the codes': at 8 planes the weights are
         the mode's own, and at fewer nearer to them than the codes' prefix, by its scale.
 
     Raises:
-      ValueError: another network than an MLP of Dense and SwitchableBatchNorm, or of no norm; no
-        such mode, or no values of it in the variables.
+      ValueError: a layer is no matrix product, or of a class that no attribute names; no such
+        mode, or no values of it in the variables.
     """
     model.modes.check_name(mode)
-    if not isinstance(model, MLP):
+    structure = structure_of(model, example)
+    if others := ["/".join(p) for p, layer in structure.layers.items() if not layer.matrix]:
         raise ValueError(
-            f"bit layers of {type(model).__name__}: expected an MLP, whose layers are all Dense;"
-            " for convolutions take Predictor"
+            f"bit layers of {type(model).__name__}, where {others[:3]} and {len(others[3:])} more"
+            " are no products of a matrix: expected an MLP or the like; for convolutions take"
+            " Predictor"
         )
-    if model.dense is not Dense or model.norm not in (SwitchableBatchNorm, None):
-        raise ValueError(
-            f"bit layers of an MLP of {model.dense} and {model.norm}: expected dense=Dense, and"
-            " norm=SwitchableBatchNorm or None, whose equations are known"
-        )
-    whole = outline(model, image_shape)
-    _check_values(dict(flatten_dict(variables)), whole, mode)
-    packed = {}
-    for (name,), layer in whole.layers.items():
-        own = variables["params"][name]
-        kernel, bits, codes = own["kernel"], layer.table[mode].weights, None
-        if bits is not None and layer.stored is not None:
-            if bits == layer.stored == STORED:
-                codes = encode(kernel, own["step"], bits, layer.stored)
-            kernel = quantize_weights(kernel, own["step"], bits, layer.stored)
-        packed[name] = pack_dense(kernel, own.get("bias"), codes)
-    for (name,), epsilon in whole.norms.items():
-        affine, running = variables["params"][name][mode], variables["batch_stats"][name][mode]
-        gain = folded_gain(affine["scale"], running["var"], epsilon)
-        packed[name] = {"gain": gain, "offset": affine["bias"] - running["mean"] * gain}
-    norm = None if model.norm is None else FixedNorm
-    return model.clone(modes=AnyPlanes(), dense=BitDense, norm=norm), {"params": packed}
+    leaves: Leaves = dict(flatten_dict(variables))
+    _check_values(leaves, structure, mode)
+    packed: Leaves = {
+        path: leaf
+        for path, leaf in leaves.items()
+        if structure.is_read(path, [mode]) and not structure.is_inside(path)
+    }
+    parts = {path: _pack_layer(structure, path, leaves, mode) for path in structure.layers}
+    parts |= {path: _pack_norm(structure, path, leaves, mode) for path in structure.norms}
+    for path, own in parts.items():
+        packed |= {("params", *path, name): leaf for name, leaf in own.items()}
+    layered = with_forms(
+        model,
+        structure,
+        partial(layer_form, form=BitLayer),
+        partial(norm_form, form=FixedNorm),
+        modes=PLANES,
+    )
+    planes = unflatten_dict(packed)
+    trace_forms(layered, planes, structure, example, "w1a8", (BitLayer, FixedNorm))
+    return layered, planes
 
 
-def _check_values(leaves: Leaves, own: Outline, mode: str) -> None:
+def _pack_layer(
+    structure: Structure, path: LayerPath, leaves: Leaves, mode: str
+) -> dict[str, jax.Array]:
+    layer, params = structure.layers[path], ("params", *path)
+    kernel, bits, codes = leaves[*params, "kernel"], layer.table[mode].weights, None
+    if bits is not None and layer.stored is not None:
+        step = leaves[*params, "step"]
+        if bits == layer.stored == STORED:
+            codes = encode(kernel, step, bits, layer.stored)
+        kernel = quantize_weights(kernel, step, bits, layer.stored)
+    return pack_dense(kernel, leaves.get((*params, "bias")), codes)
+
+
+def _pack_norm(
+    structure: Structure, path: LayerPath, leaves: Leaves, mode: str
+) -> dict[str, jax.Array]:
+    own = {name: leaves[p] for name, p in structure.norm_leaves(path, mode).items()}
+    gain = structure.norms[path].gain(own["scale"], own["var"])
+    return {"gain": gain, "offset": own["bias"] - own["mean"] * gain}
+
+
+def _check_values(leaves: Leaves, structure: Structure, mode: str) -> None:
     """Raises ValueError unless the leaves hold all that a mode computes with."""
-    needed = own.leaves_of([mode])
+    needed = structure.leaves_of([mode])
     if missing := sorted("/".join(path) for path in needed.keys() - leaves.keys()):
         raise ValueError(
             f"variables without {', '.join(missing)}: expected those of precision {mode!r}; load a"
             " checkpoint, or more of the packed file and one of its modes"
         )
     check_shapes({path: leaf for path, leaf in leaves.items() if path in needed}, needed)
-    stored = [path for path, layer in own.layers.items() if layer.stored]
+    stored = [path for path, layer in structure.layers.items() if layer.stored]
     if mode == FLOAT_NAME and stored and all(_are_codes(leaves, path) for path in stored):
         raise ValueError(
             f"variables of a packed file, which holds codes alone: expected latent weights for"
@@ -259,8 +277,8 @@ def _check_values(leaves: Leaves, own: Outline, mode: str) -> None:
         )
 
 
-def _are_codes(leaves: Leaves, path: Path) -> bool:
-    """Whether every weight is the middle of a cell, (c + 1/2) * step * 2^k, as `join` gives."""
+def _are_codes(leaves: Leaves, path: LayerPath) -> bool:
+    """Whether every weight is the middle of a cell, (c + 1/2) * step * 2^k, as a file gives."""
     halves = 2 * np.asarray(leaves["params", *path, "kernel"], np.float64)
     halves /= np.asarray(leaves["params", *path, "step"], np.float64)
     return bool(np.all((np.abs(halves - np.rint(halves)) < 1e-3) & (np.rint(halves) != 0)))

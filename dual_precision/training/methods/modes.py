@@ -60,7 +60,8 @@ class Split:
             outputs[mode], state = _run_share(
                 network, params, state, shares[mode], mode, share, jax.random.fold_in(key, index)
             )
-        total, metrics = jnp.float32(0.0), {}
+        total = jnp.float32(0.0)
+        metrics: Metrics = {}
         for mode, found in outputs.items():
             loss = network.task.loss(found, shares[mode])
             total, metrics = total + loss, metrics | _metrics(network, mode, found, shares[mode])
@@ -116,7 +117,8 @@ class Together:
                 train=True,
                 key=jax.random.fold_in(key, index),
             )
-        total, metrics = jnp.float32(0.0), {}
+        total = jnp.float32(0.0)
+        metrics: Metrics = {}
         for mode, found in outputs.items():
             loss = network.task.loss(found, batch)
             metrics |= _metrics(network, mode, found, batch) | {f"{mode}_loss": loss}

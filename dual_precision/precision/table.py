@@ -1,114 +1,22 @@
-"""What a precision mode is: a frozen set of widths under a name, and each layer's own.
-
-A mode is data. The call `model.apply(variables, x, precision="low")` names a mode; `Modes` says
-what the name means, for the whole network or, where `layers` says so, for one layer. A call may
-also name a mode and give widths as values, `precision=Widths("high", weights=4)`: one program
-serves them all. Either way `Modes.resolve` says what the call means for a layer.
-"""
+"""What the names of modes mean, for a whole network and for single layers."""
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import flax.struct
-import jax
 from flax.core import FrozenDict
 
-MAX_BITS = 8
-FLOAT_BITS = 32
-FLOAT_NAME = "float"
-
-Bits = int | jax.Array
-
-_SPEC = re.compile(r"w(\d{1,2})a(\d{1,2})(?:g(\d{1,2}))?", re.ASCII)
-
-
-@dataclasses.dataclass(frozen=True)
-class Precision:
-    """Widths in bits, 1 to 8; None is float.
-
-    Attributes:
-      weights, activations: of a layer's kernel and of its input.
-      gradients: of the gradient that comes back to a layer's output (backward precision).
-    """
-
-    weights: int | None
-    activations: int | None
-    gradients: int | None = None
-
-    def __post_init__(self) -> None:
-        for what, bits in dataclasses.asdict(self).items():
-            if bits is not None and (type(bits) is not int or not 1 <= bits <= MAX_BITS):
-                raise ValueError(
-                    f"{what} of {bits!r} bits: expected an integer from 1 to {MAX_BITS},"
-                    " or None for float"
-                )
-
-    @property
-    def weight_bits(self) -> int:
-        """Bits of a weight, where float has 32."""
-        return self.weights or FLOAT_BITS
-
-    def __str__(self) -> str:
-        gradients = f"g{self.gradients}" if self.gradients else ""
-        return f"w{self.weight_bits}a{self.activations or FLOAT_BITS}{gradients}"
-
-
-FLOAT = Precision(None, None)
-
-
-def parse(text: str) -> Precision:
-    """Reads "w4a4" as Precision(4, 4), and "w4a4g8" with 8-bit gradients; 32 stands for float.
-
-    >>> parse("w2a32")
-    Precision(weights=2, activations=None, gradients=None)
-    """
-    match = _SPEC.fullmatch(text) if isinstance(text, str) else None
-    if match:
-        widths = [int(digits or FLOAT_BITS) for digits in match.groups()]
-        if all(1 <= width <= MAX_BITS or width == FLOAT_BITS for width in widths):
-            return Precision(*(None if width == FLOAT_BITS else width for width in widths))
-    raise ValueError(
-        f"precision {text!r}: expected w<bits>a<bits> or w<bits>a<bits>g<bits>, bits from 1 to"
-        f" {MAX_BITS} or {FLOAT_BITS} for float, as in w2a2, w8a8, w2a32 or w4a4g8"
-    )
-
-
-@flax.struct.dataclass
-class Widths:
-    """A precision whose widths are values, traced or not: one program for all of them.
-
-    `model.apply(variables, x, precision=Widths("high", weights=4, activations=4))` uses the
-    normalisation and the input steps of the mode "high", and other widths. A width is an integer
-    or an int array of shape (), for every layer that is not pinned, or a mapping from layer paths
-    to such; layers that it does not name, and None, keep the widths of the mode. The range that an
-    input step covers stays: at n bits in the place of N the step is (2^N - 1) / (2^n - 1) times as
-    large.
-
-    Attributes:
-      mode: a mode of the model; the static part.
-    """
-
-    mode: str = flax.struct.field(pytree_node=False)
-    weights: Any = None
-    activations: Any = None
-    gradients: Any = None
-
-    @property
-    def named_layers(self) -> set[str]:
-        """Paths of the layers that a mapping names."""
-        given = (self.weights, self.activations, self.gradients)
-        return {path for value in given if isinstance(value, Mapping) for path in value}
-
-
-Asked = str | Widths  # what a call may give as `precision`
-
-
-def mode_of(precision: Asked) -> str:
-    """The name of the mode that a call asks for."""
-    return precision.mode if isinstance(precision, Widths) else precision
+from dual_precision.precision.widths import (
+    FLOAT,
+    FLOAT_NAME,
+    MAX_BITS,
+    Asked,
+    Bits,
+    Precision,
+    mode_of,
+    parse,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -311,7 +219,7 @@ def modes(
     >>> modes(low="w2a2", high="w8a8").at(("conv1",))["low"]
     Precision(weights=2, activations=2, gradients=None)
     """
-    tables = {
+    tables: dict[str, FrozenDict[str, Precision]] = {
         path: FrozenDict({name: parse(text) for name, text in entry.items()})
         for path, entry in (layers or {}).items()
     }

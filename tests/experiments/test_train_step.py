@@ -1,9 +1,8 @@
-"""The benchmark compares like with like: the same network, and peers that quantize and train."""
+"""The train benchmark compares like with like: the same network, peers that quantize and train."""
 
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,8 +13,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.training.state import initial_variables
-from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import jax_peers as peers
+from experiments.benchmark import train_peers as peers
+from experiments.benchmark import train_step as benchmark
+from experiments.benchmark.comparison import judge_bars, relative_difference
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"stage_sizes": (1, 1, 1), "widths": (4, 8, 16), "space_to_depth": 2}
@@ -34,7 +34,7 @@ def normal_pixels() -> jax.Array:
 def test_plain_network_is_ours_in_float(pixels: jax.Array) -> None:
     plain = peers.plain(**SIZES)
     variables = jax.jit(plain.init)(jax.random.key(1), pixels)
-    model = benchmark.build_model("resnet8").clone(**SIZES)
+    model = benchmark.build_resnet("resnet8").clone(**SIZES)
     initial = initial_variables(model, pixels.shape[1:], seed=0)
     ours = flatten_dict(initial["params"])
     for path, value in flatten_dict(variables["params"]).items():
@@ -58,7 +58,7 @@ def test_peers_quantize_and_have_the_gradient_of_float(library, make, pixels: ja
     with jax.numpy_dtype_promotion("standard"):
         exact, found = (peers.logits(network, variables, pixels) for network in networks)
         gradients = [gradient(network, variables, pixels, labels) for network in networks]
-    assert 1e-3 < peers.relative_difference(found, exact) < 0.1
+    assert 1e-3 < relative_difference(found, exact) < 0.1
     for path, expected in flatten_dict(gradients[0]).items():
         if path[-1] == "kernel":
             own = flatten_dict(gradients[1])[path]
@@ -70,14 +70,14 @@ def gradient(network, variables, pixels, labels):
     """From one step of plain gradient descent with rate 1."""
     optimizer = optax.sgd(1.0)
     state = peers.initial_state(variables, optimizer)
-    (params, _, _), loss = jax.jit(peers.train_step(network, optimizer))(state, pixels, labels)
+    (params, _, _), loss = jax.jit(peers.peer_step(network, optimizer))(state, pixels, labels)
     assert np.isfinite(loss)
     return jax.tree.map(jnp.subtract, variables["params"], params)
 
 
 def test_a_network_that_quantizes_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing is quantized"):
-        peers.relative_difference(jnp.ones(3), jnp.ones(3))
+        peers.quantized_difference(jnp.ones(3), jnp.ones(3))
 
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:
@@ -86,30 +86,18 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
         program.run(1)
 
 
-def test_ratios_are_medians_over_rounds() -> None:
-    ratio = partial(benchmark.speed_ratio, {"a": [1.0, 10.0, 2.0], "b": [2.0, 30.0, 2.0]}, "a")
-    assert ratio("b") == 2.0
-    assert ratio("missing") is None
-
-
-def test_verdicts() -> None:
+def test_bars() -> None:
     times = {benchmark.HIGH: [10.0], benchmark.FLOAT: [8.0], benchmark.LOW: [20.0]}
-    high, low, qwix, *_ = benchmark.judge(times)
+    high, low, qwix, *_ = judge_bars(benchmark.BARS, times)
     assert high.endswith("0.80 x (bar 0.76, goal 0.9) PASS")
     assert low.endswith("short")
     assert qwix.endswith("not measured")
 
 
 def test_switching_adds_no_trace() -> None:
-    model = benchmark.build_model("resnet8").clone(stage_sizes=(0, 1, 0), widths=(4, 4, 4))
+    model = benchmark.build_resnet("resnet8").clone(stage_sizes=(0, 1, 0), widths=(4, 4, 4))
     images, _ = benchmark.random_batch(1)
     assert benchmark.count_new_traces(model, images) == 0
-
-
-@pytest.mark.parametrize("words", [(), ("fly",), ("train", "inference")])
-def test_another_command_is_refused(words: tuple[str, ...]) -> None:
-    with pytest.raises(SystemExit, match=r"^error: command .* expected one of \['train', 'inf"):
-        benchmark.main(["benchmark", *words])
 
 
 def test_bad_arguments_give_one_line() -> None:
@@ -125,7 +113,8 @@ def test_the_command(tmp_path: Path) -> None:
     small = ("--model=resnet8", "--batch_size=8", "--repeats=1", "--steps=1", "--peers=false")
     done = run("train", *small, f"--out={out}")
     assert done.returncode == 0, done.stderr
-    assert "| plain flax |" in done.stdout
+    names = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line[:1] == "|"]
+    assert {"plain flax", benchmark.FLOAT, benchmark.HIGH, benchmark.LOW} <= {*names}
     assert "new traces over 100 switches: 0 (bar 0) PASS" in done.stdout
     results = json.loads(out.read_text())
     assert {benchmark.FLOAT, benchmark.HIGH, benchmark.LOW} <= set(results["milliseconds"])

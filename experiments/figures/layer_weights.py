@@ -1,31 +1,75 @@
-"""Figures of notebooks/02_two_phase.ipynb on weights and the loss around them."""
+"""Weights of the layers whose width the modes switch: their codes, and their place in the cells.
+
+For notebooks/02_two_phase.ipynb and notebooks/03_deploy.ipynb.
+"""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dual_precision.primitives.nested import encode
-from experiments.figures.training import COLOURS
+from dual_precision.structure import Layer
+from experiments.figures.drawing import COLOURS
 
+TreePath = tuple[str, ...]
+Leaves = dict[TreePath, np.ndarray]  # some leaves of a parameter tree: ("conv1", "kernel") -> array
 LOW, HIGH = COLOURS["low"], COLOURS["high"]
 _INK = "#333333"
-Losses = Mapping[str, np.ndarray]  # mode -> losses [n]
+
+
+def switching_layers(layers: Mapping[TreePath, Layer]) -> dict[TreePath, Layer]:
+    """Layers whose weights the two modes read with different widths."""
+    return {
+        path: layer
+        for path, layer in layers.items()
+        if layer.table["low"].weights != layer.table["high"].weights
+    }
+
+
+def width(layer: Layer, mode: str) -> int:
+    """Bits of the codes that a mode reads; all stored ones where it reads float latents."""
+    bits = layer.table[mode].weights or layer.stored
+    assert bits is not None, "every layer of a two_phase network is on the grid"
+    return bits
+
+
+def leaves(params: Mapping[str, Any], paths: Iterable[TreePath], *names: str) -> Leaves:
+    """The named leaves ("kernel", ...) of the layers at `paths`."""
+    flat = flatten_dict(params)
+    return {(*path, name): np.asarray(flat[(*path, name)]) for path in paths for name in names}
+
+
+def codes(params: Mapping[str, Any], layers: Mapping[TreePath, Layer], mode: str) -> np.ndarray:
+    """The codes that a mode reads, of all weights of the layers, in one row."""
+    found = []
+    for path, layer in layers.items():
+        kernel, step = leaves(params, [path], "kernel", "step").values()
+        assert layer.stored is not None
+        each = encode(jnp.asarray(kernel), jnp.asarray(step), width(layer, mode), layer.stored)
+        found.append(np.ravel(each))
+    return np.concatenate(found)
 
 
 def draw_grid(
-    weights: Mapping[str, tuple[np.ndarray, float]], widths: tuple[int, int], title: str
+    weights: Mapping[str, tuple[np.ndarray, float]],
+    widths: tuple[int, int],
+    stored: int,
+    title: str,
 ) -> Figure:
     """Latents of one channel at every stage, over its cells then; on the right, around zero.
 
     Args:
       weights: stage -> (latents [n], step of the stored grid).
-      widths: bits of low and of high; the wider one is the stored width.
+      widths: bits of low and of high.
+      stored: bits of the stored grid.
     """
     figure, (whole, zoom) = plt.subplots(
         1,
@@ -35,7 +79,7 @@ def draw_grid(
         sharey=True,
         layout="constrained",
     )
-    stored, thick = max(widths), 2 ** (max(widths) - widths[0])
+    thick = 2 ** (stored - widths[0])
     widest = max(step for _, step in weights.values())
     reach = max(
         max(np.abs(w).max(), step * thick * 2 ** (widths[0] - 1)) for w, step in weights.values()
@@ -63,9 +107,9 @@ def draw_grid(
         axes.xaxis.set_major_locator(MaxNLocator(5))
     handles = [
         plt.Line2D([], [], marker="o", ls="", ms=4, color=_INK, label="a weight"),
-        plt.Line2D([], [], marker="o", ls="", ms=4, color=LOW, label="low's code has changed"),
-        plt.Line2D([], [], color=LOW, lw=2, label="edge of low's cells"),
-        plt.Line2D([], [], color=HIGH, lw=0.8, label="edge of high's"),
+        plt.Line2D([], [], marker="o", ls="", ms=4, color=LOW, label="its low code has changed"),
+        plt.Line2D([], [], color=LOW, lw=2, label="edge of a low cell"),
+        plt.Line2D([], [], color=HIGH, lw=0.8, label="edge of a high cell"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
@@ -76,7 +120,7 @@ def _codes(w: np.ndarray, step: float, bits: int, stored: int) -> np.ndarray:
 
 
 def _draw_cells(axes: Axes, row: int, cell: float, bits: int, limit: float) -> None:
-    """Low's cells as bands with their codes; the outer ones have no end."""
+    """The cells of low as bands with their codes; the outer ones have no end."""
     top = 2 ** (bits - 1)
     edges = np.arange(1 - top, top) * cell
     ends = [-limit, *edges, limit]
@@ -108,57 +152,3 @@ def _draw_marks(axes: Axes, row: int, w: np.ndarray, moved: np.ndarray) -> None:
     height = row + 0.52 * ((np.arange(len(w)) * 0.618034) % 1 - 0.5)
     for mask, colour in ((~moved, _INK), (moved, LOW)):
         axes.plot(w[mask], height[mask], "o", color=colour, ms=2.6, mew=0, alpha=0.75)
-
-
-def draw_landscape(
-    wide: tuple[np.ndarray, Losses],
-    close: tuple[np.ndarray, Losses],
-    pieces: tuple[np.ndarray, np.ndarray],
-    ends: tuple[np.ndarray, Losses] | None,
-) -> Figure:
-    """Both modes' loss along a random line, from afar and close up, and between phase ends.
-
-    Args:
-      wide, close, ends: (places [n], mode -> losses [n]).
-      pieces: (edges [m + 1] of the intervals in which low's codes stay, low's loss in each [m]).
-    """
-    panels = 2 if ends is None else 3
-    figure, grid = plt.subplots(1, panels, figsize=(0.4 + 3.3 * panels, 3.2), layout="constrained")
-    _draw_losses(grid[0], *wide)
-    grid[0].set(title="random direction", xlabel="t, in norms of the filters", ylabel="loss")
-    _draw_staircase(grid[1], *close, *pieces)
-    if ends is not None:
-        _draw_losses(grid[2], *ends)
-        grid[2].set(title="between the last two phase ends", ylabel="loss")
-        grid[2].set_xticks([0, 0.5, 1], ["the earlier", "halfway", "the last"])
-    handles = [
-        plt.Line2D([], [], marker="o", ms=3, color=COLOURS[mode], label=mode)
-        for mode in ("low", "high")
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    for axes in grid:
-        axes.grid(alpha=0.25)
-    return figure
-
-
-def _draw_losses(axes: Axes, places: np.ndarray, losses: Losses) -> None:
-    for mode, found in losses.items():
-        axes.plot(places, found, "o-", ms=2.8, lw=1.2, color=COLOURS[mode])
-
-
-def _draw_staircase(
-    axes: Axes, places: np.ndarray, losses: Losses, edges: np.ndarray, steps: np.ndarray
-) -> None:
-    """Changes of the loss against t = 0, in thousandths; t in units of a power of ten."""
-    power = int(np.floor(np.log10(edges[-1])))
-    low = steps[np.searchsorted(edges, 0) - 1]
-    high = losses["high"][np.argmin(np.abs(places))]
-    t = places / 10.0**power
-    axes.stairs(1e3 * (steps - low), edges / 10.0**power, baseline=None, color=LOW, lw=1.4)
-    axes.plot(t, 1e3 * (losses["low"] - low), "o", color=LOW, ms=2.8)
-    axes.plot(t, 1e3 * (losses["high"] - high), "o-", color=HIGH, ms=2.8, lw=0.8)
-    axes.set(
-        title="the same, close up",
-        xlabel=f"t · $10^{{{-power}}}$",
-        ylabel="(loss - loss at t = 0) · $10^3$",
-    )

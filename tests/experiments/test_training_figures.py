@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.figures.training import plot_training, table
+from experiments.figures.tables import markdown_table
+from experiments.figures.training import plot_training, results_table
 
 ROWS = [
     {
@@ -37,7 +38,7 @@ def record(epoch: int, phase: str, **accuracies: float) -> dict:
 
 
 def test_table():
-    assert table(ROWS).splitlines() == [
+    assert results_table(ROWS).splitlines() == [
         "| mode | bits | validation % | test % | weight bytes | BitOps/image |",
         "|-----:|-----:|-------------:|-------:|-------------:|-------------:|",
         "|  low | w2a2 |        86.05 |  89.70 |       54,824 |     1.74e+06 |",
@@ -49,9 +50,21 @@ def test_table_of_a_run_that_did_not_read_the_test_set():
     """A column that no row has is left out; a cell that one row lacks is empty."""
     rows = [{key: value for key, value in row.items() if key != "test"} for row in ROWS]
     del rows[1]["validation"]
-    lines = table(rows).splitlines()
+    lines = results_table(rows).splitlines()
     assert "test %" not in lines[0]
     assert lines[3].startswith("| high | w8a8 |              |")
+
+
+def test_columns_on_the_left_and_missing_cells():
+    rows = [{"name": "a", "n": 1}, {"name": "bcd", "n": None}, {"n": 22, "none": None}]
+    columns = [("name", "name", "{}"), ("n", "number", "{:d}"), ("none", "none", "{}")]
+    assert markdown_table(rows, columns, left=["name"], missing="-").splitlines() == [
+        "| name | number |",
+        "|:-----|-------:|",
+        "| a    |      1 |",
+        "| bcd  |      - |",
+        "| -    |     22 |",
+    ]
 
 
 TWO_PHASES = [

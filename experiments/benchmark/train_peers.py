@@ -1,6 +1,6 @@
 """What the benchmark measures beside this project: plain flax, Qwix and AQT on the same ResNet.
 
-The network is written here once more, from flax's own layers, so that nothing of this project's
+The network is written here once more, from the layers of flax, so that nothing of this project
 can slow it down or speed it up. Its modules have the names that `dual_precision.models.resnet`
 gives its own: a test copies the parameters over and finds the same logits.
 """
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from experiments.benchmark.comparison import relative_difference
+
 
 class PlainResNet(nn.Module):
     """Images [N, H, W, C], floats that are normalised -> logits [N, classes], in training mode.
@@ -22,7 +24,7 @@ class PlainResNet(nn.Module):
       stage_sizes, widths: blocks and channels per stage.
       space_to_depth: side of the pixel blocks that the stem stacks into channels.
       num_classes: number of logits.
-      conv, dense: flax's layers, or with a quantized product put into them. The stem is always
+      conv, dense: layers of flax, or with a quantized product put into them. The stem is always
         built by `stem`, for its input is pixels.
     """
 
@@ -78,7 +80,7 @@ def plain(**sizes: Any) -> nn.Module:
 def qwix(**sizes: Any) -> nn.Module:
     """Qwix's quantized training (QAT), int8 weights and activations, its default calibration.
 
-    As in this project's networks the stem's input, pixels, is left as it is.
+    As in the networks of this project the input of the stem, pixels, is left as it is.
 
     Raises:
       ImportError: Qwix is not installed.
@@ -93,7 +95,7 @@ def qwix(**sizes: Any) -> nn.Module:
 
 
 def aqt(**sizes: Any) -> nn.Module:
-    """AQT, 8-bit weights and activations, put into flax's layers; gradients in float.
+    """AQT, 8-bit weights and activations, put into the layers of flax; gradients in float.
 
     Raises:
       ImportError: AQT is not installed.
@@ -154,13 +156,13 @@ PEERS: dict[str, tuple[Callable[..., nn.Module], str]] = {
     "Qwix w8a8": (qwix, "all layers; multiplies int8 codes forward, floats backward"),
     "AQT w8a8": (
         aqt,
-        "all layers; its convolution has no gradient of its own and takes the float one's here;"
+        "all layers; its convolution has no gradient and takes that of the float one here;"
         " it multiplies codes as floats, in the classifier as int8; floats backward",
     ),
 }
 
 
-def available(
+def runnable_peers(
     names: Sequence[str], sizes: dict[str, Any], variables: Any, images: jax.Array
 ) -> tuple[dict[str, tuple[nn.Module, jax.Array]], list[str]]:
     """Name -> network and its logits, of those peers that run here; a line on each."""
@@ -179,25 +181,27 @@ def available(
     return found, notes
 
 
-def relative_difference(logits: jax.Array, exact: jax.Array) -> float:
+def quantized_difference(logits: jax.Array, exact: jax.Array) -> float:
     """|logits - exact| / |exact|.
 
     Raises:
       ValueError: it is nothing; then nothing is quantized, and the comparison means nothing.
     """
-    difference = float(jnp.linalg.norm(logits - exact) / jnp.linalg.norm(exact))
+    difference = relative_difference(logits, exact)
     if not difference > 1e-4:
-        raise ValueError(f"logits differ from float's by {difference:.1e}: nothing is quantized")
+        raise ValueError(
+            f"logits differ from those in float by {difference:.1e}: nothing is quantized"
+        )
     return difference
 
 
 def initial_state(variables: Any, optimizer: optax.GradientTransformation) -> Any:
-    """What `train_step` carries, with buffers of its own."""
+    """What `peer_step` carries, with buffers of its own."""
     params, statistics = jax.tree.map(jnp.copy, (variables["params"], variables["batch_stats"]))
     return params, statistics, optimizer.init(params)
 
 
-def train_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
+def peer_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
     """(params, batch_stats, opt_state), images, labels -> the next state and the loss."""
 
     def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:

@@ -1,4 +1,4 @@
-"""PyTorch's float32 and dynamic int8 of the networks in inference.py; nothing if not installed."""
+"""PyTorch, float32 and dynamic int8, on the networks of plane_speed.py, where it is installed."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from dual_precision.deploy.planes.bit_layers import join_gates
 Request = Callable[[], Any]
 
 
-def available() -> bool:
+def has_torch() -> bool:
     """Whether PyTorch can be imported."""
     try:
         import torch  # noqa: F401
@@ -20,9 +20,9 @@ def available() -> bool:
     return True
 
 
-def conditions() -> dict[str, Any]:
+def torch_conditions() -> dict[str, Any]:
     """What its times depend on, for a report; without PyTorch a word that it is not there."""
-    if not available():
+    if not has_torch():
         return {"torch": "not installed"}
     import torch
 
@@ -33,7 +33,7 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def mlp(
+def torch_mlp(
     layers: Sequence[Mapping[str, Any]], x: np.ndarray, plain: str, quantized: str
 ) -> dict[str, Request]:
     """Name -> a request of x [B, in] to Linear, ReLU, ..., Linear with these weights.
@@ -42,13 +42,14 @@ def mlp(
       layers: {"kernel": [in, out], "bias": [out]} each.
       plain, quantized: names of the float32 and the dynamic int8 program.
     """
-    if not available():
+    if not has_torch():
         return {}
     import torch
 
     parts: list[Any] = []
-    for own in layers:
-        parts += [_linear(np.asarray(own["kernel"]), np.asarray(own["bias"])), torch.nn.ReLU()]
+    for layer in layers:
+        kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"])
+        parts += [_linear(kernel, bias), torch.nn.ReLU()]
     network = torch.nn.Sequential(*parts[:-1]).eval()
     given = torch.from_numpy(np.array(x))
     requests = {plain: _request(network, given)}
@@ -57,14 +58,14 @@ def mlp(
     return requests
 
 
-def lstm(
+def torch_lstm(
     params: Mapping[str, Any],
     given: tuple[np.ndarray, np.ndarray, np.ndarray],
     plain: str,
     quantized: str,
 ) -> dict[str, Request]:
-    """Name -> a step of flax's LSTM cell of these parameters, given (x, h, c); it gives (c, h)."""
-    if not available():
+    """Name -> a step of the LSTM cell of flax with these parameters; (x, h, c) gives (c, h)."""
+    if not has_torch():
         return {}
     import torch
 
@@ -75,7 +76,7 @@ def lstm(
     cell.weight_hh.data = torch.from_numpy(np.ascontiguousarray(of_hidden.T))
     cell.bias_hh.data, cell.bias_ih.data = torch.from_numpy(bias), torch.zeros(4 * hidden)
 
-    class Step(torch.nn.Module):  # what is quantized is a network's children
+    class Step(torch.nn.Module):  # the children of a network are what is quantized
         def __init__(self) -> None:
             super().__init__()
             self.cell = cell

@@ -1,0 +1,80 @@
+"""Requests of any size, cut into batches of the sizes that there are programs for. NumPy."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dual_precision.structure import Example, batch_of
+
+
+def batches(count: int, sizes: Sequence[int]) -> list[int]:
+    """Sizes of the batches that `count` rows run in; the last one is filled up.
+
+    The largest size as often as it fits; what is left goes into the next size above it where that
+    is filled by more than half, else into smaller ones.
+
+    >>> batches(150, (1, 8, 64))
+    [64, 64, 8, 8, 8]
+    >>> batches(40, (1, 8, 64))
+    [64]
+    """
+    chosen = []
+    while count > 0:
+        below = [size for size in sizes if size <= count]
+        above = [size for size in sizes if size > count]
+        fill = not below or (above and count > above[0] / 2)
+        chosen.append(above[0] if fill else below[-1])
+        count -= chosen[-1]
+    return chosen
+
+
+def filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """The rows, and zeros up to `size` of them, in one block of memory."""
+    if len(rows) == size:
+        return np.ascontiguousarray(rows)
+    batch = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    batch[: len(rows)] = rows
+    return batch
+
+
+def taken(tree: Any, index: Any) -> Any:
+    """Those rows of every array."""
+    return jax.tree.map(lambda array: array[index], tree)
+
+
+def row_count(tree: Any) -> int:
+    """Rows of the arrays, which all have the same number."""
+    return len(jax.tree.leaves(tree)[0])
+
+
+def checked_inputs(inputs: Any, example: Example) -> tuple[Any, ...]:
+    """The arrays that a model takes besides `precision`, if `inputs` are these.
+
+    Args:
+      inputs: an array with rows like `example`, or a tuple where the example is one.
+
+    Raises:
+      ValueError: another structure, shape or dtype; different numbers of rows.
+    """
+    given = inputs if isinstance(example, tuple) else (inputs,)
+    batch = batch_of(example, 1)
+    expected = jax.tree.leaves(batch)
+    arrays: list[Any] = []
+    with contextlib.suppress(ValueError):  # of another structure
+        jax.tree.map(lambda _, array: arrays.append(array), batch, given)
+    rows = {np.shape(array)[:1] for array in arrays}
+    found = [(np.shape(array)[1:], getattr(array, "dtype", None)) for array in arrays]
+    if found != [(leaf.shape[1:], leaf.dtype) for leaf in expected] or rows in (set(), {()}):
+        wanted = [_described(leaf.dtype, ("N", *leaf.shape[1:])) for leaf in expected]
+        had = [_described(getattr(a, "dtype", type(a)), np.shape(a)) for a in arrays]
+        raise ValueError(f"inputs {', '.join(had) or type(inputs)}: expected {', '.join(wanted)}")
+    if len(rows) > 1:
+        raise ValueError(f"inputs of {sorted(n for (n,) in rows)} rows: expected the same of all")
+    return jax.tree.map(lambda _, array: np.asarray(array), batch, given)
+
+
+def _described(dtype: Any, shape: Sequence[Any]) -> str:
+    return f"{dtype} [{', '.join(map(str, shape))}]"

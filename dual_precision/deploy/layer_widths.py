@@ -1,0 +1,53 @@
+"""A trained network with other widths in some of its layers."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dual_precision.precision import parse
+from dual_precision.primitives.quantizers import rescaled_step
+from dual_precision.structure import Example, structure_of
+
+LayerTexts = Mapping[str, Mapping[str, str]]  # layer or pattern -> mode -> "w4a4"
+
+
+def with_layer_widths(
+    model: nn.Module, variables: Mapping[str, Any], example: Example, widths: LayerTexts
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The same network with other widths in some layers: no training, the codes are as they were.
+
+    Where a mode has other activations than before, its input step keeps the range that it covers.
+
+    Args:
+      widths: layer or pattern -> mode -> "w4a4", beside those that the model has already.
+
+    Raises:
+      ValueError: unknown layers or modes; activations of a width where they were float, so that
+        there is no input step.
+    """
+    entries: dict[str, FrozenDict] = {
+        path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
+        for path, entry in widths.items()
+    }
+    layers: FrozenDict = FrozenDict({**model.modes.layers, **entries})
+    other = model.clone(modes=dataclasses.replace(model.modes, layers=layers))
+    before, after = structure_of(model, example), structure_of(other, example)
+    leaves = flatten_dict(dict(variables))
+    for path, layer in after.layers.items():
+        for mode in model.modes.default:
+            leaf = ("params", *path, "input_step", mode)
+            old, new = before.layers[path].table[mode].activations, layer.table[mode].activations
+            if new and not old:
+                raise ValueError(
+                    f"layer {'/'.join(path)!r}: {mode!r} has float activations, and no input step"
+                    f" for {new} bits: expected a32 there; train it with --widths"
+                )
+            if new and old:
+                leaves[leaf] = rescaled_step(leaves[leaf], old, new, layer.signed)
+            elif old:
+                leaves.pop(leaf)
+    return other, unflatten_dict(leaves)

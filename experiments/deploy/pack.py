@@ -1,0 +1,70 @@
+"""Packs the last checkpoint of a run into one file for all its modes; seconds.
+
+    python -m experiments.deploy pack --workdir=runs/... --out=net.safetensors [--widths=FILE]
+
+The file holds the config of the run and its measured accuracies too; every mode gives the same
+logits as the checkpoint, bit for bit.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from dual_precision.data.catalog import lookup
+from dual_precision.deploy import inspect_packed, save_packed
+from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
+from dual_precision.loading import load
+from dual_precision.tasks.classification import Classification
+from experiments.deploy.report import packed_report
+from experiments.recipes.flags import read_widths_file
+from experiments.workdir import RESULTS, read_description
+
+
+def pack_command(*, workdir: str, out: str, widths: str | None = None) -> None:
+    """The sub-command `pack`: packs, and prints the report; its arguments are the flags."""
+    path = Path(out)
+    pack_run(Path(workdir), path, read_widths_file(widths) if widths else {})
+    print(f"{path}: {path.stat().st_size:,} bytes\n\n{packed_report(inspect_packed(path))}")
+
+
+def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})) -> None:
+    """Packs the last checkpoint of a run into `out`.
+
+    Args:
+      widths: of layers that have others in the file; what was measured does not hold then.
+
+    Raises:
+      ValueError: `workdir` is not the folder of a run, or has no such layers.
+    """
+    description = read_description(workdir)
+    model, variables = load(workdir)
+    results = workdir / RESULTS
+    metadata = {
+        "command": recorded_command(sys.argv[1:]),
+        "run": {key: description[key] for key in ("preset", "experiment")},
+        # An unfinished run has none yet.
+        "results": json.loads(results.read_text())["rows"] if results.exists() else [],
+    }
+    example = Classification(lookup(description["experiment"]["dataset"]).image_shape).example
+    network = description["network"]
+    if widths:
+        model, variables = with_layer_widths(model, variables, example, widths)
+        network, metadata["results"] = {**network, **model.modes.to_json()}, []
+    save_packed(out, model, variables, network, example, metadata)
+
+
+def recorded_command(words: Sequence[str]) -> str:
+    """The command as a file may hold it, of the words behind the name of the program: of every path
+    the last part alone, as the folders before it are not for others to read.
+
+    >>> recorded_command(["pack", "--workdir=/home/me/runs/one/", "--out=net.safetensors"])
+    'python -m experiments.deploy pack --workdir=one --out=net.safetensors'
+    """
+    short = []
+    for word in words:
+        flag, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+        short.append(f"{flag}{equals}{Path(value).name or value}")
+    return shlex.join(["python", "-m", "experiments.deploy", *short])

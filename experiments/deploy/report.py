@@ -1,0 +1,143 @@
+"""What a packed file holds, and what each mode and each layer of it costs; seconds.
+
+    python -m experiments.deploy report net.safetensors
+
+For notebooks/networks/cifar10-w2a2-w8a8.safetensors: low 21, high 80 microjoules an image.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from dual_precision.costs import layer_cost, layer_energy, mode_cost, mode_energy
+from dual_precision.deploy import Cascade, PackedInfo, inspect_packed
+from dual_precision.deploy.layer_widths import LayerTexts
+from dual_precision.deploy.predictor import AUTO, CASCADE
+from dual_precision.models import build_from
+from dual_precision.precision import FLOAT_BITS
+from dual_precision.structure import Layer, structure_of
+from experiments.figures.tables import markdown_table
+from experiments.recipes.flags import read_widths_file
+
+Layers = Mapping[tuple[str, ...], Layer]
+Measured = Mapping[str, Mapping[str, Any]]  # mode -> further cells of its row, by their keys
+
+_MODE_COLUMNS = (
+    ("mode", "mode", "{}"),
+    ("bytes", "bytes read", "{:,}"),
+    ("weight_bits", "weight bits", "{:,}"),
+    ("bit_operations", "BitOps/image", "{:.3g}"),
+    ("arithmetic", "arithmetic nJ", "{:,.0f}"),
+    ("weights", "weights nJ", "{:,.0f}"),
+    ("activations", "activations nJ", "{:,.0f}"),
+    ("energy", "energy nJ/image", "{:,.0f}"),
+    ("validation", "validation %", "{:.2f}"),
+    ("test", "test %", "{:.2f}"),
+)
+_LAYER_COLUMNS = (  # for every mode
+    ("widths", "", "{}"),
+    ("bytes", "bytes", "{:,}"),
+    ("bit_operations", "BitOps", "{:.3g}"),
+    ("energy", "nJ", "{:,.0f}"),
+)
+_ENERGY = (
+    "Energy is a model, not a measurement: figures of Horowitz (ISSCC 2014, 45 nm), one image"
+    " alone, every\nweight read once from DRAM; in a batch the images share that. See"
+    " dual_precision/costs.py."
+)
+
+
+def report_command(file: str, *, widths: str | None = None) -> None:
+    """The sub-command `report`, of the file as it is, or with other widths in some layers."""
+    info = inspect_packed(file)
+    size = "x".join(map(str, info.image_shape))
+    text = packed_report(info)
+    if widths:
+        text = cost_report(layers_with(info, read_widths_file(widths)), [*info.bytes_read])
+    print(f"{file}: {info.network['name']}, images {size}\n\n{text}")
+
+
+def layers_with(info: PackedInfo, widths: LayerTexts) -> Layers:
+    """The layers of a packed network, if some had other widths."""
+    network = {**info.network, "layers": {**info.network.get("layers", {}), **widths}}
+    if "stored" not in network:
+        network["stored"] = build_from(info.network).modes.stored
+    return structure_of(build_from(network), info.example).layers
+
+
+def packed_report(info: PackedInfo) -> str:
+    """`cost_report` of a packed file, with the bytes and accuracies that it says."""
+    measured: dict[str, dict[str, Any]] = {
+        mode: {"bytes": size} for mode, size in info.bytes_read.items()
+    }
+    for row in info.metadata.get("results", []):
+        if row["mode"] in measured:
+            accuracies = {key: row[key] for key in ("validation", "test") if key in row}
+            measured[row["mode"]] |= accuracies
+    if CASCADE in info.metadata:
+        expected = Cascade.from_json(info.metadata[CASCADE]).expected
+        if expected is not None:
+            cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
+            measured[AUTO] = cost
+    return cost_report(info.layers, [*info.bytes_read], measured)
+
+
+def cost_report(
+    layers: Layers, modes: Sequence[str], measured: Measured = MappingProxyType({})
+) -> str:
+    """Two Markdown tables, what each mode and what each layer costs, and the energy model.
+
+    Args:
+      layers: as `structure_of` finds them, with a width in each of `modes`.
+      measured: a name that is not one of `modes` has a row of these cells alone.
+    """
+    rows = {mode: _mode_row(layers, mode) for mode in modes}
+    for name, cells in measured.items():
+        rows[name] = {**rows.get(name, {"mode": name}), **cells}
+    columns = [
+        ("layer", "layer", "{}"),
+        ("kernel", "kernel", "{}"),
+        ("macs", "MACs", "{:,}"),
+        *(
+            (f"{key} {mode}", f"{title} {mode}".strip(), form)
+            for key, title, form in _LAYER_COLUMNS
+            for mode in modes
+        ),
+    ]
+    of_layers = [_layer_row(layers, path, modes) for path in layers]
+    tables = markdown_table([*rows.values()], _MODE_COLUMNS), markdown_table(of_layers, columns)
+    return "\n\n".join([*tables, _ENERGY])
+
+
+def _layer_row(layers: Layers, path: tuple[str, ...], modes: Sequence[str]) -> dict[str, Any]:
+    layer = layers[path]
+    row: dict[str, Any] = {
+        "layer": "/".join(path),
+        "kernel": "x".join(map(str, layer.kernel)),
+        "macs": layer.macs,
+    }
+    for mode in modes:
+        cost = layer_cost(layers, path, mode)
+        row |= {
+            f"widths {mode}": str(layer.table[mode]),
+            f"bytes {mode}": cost.weight_bytes,
+            f"bit_operations {mode}": cost.bit_operations,
+            f"energy {mode}": layer_energy(layers, path, mode).total,
+        }
+    return row
+
+
+def _mode_row(layers: Layers, mode: str) -> dict[str, Any]:
+    energy = mode_energy(layers, mode)
+    return {
+        "mode": mode,
+        "weight_bits": sum(
+            math.prod(layer.kernel) * (layer.table[mode].weights or FLOAT_BITS)
+            for layer in layers.values()
+        ),
+        "bit_operations": mode_cost(layers, mode).bit_operations,
+        **dataclasses.asdict(energy),
+        "energy": energy.total,
+    }

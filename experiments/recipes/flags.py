@@ -1,0 +1,82 @@
+"""The flags of a training command, and the Config that they ask for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import cli
+from experiments.recipes.config import Config, make_config, read_settings, read_widths
+
+FLAGS = cli.FLAGS
+# Flags that are fields of Config by the same name.
+FIELDS = ("mode", "order", "low", "high", "model", "dataset", "init", "seed")
+
+
+def define_flags() -> None:
+    """The flags of `python -m experiments.cifar`."""
+    flags.DEFINE_string("mode", None, "recipe: float, low, high, truncate, joint or two_phase")
+    flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
+    flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
+    flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
+    flags.DEFINE_string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a4"}}')
+    flags.DEFINE_string("model", None, "mlp, resnet8_fast, resnet8, resnet20, resnet32, resnet56")
+    flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
+    flags.DEFINE_string("init", None, "start from this workdir, packed file or safetensors file")
+    flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
+    flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
+    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
+    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
+    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    define_shared_flags()
+
+
+def define_shared_flags() -> None:
+    """The flags that every training command has."""
+    flags.DEFINE_multi_string("set", [], "name=value for any field of experiments/recipes/")
+    flags.DEFINE_string("workdir", None, "folder of the run; by default one under runs/")
+    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
+    flags.DEFINE_string("archive", None, "archive of the data set, where it cannot be fetched")
+
+
+def read_config() -> tuple[Config, str]:
+    """The Config that the flags ask for, and the name of its preset.
+
+    Raises:
+      ValueError: an unknown name or value, or a setting that the recipe does not have.
+    """
+    settings = read_settings(FLAGS.set)
+    for name in FIELDS:
+        value = getattr(FLAGS, name)
+        if value is not None:
+            if name in settings:
+                raise ValueError(f"--{name} and --set {name}=...: expected one of them")
+            if value == "":
+                raise ValueError(f"--{name}= is empty: expected a value, or leave it out")
+            settings[name] = value
+    if FLAGS.widths is not None:
+        settings["widths"] = read_widths_file(FLAGS.widths)
+    return make_config(preset := _preset(settings.get("dataset")), settings), preset
+
+
+def read_widths_file(path: str) -> Any:
+    """Widths of layers from a JSON file.
+
+    Raises:
+      ValueError: not such a file. OSError: it cannot be read.
+    """
+    try:
+        return read_widths(json.loads(Path(path).read_text()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--widths={path}: {error}") from None
+
+
+def _preset(dataset: str | None) -> str:
+    if FLAGS.preset is not None:
+        preset: str = FLAGS.preset
+        return preset
+    if dataset == "digits":
+        return "digits"
+    return "quick" if jax.default_backend() == "cpu" else "paper"

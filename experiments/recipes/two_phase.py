@@ -1,0 +1,110 @@
+"""Recipes of both modes: two phases, in either order, and one phase for both."""
+
+import dataclasses
+from typing import ClassVar
+
+from dual_precision.training.initialize import FitInputSteps, FitWeightSteps
+from dual_precision.training.methods.modes import Split, Together
+from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
+
+BOTH = ("high", "low")
+DISTILLATION = 0.5  # of the loss of low, where both modes see every batch and nothing else is said
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint(Recipe):
+    """Both modes from the start, in one phase."""
+
+    split: bool = True  # each mode has its own half of every batch
+
+    def phases(self) -> Phases:
+        start = (FitWeightSteps("low"), FitInputSteps("high"), FitInputSteps("low"))
+        loss = Split(BOTH) if self.split else Together(BOTH)
+        return (phase(self, "both", self.passes, BOTH, loss=loss, start=start),)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoPhase(Recipe):
+    """Phase 1 trains high on the grid that low will share; phase 2 both (order=joint)."""
+
+    split: bool = True  # in phase 2 each mode has its own half of every batch
+    distillation: float | None = None  # share of the loss of low for soft labels of high
+    first_share: float = 0.5  # of the passes, for phase 1
+    first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
+    second_rate: float = 0.7  # learning rate of phase 2, relative to learning_rate
+    polish_share: float = 0.0  # of the passes, for a last phase inside of the cells of low
+    refine_rate: float = 0.2  # learning rate of that phase, relative to learning_rate
+
+    shares: ClassVar[tuple[str, ...]] = (
+        *Recipe.shares,
+        "distillation",
+        "first_share",
+        "first_final",
+        "polish_share",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split and self.distillation is not None:
+            raise ValueError(
+                f"distillation={self.distillation} with split=True: low and high see other images,"
+                " so that neither can teach the other; expected split=false with it"
+            )
+        if self.first_share + self.polish_share >= 1:
+            raise ValueError(
+                f"first_share={self.first_share} and polish_share={self.polish_share}:"
+                " expected a sum below 1, so that the phase of both modes has a share too"
+            )
+
+    def phases(self) -> Phases:
+        first, polish = self.passes * self.first_share, self.passes * self.polish_share
+        high = phase(
+            self,
+            "high",
+            first,
+            ("high",),
+            final=self.first_final,
+            start=fitted("high", grid="low"),
+        )
+        both = phase(
+            self,
+            "both",
+            self.passes - first - polish,
+            BOTH,
+            rate=self.second_rate,
+            warmup=0.0,  # it goes on where phase 1 left off
+            loss=self._loss(),
+            start=taken_over("low", "high"),
+        )
+        if not polish:
+            return (high, both)
+        last = phase(self, "polish", polish, ("high",), rate=self.refine_rate, protect="low")
+        return (high, both, last)
+
+    def _loss(self) -> Split | Together:
+        if self.split:
+            return Split(BOTH)
+        share = DISTILLATION if self.distillation is None else self.distillation
+        return Together(BOTH, "high" if share else None, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refine(Recipe):
+    """Low first, then high inside of its cells: the logits of low stay, bit for bit."""
+
+    refine_rate: float = 0.2  # learning rate inside of the cells, relative to learning_rate
+
+    def phases(self) -> Phases:
+        half = self.passes / 2
+        return (
+            phase(self, "low", half, ("low",), start=fitted("low")),
+            phase(
+                self,
+                "refine",
+                half,
+                ("high",),
+                rate=self.refine_rate,
+                protect="low",
+                start=taken_over("high", "low"),
+            ),
+        )

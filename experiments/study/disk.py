@@ -1,0 +1,103 @@
+"""What a study finds on the disk before it runs: cells of an earlier start, and room for more."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from dual_precision import data
+from dual_precision.models import build_from
+from dual_precision.structure import structure_of
+from dual_precision.tasks.classification import Classification
+from experiments.study.matrix import Cell
+from experiments.study.runner import finished
+from experiments.workdir import CONFIG, can_go_on, differences
+
+_MIB = 2**20
+# Of one checkpoint, in floats for every parameter: itself, the optimizer's, statistics; rounded up.
+_FLOATS_PER_PARAMETER = 3
+_REPLACED = ".replaced"
+
+
+def sort_out(cells: Sequence[Cell], folder: Path, run: bool = True) -> None:
+    """Says which cells of an earlier study stay, and moves those that cannot aside.
+
+    Raises:
+      ValueError: some have another config, and nothing is to be run.
+    """
+    if not folder.is_dir():
+        return
+    changed = {}
+    present = [cell for cell in cells if (folder / cell.name / CONFIG).exists()]
+    for cell in present:
+        if why := _why_again(folder / cell.name, cell):
+            changed[cell.name] = why
+    print(f"{folder}: keeps {len(present) - len(changed)} cells of an earlier start")
+    if changed and not run:
+        raise ValueError(
+            f"{len(changed)} cells in {folder} were run with other settings,"
+            f" {next(iter(changed))} for one: give the settings of that study, or leave out"
+            " --run=false, and they are run again"
+        )
+    for name, why in changed.items():
+        print(f"  runs {name} again: {why}; the old run is {_set_aside(folder, name)}")
+    names = {cell.name for cell in cells}
+    found = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG}"))]
+    outside = [name for name in found if name not in names and _REPLACED not in name]
+    if outside:
+        few = ", ".join([*outside[:3], *(["..."] if len(outside) > 3 else [])])
+        print(f"  {len(outside)} cells are not in this matrix and stay unread: {few}")
+
+
+def _why_again(workdir: Path, cell: Cell) -> str:
+    """Why what is there of a cell is of no use; "" where it is."""
+    other = differences(workdir / CONFIG, cell.config.to_json())
+    if other:
+        return ", ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in other.items())
+    if not finished(workdir) and not can_go_on(workdir):
+        return "an earlier version began it, and this one cannot go on"
+    return ""
+
+
+def _set_aside(folder: Path, name: str) -> Path:
+    number = sum(1 for _ in folder.glob(f"{name}{_REPLACED}*")) + 1
+    aside = folder / f"{name}{_REPLACED}{number}"  # hours of work: for its owner to delete
+    (folder / name).rename(aside)
+    return aside
+
+
+def check_room(cells: Sequence[Cell], jobs: int, dataset: data.Dataset, folder: Path) -> None:
+    """Prints the most that the study will write; refuses where there is less room.
+
+    Finished cells keep the end of each of their two phases, running ones two more and the best.
+    """
+    checkpoint = 4 * _FLOATS_PER_PARAMETER * _parameters(cells[0], dataset) + _MIB
+    most = (2 * len(cells) + 3 * jobs) * checkpoint
+    files = [path for cell in cells for path in (folder / cell.name).rglob("*")]
+    present = sum(path.stat().st_size for path in files if path.is_file())
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    print(
+        f"disk: at most {most / _MIB:.0f} MiB of checkpoints in the end, {present / _MIB:.0f} MiB"
+        f" of them there; {free / _MIB:.0f} MiB free"
+    )
+    if free < most - present:
+        raise OSError(
+            f"{(most - present) / _MIB:.0f} MiB may be needed in {folder} and {free / _MIB:.0f} MiB"
+            " are free: make room, or choose another --workdir"
+        )
+
+
+def _parameters(cell: Cell, dataset: data.Dataset) -> int:
+    """Numbers in the tree of a cell; all cells have the same network."""
+    config = cell.config
+    model = build_from(
+        {
+            "name": config.model,
+            "num_classes": dataset.num_classes,
+            **config.modes.to_json(),
+        }
+    )
+    structure = structure_of(model, Classification(dataset.image_shape).example)
+    return sum(leaf.size for leaf in jax.tree.leaves(structure.params))

@@ -1,0 +1,112 @@
+"""One study, from its matrix to its tables: what is there stays, the rest is trained, then read."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dual_precision import data
+from experiments.study.disk import check_room, sort_out
+from experiments.study.matrix import Cell, Matrix
+from experiments.study.results import collect
+from experiments.study.runner import command, finished, passes_done, run_cells, usable_cores
+from experiments.study.tables import plot_pair, report
+from experiments.workdir import only_user, write_whole
+
+Line = Callable[[Cell], list[str]]  # the command of a cell
+
+
+def run_study(
+    matrix: Matrix,
+    workdir: Path,
+    *,
+    as_typed: str,
+    train: bool = True,
+    jobs: int = 0,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> str:
+    """Trains what is missing, and writes the results; returns the tables.
+
+    Args:
+      as_typed: the command of the study, for its results.
+      train: False only writes the results of what is there.
+      jobs: runs at once; 0 chooses.
+
+    Raises:
+      ValueError: another process is at it, or cells failed.
+      OSError: too little room.
+    """
+    folder = workdir / "cells"
+    extra = [f"--data_dir={data_dir}"] if data_dir else []
+    extra += [f"--archive={archive}"] if archive else []
+
+    def line(cell: Cell) -> list[str]:
+        return command(cell, matrix.preset, folder / cell.name, extra)
+
+    def write() -> str:
+        found = collect(matrix, folder, about_of(matrix, as_typed), line)
+        return write_results(found, workdir)
+
+    with only_user(workdir):
+        sort_out(matrix.cells, folder, train)
+        failures = {}
+        if train:
+            dataset = data.load(dataset_of(matrix), data_dir=data_dir, archive=archive)
+            failures = train_cells(matrix, folder, dataset, jobs, line, write)
+        text = write()
+    if failures:
+        listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
+        print(text)
+        raise ValueError(
+            f"{len(failures)} of {len(matrix.cells)} cells failed: {listed}."
+            " Start the same command again to try them again"
+        )
+    return text
+
+
+def about_of(matrix: Matrix, as_typed: str) -> dict[str, str]:
+    """What the results say of the study as a whole."""
+    config = matrix.cells[0].config  # of model and data set all cells have the same
+    about = {"command": as_typed, "preset": matrix.preset}
+    return {**about, "model": config.model, "dataset": config.dataset}
+
+
+def dataset_of(matrix: Matrix) -> str:
+    """The data set of all cells."""
+    return matrix.cells[0].config.dataset
+
+
+def train_cells(
+    matrix: Matrix,
+    folder: Path,
+    dataset: data.Dataset,
+    jobs: int,
+    line: Line,
+    write: Callable[[], object],
+) -> dict[str, str]:
+    """Says what is ahead, then trains it; returns what failed, and why."""
+    if matrix.preset != "paper":  # several at once would not share an accelerator
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    cells = matrix.cells
+    jobs = jobs or (1 if matrix.preset == "paper" else min(len(usable_cores()), 8))
+    ahead = [cell for cell in cells if not finished(folder / cell.name)]
+    passes = sum(c.config.recipe.cost - passes_done(c.config, folder / c.name) for c in ahead)
+    print(
+        f"{len(cells)} cells, {len(cells) - len(ahead)} of them finished; {passes:.0f} passes over"
+        f" {len(dataset.train.images):,} images ahead, {jobs} at once, each in {folder}/<name>"
+    )
+    check_room(cells, jobs, dataset, folder)
+    return run_cells(cells, folder, jobs, line, write)
+
+
+def write_results(results: Mapping[str, Any], workdir: Path) -> str:
+    """results.json, results.md and the plots, of what is finished by now; returns the tables."""
+    text = report(results)
+    write_whole(workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(workdir / "results.md", text)
+    for pair in results["pairs"]:
+        if pair["methods"]:
+            plot_pair(pair, workdir / f"{pair['low']}-{pair['high']}")
+    return text

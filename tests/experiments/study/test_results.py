@@ -1,0 +1,105 @@
+"""The statistics of a study, and its tables and plots."""
+
+import json
+
+import pytest
+
+from experiments.study.matrix import METHODS, Cell, Matrix, base_settings, config_of, matrix_of
+from experiments.study.plans import PLANS
+from experiments.study.results import collect, spread
+from experiments.study.tables import ablation_table, pair_table, plot_pair, report
+
+PLAN = PLANS["quick"]
+BASE = base_settings(PLAN, {})
+ABOUT = {"command": "study", "preset": "quick", "model": "m", "dataset": "d"}
+
+
+@pytest.fixture
+def collected(tmp_path, make_study):
+    matrix = matrix_of(PLAN, BASE, 3, [PLAN.main], METHODS)
+    make_study(tmp_path / "cells", matrix, two_phase=2.0)
+    return collect(matrix, tmp_path / "cells", ABOUT, lambda cell: ["train", cell.name])
+
+
+def test_spread_is_students():
+    value = spread([1.0, 2.0, 3.0])
+    assert (value["mean"], value["sd"]) == (2.0, 1.0)
+    # t(0.975, 2 degrees of freedom) = 4.30265, from a table
+    assert value["interval"] == pytest.approx(
+        [2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5], abs=1e-5
+    )
+    assert spread([5.0])["interval"] is None
+
+
+def test_gaps_are_paired_by_seed(collected):
+    method = collected["pairs"][0]["methods"]["two_phase joint"]
+    # Its twins sit in the rows "high" of two single-mode runs: 70 + seed.
+    assert method["accuracy"]["test"]["low"]["mean"] == pytest.approx(63.0)
+    assert method["gap"]["test"]["low"]["values"] == pytest.approx([-8.0] * 3)
+    assert method["gap"]["test"]["high"]["values"] == pytest.approx([2.0] * 3)
+    assert method["gap"]["test"]["worse"]["interval"] == pytest.approx([-8.0, -8.0])
+    methods = collected["pairs"][0]["methods"]
+    assert not methods["float"]["gap"]
+    lead = collected["pairs"][0]["ours_less"]["joint"]["test"]
+    assert lead["low"]["values"] == pytest.approx([2.0] * 3)
+
+
+def test_what_is_the_twin_has_no_gap_to_it(collected):
+    methods = collected["pairs"][0]["methods"]
+    for method in ("truncate", "truncate re-estimated"):
+        assert methods[method]["cost"] == 3
+        assert set(methods[method]["accuracy"]["test"]) == {"low", "high"}
+        assert "low" in methods[method]["gap"]["test"]
+    assert "high" not in methods["truncate"]["gap"]["test"], "it is the twin"
+
+
+def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
+    assert not collected["missing"]
+    for links in collected["cells"].values():
+        assert (tmp_path / links["config"]).is_file()
+        assert (tmp_path / links["checkpoint"]).is_dir()
+    json.dumps(collected, allow_nan=False)
+
+
+def test_a_study_under_way_shows_what_is_finished(tmp_path, make_study):
+    both = matrix_of(PLAN, BASE, 2, [PLAN.main], ["twins", "joint"])
+    make_study(tmp_path, matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins", "joint"]))
+    results = collect(both, tmp_path, ABOUT, lambda _: [])
+    assert results["pairs"][0]["methods"]["joint"]["seeds"] == [0]
+    assert "joint-w2a2-w8a8-seed1" in results["missing"]
+    assert "Not finished: " in report(results)
+
+
+def test_ablations_show_validation_alone(tmp_path):
+    config = config_of(BASE, PLAN.main, 0, "two_phase")
+    cells = {name: Cell(name, config, ablation=True) for name in ("as", "less")}
+    for name, value in (("as", 70.0), ("less", 68.5)):
+        (tmp_path / name / "checkpoints" / "1").mkdir(parents=True)
+        rows = [{"mode": mode, "validation": value} for mode in ("low", "high")]
+        (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
+    matrix = Matrix("quick", [], {name: (cell, "as") for name, cell in cells.items()})
+    found = collect(matrix, tmp_path, ABOUT, lambda _: [])["ablations"]
+    assert [row["change"]["low"] for row in found] == [0.0, -1.5]
+    assert "| less | as | 68.50 (-1.50) | 68.50 (-1.50) |" in ablation_table(found)
+
+
+def test_the_table_and_the_plots(collected, tmp_path):
+    pair = collected["pairs"][0]
+    lines = pair_table(pair).splitlines()
+    assert len(lines) == 2 + len(METHODS)
+    assert len({line.count("|") for line in lines}) == 1
+    row = next(line for line in lines if "two_phase joint" in line)
+    assert "63.00 ± 1.00" in row
+    assert "+2.00 [+2.00, +2.00]" in row
+    png, svg = plot_pair(pair, tmp_path / "plot")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    first = svg.read_bytes()
+    assert plot_pair(pair, tmp_path / "plot")[1].read_bytes() == first, "the same figure, each time"
+
+
+def test_both_cuts_are_named_for_what_they_are(collected):
+    text = report(collected)
+    for method in ("truncate", "truncate re-estimated"):
+        assert f"| {method} |" in text
+        assert f"`{method}`" in text, "the legend says what it is"
+    assert "20 training batches" in " ".join(text.split())

@@ -1,0 +1,129 @@
+"""Cells side by side: failures, ends, who may use a folder, how far they are."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.recipes.config import make_config
+from experiments.study import runner
+from experiments.study.matrix import Cell
+from experiments.workdir import only_user
+
+ROOT = Path(__file__).parents[3]
+ROW = {"mode": "high", "bits": "w8a8", "validation": 50.0, "test": 40.0}
+
+
+def cell_named(name: str) -> Cell:
+    return Cell(name, make_config("digits", {"mode": "high", "dataset": "digits"}))
+
+
+def line_that(folder: Path, broken: str = ""):
+    """Stands for training: writes results, or fails where the cell is the broken one."""
+
+    def line(cell: Cell) -> list[str]:
+        if cell.name == broken:
+            return ["python", "-c", "print('error: out of luck'); raise SystemExit(3)"]
+        path = folder / cell.name / "results.json"
+        text = json.dumps({"rows": [ROW]})
+        code = f"import pathlib as p; f = p.Path({str(path)!r}); f.parent.mkdir(parents=True)"
+        return ["python", "-c", f"{code}; f.write_text({text!r})"]
+
+    return line
+
+
+def test_a_failed_cell_is_reported_and_the_rest_goes_on(tmp_path, capsys):
+    cells = [cell_named(name) for name in ("a", "b", "c")]
+    calls = []
+    line = line_that(tmp_path, broken="b")
+    failures = runner.run_cells(cells, tmp_path, 2, line, lambda: calls.append(1))
+    assert list(failures) == ["b"]
+    assert "exit status 3: error: out of luck" in failures["b"]
+    assert [runner.finished(tmp_path / name) for name in "abc"] == [True, False, True]
+    assert len(calls) == 3, "results are written after every cell"
+    assert "b FAILED" in capsys.readouterr().out
+    mended = runner.run_cells(cells, tmp_path, 2, line_that(tmp_path), lambda: None)
+    assert not mended, "the failed one is tried again, alone"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_killed_study_takes_its_cells_with_it(tmp_path):
+    code = """
+import pathlib, sys
+from experiments.recipes.config import make_config
+from experiments.study import runner
+from experiments.study.matrix import Cell
+cell = Cell("a", make_config("digits", {"mode": "high", "dataset": "digits"}))
+folder = pathlib.Path(sys.argv[1])
+sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+runner.run_cells([cell], folder, 1, lambda _: ["python", "-c", sleep], lambda: None)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    log = tmp_path / "a.log"
+    wait_until(lambda: log.exists() and log.read_text().split("\n")[-2:][0].isdigit())
+    process.kill()
+    process.wait()
+    cell = Path("/proc") / log.read_text().splitlines()[-1]
+    wait_until(lambda: not cell.exists() or " Z " in (cell / "stat").read_text())
+
+
+def wait_until(true) -> None:
+    until = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+
+
+def test_an_error_here_stops_the_running_cells(tmp_path):
+    def line(cell: Cell) -> list[str]:
+        if cell.name == "quick":
+            return ["python", "-c", ""]
+        return ["python", "-c", "import time, os; print(os.getpid(), flush=True); time.sleep(600)"]
+
+    def after():
+        raise OSError("disk full")
+
+    cells = [cell_named("slow"), cell_named("quick")]
+    with pytest.raises(OSError, match="disk full"):
+        runner.run_cells(cells, tmp_path, 2, line, after)
+    slow = (tmp_path / "slow.log").read_text().splitlines()[1:]
+    assert all(not Path(f"/proc/{pid}").exists() for pid in slow)
+
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "a") as handle:
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time_and_the_lock_survives_a_crash(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="in use by another process"), only_user(tmp_path):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    with only_user(tmp_path):
+        pass
+
+
+def test_passes_done_follow_the_log(tmp_path):
+    settings = {"passes": 6.0, "split": False, "first_share": 1 / 3}
+    config = make_config("quick", settings)
+    assert runner.passes_done(config, tmp_path) == 0
+    for epoch, done in ((1, 1), (2, 2), (3, 4), (4, 6)):  # 2 epochs of high, then 2 of both
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": epoch, "step": 1}) + "\n")
+        assert runner.passes_done(config, tmp_path) == done
+    assert config.recipe.cost == 6

@@ -1,0 +1,106 @@
+"""The frame of all commands: words and flags that reach a command, and those that are refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from experiments import cli
+from experiments.benchmark import __main__ as benchmark
+from experiments.deploy import __main__ as deploy
+
+
+@pytest.fixture(name="give")
+def give_flags(monkeypatch):
+    """Puts flags in the place of those of the process."""
+
+    def give(define, *arguments):
+        values = flags.FlagValues()
+        define(values)
+        values(["command", *arguments])
+        monkeypatch.setattr(cli, "FLAGS", values)
+
+    return give
+
+
+def define_toy_flags(values):
+    flags.DEFINE_integer("count", None, "of read and write", flag_values=values)
+    flags.DEFINE_bool("twice", True, "of read", flag_values=values)
+    flags.DEFINE_string("out", None, "of write, which needs it", flag_values=values)
+
+
+CALLS: list = []
+TOYS = {
+    "read": lambda file, *, count=None, twice: CALLS.append((file, count, twice)),
+    "write": lambda *, out, count=None: CALLS.append((out, count)),
+}
+
+
+def test_words_and_flags_reach_the_sub_command(give):
+    CALLS.clear()
+    give(define_toy_flags, "--count=3")
+    cli.start_command(TOYS, ["read", "a.txt"])
+    give(define_toy_flags, "--out=b.txt")
+    cli.start_command(TOYS, ["write"])
+    cli.start_command(lambda *, out: CALLS.append(out), [])
+    cli.start_command(lambda *words: CALLS.append(words), ["a", "b"])
+    assert CALLS == [("a.txt", 3, True), ("b.txt", None), "b.txt", ("a", "b")]
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["read"], ["read", "a", "b"], ["write", "a"]])
+def test_other_words_are_refused(give, words):
+    give(define_toy_flags)
+    with pytest.raises(
+        ValueError, match=r"^command '.*': expected one of \['read FILE', 'write'\]"
+    ):
+        cli.start_command(TOYS, words)
+
+
+def test_words_without_use_are_refused(give):
+    give(define_toy_flags)
+    with pytest.raises(ValueError, match=r"unexpected arguments \['a'\]"):
+        cli.start_command(lambda *, twice: None, ["a"])
+
+
+def test_a_flag_that_is_needed(give):
+    give(define_toy_flags)
+    with pytest.raises(ValueError, match="--out must be given, as --name=value"):
+        cli.start_command(TOYS, ["write"])
+
+
+BENCHMARK = benchmark.COMMANDS, benchmark.define_benchmark_flags
+DEPLOY = deploy.COMMANDS, deploy.define_deploy_flags
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "argument"),
+    [
+        (BENCHMARK, ["inference"], "--model=mlp"),
+        (BENCHMARK, ["inference"], "--nopeers"),
+        (BENCHMARK, ["train"], "--network=net.safetensors"),
+        (BENCHMARK, ["train"], "--requests=100"),
+        (DEPLOY, ["report", "net"], "--cost=0.5"),
+        (DEPLOY, ["cascade", "net"], "--out=net"),
+    ],
+)
+def test_a_flag_that_only_others_read_is_refused(give, command, words, argument):
+    commands, define = command
+    give(define, argument)
+    name = argument.removeprefix("--").removeprefix("no").partition("=")[0]
+    with pytest.raises(ValueError, match=rf"\['{name}'\] has no effect on '{words[0]}': leave it"):
+        cli.start_command(commands, words)
+
+
+@pytest.mark.parametrize("argument", ["--repeats=0", "--steps=0", "--steps=-1", "--requests=99"])
+def test_flags_below_their_bounds_are_refused(give, argument):
+    with pytest.raises(flags.IllegalFlagValueError, match="is not"):
+        give(benchmark.define_benchmark_flags, argument)
+
+
+def test_no_code_imports_a_command_file():
+    """What others need stands in a module whose name says what it is."""
+    sources = (Path(__file__).parents[2] / "experiments").rglob("*.py")
+    assert not [
+        path for path in sources if re.search(r"import.*__main__|__main__ import", path.read_text())
+    ]

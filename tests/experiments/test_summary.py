@@ -1,0 +1,45 @@
+"""Mean and spread of several runs."""
+
+import json
+
+import pytest
+
+from experiments import summary
+
+
+def finished_run(folder, seed, **accuracies):
+    folder.mkdir()
+    config = {"experiment": {"mode": "two_phase", "passes": 4.0, "seed": seed}}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [{"mode": "low", "bits": "w2a2", **accuracies}]
+    (folder / "results.json").write_text(json.dumps({"rows": rows}))
+    return str(folder)
+
+
+def test_mean_and_sample_deviation_over_the_seeds(tmp_path, capsys):
+    one = finished_run(tmp_path / "a", 0, validation=80.0, test=79.0)
+    two = finished_run(tmp_path / "b", 1, validation=82.0, test=79.5)
+    summary.main(one, two)
+    head, _, low = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in low.split("|")[1:-1]] == [
+        "low", "w2a2", "81.00 ± 1.41", "79.25 ± 0.35", "2"
+    ]  # fmt: skip
+    assert "| validation % |" in head
+
+
+def test_runs_that_did_not_read_the_test_set(tmp_path, capsys):
+    summary.main(finished_run(tmp_path / "a", 0, validation=80.0))
+    assert capsys.readouterr().out.splitlines()[-1] == "| low  | w2a2 |        80.00 |    1 |"
+
+
+def test_refused(tmp_path):
+    with pytest.raises(ValueError, match="no workdirs given"):
+        summary.main()
+    with pytest.raises(ValueError, match=r"has no results\.json: expected a finished run"):
+        summary.main(str(tmp_path))
+    one = finished_run(tmp_path / "a", 0, validation=80.0)
+    config = {"experiment": {"mode": "two_phase", "passes": 8.0, "seed": 1}}
+    two = finished_run(tmp_path / "b", 1, validation=82.0)
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="2 configs in 2 runs: expected all but the seed alike"):
+        summary.main(one, two)

@@ -1,0 +1,123 @@
+"""The pages: what they link to, name, import and start is there."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.figures.idea import (
+    DRAWN_WEIGHTS,
+    GRID,
+    PLANES_READ,
+    draw_idea,
+    planes_of,
+    values_of,
+)
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXPERIMENTS = ROOT / "experiments"
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"python -m experiments\.(\w+)([^\n`;&#]*)")
+FLAG = re.compile(r"(?<![\w-])--([a-z_]+)")
+SETTING = re.compile(r"--set (\w+)=(?!value)")
+PATH = re.compile(r"`((?:dual_precision|experiments|notebooks|tests|docs)/[\w/.]*)`")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind its "#": the headings, as their addresses are made."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def sources(command: str) -> str:
+    """What may define a flag of a command: its file or folder, and what commands share."""
+    own = [EXPERIMENTS / f"{command}.py", *(EXPERIMENTS / command).glob("*.py")]
+    shared = [EXPERIMENTS / "cli.py"]
+    return "\n".join(path.read_text() for path in own + shared if path.exists())
+
+
+def defines(text: str, flag: str) -> bool:
+    """absl's DEFINE_... takes the name as a text; a bool can be given as --noname."""
+    return any(f'"{name}"' in text for name in {flag, flag.removeprefix("no")})
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+
+
+@each_page
+def test_links_and_pictures_are_there(page):
+    for link in LINK.findall(page.read_text()):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@each_page
+def test_paths_are_there(page):
+    assert not [path for path in PATH.findall(page.read_text()) if not (ROOT / path).exists()]
+
+
+@each_page
+def test_commands_are_there(page):
+    """And the flags beside them; flags that stand alone belong to some command."""
+    text = page.read_text()
+    for command, rest in COMMAND.findall(text):
+        file, folder = EXPERIMENTS / f"{command}.py", EXPERIMENTS / command / "__main__.py"
+        assert file.exists() or folder.exists(), command
+        assert not [flag for flag in FLAG.findall(rest) if not defines(sources(command), flag)]
+    everything = "\n".join(path.read_text() for path in EXPERIMENTS.rglob("*.py"))
+    assert not [flag for flag in FLAG.findall(text) if not defines(everything, flag)]
+
+
+@each_page
+def test_settings_are_fields(page):
+    fields = "\n".join(path.read_text() for path in (EXPERIMENTS / "recipes").glob("*.py"))
+    for name in SETTING.findall(page.read_text()):
+        assert re.search(rf"^    {name}: ", fields, re.MULTILINE), name
+
+
+@each_page
+def test_imports_are_there(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("dual_precision"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_there_is_something_to_check():
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert len(LINK.findall(text)) >= 30
+    assert len(COMMAND.findall(text)) >= 15
+    assert len(PATH.findall(text)) >= 15
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 6
+
+
+def test_the_drawing_is_what_its_script_draws():
+    assert (ROOT / "docs" / "idea.svg").read_text() == draw_idea()
+
+
+def test_the_drawing_is_true():
+    """The signs of a row add up to what each mode reads."""
+    worth = GRID * 2.0 ** np.arange(6, -2, -1)
+    signs = planes_of(DRAWN_WEIGHTS)
+    for bits in PLANES_READ.values():
+        read = signs[:, :bits] @ worth[:bits]
+        np.testing.assert_array_equal(read, values_of(DRAWN_WEIGHTS, bits))
