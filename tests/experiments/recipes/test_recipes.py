@@ -1,0 +1,186 @@
+"""Recipes as phases: what each costs, in what order, what it refuses to promise."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from dual_precision import modes
+from dual_precision.training.initialize import EstimateNorms, FitWeightSteps
+from dual_precision.training.methods.modes import Split, Together
+from dual_precision.training.optimizers import RATE, Sgd
+from dual_precision.training.phases import Phase, check_recipe
+from experiments.recipes.config import (
+    ORDERED,
+    ORDERS,
+    PRESETS,
+    RECIPES,
+    make_config,
+)
+from experiments.recipes.recipe import Recipe, fitted, phase, taken_over
+from experiments.recipes.single import Truncate
+from experiments.recipes.two_phase import Refine, TwoPhase
+
+EVERY = [
+    *((mode, "") for mode in RECIPES if mode != ORDERED),
+    *((ORDERED, order) for order in ORDERS),
+]
+each_recipe = pytest.mark.parametrize(("mode", "order"), EVERY)
+
+
+def settings_of(mode: str, order: str = "", **more: Any) -> dict[str, Any]:
+    return {"mode": mode, **({"order": order} if order else {}), **more}
+
+
+def made(mode: str, order: str = "", **settings: Any) -> Recipe:
+    return make_config("paper", settings_of(mode, order, **settings)).recipe
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_dual_networks_and_twins_together_cost_the_same(preset):
+    """What every comparison of them rests on."""
+
+    def spent(mode: str, order: str = "") -> float:
+        return make_config(preset, settings_of(mode, order)).recipe.cost
+
+    passes = make_config(preset, {}).recipe.passes
+    assert spent("two_phase") == spent("two_phase", "refine") == spent("joint") == passes
+    assert spent("low") + spent("high") == passes
+    assert spent("float") == spent("truncate") == spent("high")
+
+
+@each_recipe
+def test_cost_is_the_passes_asked_for_to_within_an_epoch(mode, order):
+    for passes in range(6, 60):
+        wanted = passes if mode in ("joint", "two_phase") else passes / 2
+        assert abs(made(mode, order, passes=float(passes)).cost - wanted) <= 1.5
+
+
+def test_shares_divide_the_passes():
+    for split, epochs in ((False, 25), (True, 50)):
+        recipe = TwoPhase(passes=100.0, first_share=0.3, polish_share=0.2, split=split)
+        assert [phase.epochs for phase in recipe.phases()] == [30, epochs, 20]
+        assert recipe.cost == 100
+
+
+@pytest.mark.parametrize("passes", [0.1, 1.0, 2.0])
+@each_recipe
+def test_few_passes_still_run_every_phase(mode, order, passes):
+    assert all(phase.epochs >= 1 for phase in made(mode, order, passes=passes).phases())
+
+
+@each_recipe
+@pytest.mark.parametrize(("low", "high"), [("w2a2", "w8a8"), ("w1a1", "w4a4"), ("w2a2", "w8a32")])
+def test_recipes_can_run(mode, order, low, high):
+    polish = {"polish_share": 0.1} if order == "joint" else {}
+    recipe = made(mode, order, low=low, high=high, **polish)
+    phases = recipe.phases()
+    check_recipe(phases, modes(low=low, high=high))
+    trained = {name for phase in phases for name in (*phase.precisions, *phase.reports)}
+    assert set(recipe.reported) <= trained
+    assert len({phase.name for phase in phases}) == len(phases)
+
+
+def test_refine_promises_low():
+    first, second = Refine().phases()
+    assert first.precisions == ("low",)
+    assert second.precisions == ("high",)
+    assert second.optimizer == Sgd(weight_decay=Refine().weight_decay, protect="low")
+    kinds = {type(event) for event in second.start}
+    assert FitWeightSteps not in kinds, "another step would be another grid for low"
+
+
+def test_low_learns_from_high_where_both_see_the_same_images():
+    def loss(**settings) -> Split | Together:
+        return TwoPhase(**settings).phases()[1].loss
+
+    assert loss() == Split(("high", "low"))
+    assert loss(split=False) == Together(("high", "low"), "high", 0.5)
+    assert loss(split=False, distillation=0.25) == Together(("high", "low"), "high", 0.25)
+    assert loss(split=False, distillation=0.0) == Together(("high", "low"))
+
+
+def test_the_fair_baseline_estimates_again_after_the_cut():
+    """The statistics belong to the weights that are left, and come after all else is set."""
+    (plain,), (fair,) = Truncate().phases(), Truncate(reestimate=20).phases()
+    assert plain.end == taken_over("low", "high")
+    assert fair.end == (*plain.end, EstimateNorms("low", 20))
+    assert repr(dataclasses.replace(fair, end=plain.end)) == repr(plain), "the same high twin"
+
+
+def test_recipes_are_refused_that_cannot_keep_their_promise():
+    def refining(**more: Any) -> tuple[Phase, ...]:
+        return (phase(Refine(), "refine", 1, ("high",), **more),)
+
+    protected = refining(protect="low")
+    check_recipe(protected, modes(low="w4a2", high="w4a8"))
+    with pytest.raises(ValueError, match="wider weights"):
+        check_recipe(protected, modes(low="w8a8", high="w2a2"))
+    own = {"classifier": {"low": "w8a8", "high": "w2a2"}}
+    with pytest.raises(ValueError, match=r"classifier.*wider"):
+        check_recipe(protected, modes(layers=own, low="w2a2", high="w8a8"))
+    for wrong in (
+        (phase(Refine(), "a", 1, ("medium",)),),
+        refining(start=fitted("high", grid="medium")),
+        refining(end=taken_over("low", "medium")),
+        refining(reports=("medium",)),
+        refining(events=((1, FitWeightSteps("medium")),)),
+    ):
+        with pytest.raises(ValueError, match=r"'medium' is unknown: expected one of"):
+            check_recipe(wrong, modes(low="w2a2", high="w8a8"))
+    with pytest.raises(ValueError, match="a recipe of no phases"):
+        check_recipe((), modes(low="w2a2", high="w8a8"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epochs": 0},
+        {"precisions": ()},
+        {"events": ((0, FitWeightSteps("low")),)},
+        {"loss": Split(("high",))},
+        {"loss": Together(("high",), teacher="high")},
+        {"loss": Together(("high",), distillation=0.5)},
+        {"loss": Together(("low",), teacher="high", distillation=0.5)},
+        {"optimizer": Sgd(protect="high")},
+        {"start": fitted("low", grid="low") + taken_over("float", "high")},
+    ],
+    ids=str,
+)
+def test_phases_that_contradict_themselves(arguments):
+    plain = phase(Refine(), "p", 1, ("high",))
+    with pytest.raises(ValueError, match=r"phase 'p'"):
+        check_recipe((dataclasses.replace(plain, **arguments),), modes(low="w2a2", high="w8a8"))
+
+
+def rates_of(recipe: Recipe, updates: int) -> list[float]:
+    """The learning rate after every update, from none to all of them; `updates` to the epoch."""
+    rates = []
+    for stretch in recipe.phases():
+        rate = stretch.schedules[RATE](stretch.epochs * updates)
+        rates += [float(rate(float(step))) for step in range(stretch.epochs * updates + 1)]
+    return rates
+
+
+def test_learning_rates_rise_and_fall_in_every_phase():
+    recipe = Refine(passes=16.0, learning_rate=0.1, refine_rate=0.5, warmup=0.1)
+    rates = rates_of(recipe, 10)
+    first, second = rates[:81], rates[81:]
+    for rates, peak in ((first, 0.1), (second, 0.05)):
+        assert rates[0] == 0
+        assert rates[8] == max(rates) == pytest.approx(peak)
+        assert rates[80] == pytest.approx(0, abs=1e-9)
+        assert rates[79] < peak / 100
+
+
+def test_two_phases_share_one_cycle_of_the_learning_rate():
+    """Low joins while the rate is still high, and it goes on from where phase 1 left it."""
+    recipe = TwoPhase(passes=16.0)
+    rates = rates_of(recipe, 10)
+    before, after = rates[80], rates[81]
+    assert before == pytest.approx(after, rel=1e-2)
+    assert before == pytest.approx(0.07, rel=1e-2)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
