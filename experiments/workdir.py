@@ -77,14 +77,18 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bool:
-    """Claims `workdir` for a run, writing its config.json; True if it already has checkpoints.
+def has_begun(workdir: Path) -> bool:
+    """Whether a run has checkpoints there."""
+    return bool(Checkpoints(workdir).steps())
+
+
+def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> None:
+    """Claims `workdir` for a run, writing its config.json, and says whether it goes on.
 
     Raises:
       ValueError: it holds another run's config, or checkpoints that `resume` forbids to use.
     """
-    path = workdir / CONFIG
-    begun = bool(Checkpoints(workdir).steps())
+    path, begun = workdir / CONFIG, has_begun(workdir)
     if begun and not resume:
         raise ValueError(
             f"workdir {workdir} has checkpoints and --resume=false was given:"
@@ -101,7 +105,6 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> bo
         )
     if begun:
         print(f"going on with the run in {workdir} (--resume=false refuses to)")
-    return begun
 
 
 def can_go_on(workdir: Path) -> bool:
@@ -110,7 +113,7 @@ def can_go_on(workdir: Path) -> bool:
     Those of versions that did not say how wide weights are stored have another optimizer state.
     """
     network = json.loads((workdir / CONFIG).read_text()).get("network", {})
-    return "stored" in network or not Checkpoints(workdir).steps()
+    return "stored" in network or not has_begun(workdir)
 
 
 def _check_same(path: Path, description: Mapping[str, Any]) -> None:
