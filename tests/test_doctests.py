@@ -9,7 +9,8 @@ import pytest
 import dual_precision.primitives
 
 MODULES = [
-    "dual_precision.precision",
+    "dual_precision.precision.table",
+    "dual_precision.precision.widths",
     "dual_precision.training.schedules",
     "dual_precision.deploy.cascade.rule",
     "experiments.benchmark.timing",
