@@ -75,7 +75,7 @@ def packed_report(info: PackedInfo) -> str:
     }
     for row in checked_rows(info.metadata.get("results", []), "the results in the file"):
         if row["mode"] in measured:
-            accuracies = {key: row[key] for key in ("validation", "test") if key in row}
+            accuracies: dict[str, Any] = {key: row[key] for key in ("validation", "test") if key in row}
             measured[row["mode"]] |= accuracies
     if CASCADE in info.metadata:
         expected = Cascade.from_json(info.metadata[CASCADE]).expected
