@@ -9,13 +9,15 @@ import pytest
 import dual_precision.primitives
 
 MODULES = [
-    "dual_precision.precision",
+    "dual_precision.precision.table",
+    "dual_precision.precision.widths",
     "dual_precision.training.schedules",
     "dual_precision.deploy.cascade.rule",
-    "dual_precision.deploy.predictor",
     "experiments.benchmark.timing",
     "experiments.deploy.pack",
     "experiments.figures.tables",
+    "dual_precision.deploy.batching",
+    "dual_precision.deploy.file.examples",
     *(
         module.name
         for module in pkgutil.iter_modules(

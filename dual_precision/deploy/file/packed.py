@@ -110,7 +110,7 @@ def save_packed(
         "metadata": dict(metadata or {}),
     }
     sections = to_sections(variables, structure, mode_order(structure))
-    writer.write_whole(path, writer.to_bytes(sections, about))
+    writer.write_parts(path, writer.to_bytes(sections, about))
 
 
 def load_packed(
@@ -120,6 +120,7 @@ def load_packed(
 
     For inference: a kernel is the middle of each weight's cell, and of a normalisation's scale and
     variance only their quotient is left, so training goes on from a checkpoint, not from here.
+    Widths that a call gives as values are true up to the number of planes that were read.
 
     Args:
       source: a path, or a binary file that can seek.
@@ -235,7 +236,7 @@ def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
         owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
         sections[owner][name] = tensors[name]
     metadata = {**header.about["metadata"], **changes}
-    writer.write_whole(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
+    writer.write_parts(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
 
 
 def _example(header: Header) -> Example:
