@@ -75,8 +75,7 @@ def packed_report(info: PackedInfo) -> str:
     }
     for row in checked_rows(info.metadata.get("results", []), "the results in the file"):
         if row["mode"] in measured:
-            accuracies: dict[str, Any] = {key: row[key] for key in ("validation", "test") if key in row}
-            measured[row["mode"]] |= accuracies
+            measured[row["mode"]] |= {k: v for k, v in row.items() if k in ("validation", "test")}
     if CASCADE in info.metadata:
         expected = Cascade.from_json(info.metadata[CASCADE]).expected
         if expected is not None:
