@@ -34,7 +34,7 @@ def power_of_two(exponent: Bits) -> jax.Array:
 def encode(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     """Codes of the `bits`-wide mode of weights that are stored with `stored` bits.
 
-        c_n = clip(floor(w / step * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1)
+        c_n = clip(floor(w * (1/step) * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1)
 
     Args:
       w: weights [..., out], float32, finite.

@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from dual_precision.primitives import nested
 from dual_precision.primitives.nested import Bits, power_of_two
 from dual_precision.primitives.normalization import per_channel
-from dual_precision.primitives.ste import midrise_ste, scale_gradient, uniform_ste
+from dual_precision.primitives.ste import in_steps, midrise_ste, scale_gradient, uniform_ste
 
 
 def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     """The nested mid-rise grid at width n of N, differentiable in `w` and `step`.
 
-        value = (clip(floor(w / step * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1) + 1/2) * step * 2^(N-n)
+        value = (clip(floor(r * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1) + 1/2) * step * 2^(N-n)
+        r = w * (1/step), see ste.in_steps
 
     Equal, bit for bit, to `nested.decode(nested.encode(w, ...), ...)`. The gradient of `step` is
     scaled by 1 / sqrt(weights per step * 2^(N-1)), LSQ's factor at the stored width.
@@ -59,7 +60,7 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
 def quantize_activations(
     x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False
 ) -> jax.Array:
-    """Codes times a learned step, zero exact: clip(round(x/step), low, top) * step.
+    """Codes times a learned step, zero exact: clip(round(x * (1/step)), low, top) * step.
 
     The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top).
 
@@ -99,7 +100,7 @@ def encode_activations(
     Array([0, 0, 1, 3], dtype=int32)
     """
     low, top = code_range(bits, signed)
-    return jnp.clip(jnp.round(x / step), low, top).astype(jnp.int32)
+    return jnp.clip(jnp.round(in_steps(x, step)), low, top).astype(jnp.int32)
 
 
 def gaussian_weight_step(w: jax.Array, bits: int, stored: int) -> jax.Array:
@@ -123,7 +124,7 @@ def activation_step(x: jax.Array, bits: int, signed: bool = False) -> jax.Array:
     peak = jnp.maximum(jnp.max(jnp.abs(x) if signed else x), 1e-6)
 
     def error(step: jax.Array) -> jax.Array:
-        return jnp.mean((jnp.clip(jnp.round(x / step), low, top) * step - x) ** 2)
+        return jnp.mean((jnp.clip(jnp.round(in_steps(x, step)), low, top) * step - x) ** 2)
 
     ladder = peak / top * 0.92 ** jnp.arange(48, dtype=jnp.float32)
     return ladder[jnp.argmin(jax.lax.map(error, ladder))]
