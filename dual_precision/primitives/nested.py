@@ -95,6 +95,19 @@ def check_bits(bits: Bits, stored: Bits) -> None:
         raise ValueError(f"width {bits}: expected 1 to {top} bits, the stored width")
 
 
+def check_codes(codes: jax.Array, bits: int) -> None:
+    """Raises ValueError unless `codes` are integers that fit; traced ones: unless integers."""
+    if not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise ValueError(f"codes of dtype {codes.dtype}: expected integers, as encode() gives")
+    half = 2 ** (bits - 1)
+    if not isinstance(codes, jax.core.Tracer) and codes.size:
+        low, high = int(codes.min()), int(codes.max())
+        if low < -half or high >= half:
+            raise ValueError(
+                f"codes from {low} to {high}: expected {-half} to {half - 1} at {bits} bits"
+            )
+
+
 def check_finite(w: jax.Array) -> None:
     """Raises ValueError where a concrete array holds an infinity or NaN; traced ones pass."""
     if not isinstance(w, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(w))):

@@ -96,11 +96,22 @@ def encode_activations(
 ) -> jax.Array:
     """The integer codes that `quantize_activations` multiplies by its step; int32.
 
+    NaN has no code, and becomes 0: where an input may hold it, take `activation_codes`.
+
     >>> encode_activations(jnp.array([-1.0, 0.2, 0.6, 9.0]), jnp.array(0.5), 2)
     Array([0, 0, 1, 3], dtype=int32)
     """
+    return activation_codes(x, step, bits, signed).astype(jnp.int32)
+
+
+def activation_codes(x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False) -> jax.Array:
+    """The codes of `encode_activations` as float32, with a NaN for every NaN of x.
+
+    >>> activation_codes(jnp.array([0.6, jnp.nan]), jnp.array(0.5), 2)
+    Array([ 1., nan], dtype=float32)
+    """
     low, top = code_range(bits, signed)
-    return jnp.clip(jnp.round(in_steps(x, step)), low, top).astype(jnp.int32)
+    return jnp.clip(jnp.round(in_steps(x, step)), low, top)
 
 
 def gaussian_weight_step(w: jax.Array, bits: int, stored: int) -> jax.Array:
