@@ -71,7 +71,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 async def _all_of(read: Callable[..., Awaitable[Sequence]], each: Iterable[tuple]) -> list[Any]:
     """What read([a], [b], ...) gives for every (a, b, ...); raises when the last one is done."""
     ways = [read(*([argument] for argument in arguments)) for arguments in each]
-    leaves = []
+    leaves: list[Any] = []
     for part in await asyncio.gather(*ways, return_exceptions=True):
         if isinstance(part, BaseException):
             raise part
