@@ -34,7 +34,14 @@ from experiments import cli
 from experiments.figures import training as pictures
 from experiments.recipes.config import Config
 from experiments.recipes.flags import FLAGS, define_flags, read_config
-from experiments.workdir import RESULTS, default_workdir, only_user, open_workdir, write_whole
+from experiments.workdir import (
+    RESULTS,
+    default_workdir,
+    has_begun,
+    only_user,
+    open_workdir,
+    write_whole,
+)
 
 log = logging.getLogger("dual_precision")
 
@@ -49,8 +56,10 @@ def main() -> None:
         dataset = load_data(config)
         description = describe_run(config, preset, dataset)
         model, task = build_from(description["network"]), task_of(config, dataset)
-        begun = open_workdir(workdir, description, FLAGS.resume)
         structure = structure_of(model, task.example)
+        # Before the workdir is claimed: wrong widths, or a wrong --init, leave it free.
+        start = None if has_begun(workdir) else first_variables(config, model, task, structure)
+        open_workdir(workdir, description, FLAGS.resume)
         write_overview(structure, workdir / "parameters.txt")
         state = fit(
             model,
@@ -61,7 +70,7 @@ def main() -> None:
             options_of(config),
             workdir,
             config=description,
-            variables=None if begun else first_variables(config, model, task, structure),
+            variables=start,
             listeners=listeners(workdir),
         )
         rows = results(config, model, task, state.variables, dataset, FLAGS.test)

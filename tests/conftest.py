@@ -1,14 +1,18 @@
 """Strictness for every test; the small study that several files use."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
+
+from dual_precision import data
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -20,24 +24,52 @@ hypothesis.settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session")
-def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study of three cells on digits, by the real command: half a minute.
-
-    The data set, as TFDS prepares it, is in `data` beside it. Workers that run side by side share
-    one: the first makes it.
-    """
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that workers which run side by side have in common."""
     workers = "PYTEST_XDIST_WORKER" in os.environ
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if workers else base) / "study" / "digits"
-    folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "results.json").exists():
-            _make_study(folder)
+    folder = (base.parent if workers else base) / "study"
+    folder.mkdir(exist_ok=True)
     return folder
 
 
-def _make_study(folder: Path) -> None:
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The others wait until the block is left."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def child_environment(shared_folder: Path) -> dict[str, str]:
+    """For the commands that tests start: they share prepared digits, and what XLA has compiled."""
+    folder = shared_folder / "data"
+    with alone(shared_folder):
+        if not folder.exists():
+            data.load("digits", data_dir=folder)
+    return {
+        **os.environ,
+        "TFDS_DATA_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def digits_study(shared_folder: Path, child_environment: dict[str, str]) -> Path:
+    """The folder of a study of three cells on digits, by the real command: half a minute.
+
+    The data set, as TFDS prepares it, is in `data` beside it.
+    """
+    folder = shared_folder / "digits"
+    with alone(shared_folder):
+        if not (folder / "results.json").exists():
+            _make_study(folder, child_environment)
+    return folder
+
+
+def _make_study(folder: Path, environment: dict[str, str]) -> None:
     arguments = (
         "--preset=digits",
         "--seeds=1",
@@ -50,7 +82,7 @@ def _make_study(folder: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "experiments.study", *arguments],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "TFDS_DATA_DIR": str(folder.parent / "data")},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=600,  # on a busy machine

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from dual_precision import load
+from dual_precision.deploy import load_packed, save_packed
 from dual_precision.loading import load_trained, save_floats, start_from
 from dual_precision.models import build_from
 from dual_precision.precision import modes
@@ -150,6 +151,25 @@ def test_a_network_of_other_inputs(tmp_path):
     colours = Classification((4, 4, 3)).example
     with pytest.raises(ValueError, match="takes other inputs than the new network: images of 3 c"):
         load_trained(tmp_path, colours)
+
+
+def test_a_packed_file_gives_the_codes_and_what_each_mode_computes(tmp_path):
+    """Under another stored width too; its float mode is none, and starts from the widest."""
+    network = network_of(low="w2a2", high="w4a4", stored=4)
+    model, saved = build_from(network), variables_of(network)
+    path = tmp_path / "net.safetensors"
+    save_packed(path, model, saved, network, EXAMPLE)
+    now = network_of(low="w2a2", high="w4a4", stored=8)
+    leaves, notes, structure = started(path, now)
+    assert not notes
+    old = codes_of(flatten_dict(saved), structure_of(model, EXAMPLE))
+    for key, codes in codes_of(leaves, structure).items():
+        np.testing.assert_array_equal(codes, old[key], err_msg=str(key))
+    _, packed = load_packed(path)
+    for mode in BOTH:
+        expected = model.apply(packed, IMAGES, precision=mode)
+        logits = build_from(now).apply(unflatten_dict(leaves), IMAGES, precision=mode)
+        np.testing.assert_array_equal(logits, expected)
 
 
 # -- from a file of floats -------------------------------------------------------------------------

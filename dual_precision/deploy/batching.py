@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dual_precision.structure import Example, batch_of
-
 
 def batches(count: int, sizes: Sequence[int]) -> list[int]:
     """Sizes of the batches that `count` rows run in; the last one is filled up.
@@ -50,24 +48,24 @@ def row_count(tree: Any) -> int:
     return len(jax.tree.leaves(tree)[0])
 
 
-def checked_inputs(inputs: Any, example: Example) -> tuple[Any, ...]:
+def checked_inputs(inputs: Any, batch: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arrays that a model takes besides `precision`, if `inputs` are these.
 
     Args:
-      inputs: an array with rows like `example`, or a tuple where the example is one.
+      inputs: an array, or a tuple where the model takes more.
+      batch: what it takes, see `structure.batch_of`; the number of rows does not matter.
 
     Raises:
       ValueError: another structure, shape or dtype; different numbers of rows.
     """
-    given = inputs if isinstance(example, tuple) else (inputs,)
-    batch = batch_of(example, 1)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
     expected = jax.tree.leaves(batch)
     arrays: list[Any] = []
     with contextlib.suppress(ValueError):  # of another structure
         jax.tree.map(lambda _, array: arrays.append(array), batch, given)
-    rows = {np.shape(array)[:1] for array in arrays}
     found = [(np.shape(array)[1:], getattr(array, "dtype", None)) for array in arrays]
-    if found != [(leaf.shape[1:], leaf.dtype) for leaf in expected] or rows in (set(), {()}):
+    rows = {np.shape(array)[:1] for array in arrays}
+    if found != [(leaf.shape[1:], leaf.dtype) for leaf in expected] or () in rows:
         wanted = [_described(leaf.dtype, ("N", *leaf.shape[1:])) for leaf in expected]
         had = [_described(getattr(a, "dtype", type(a)), np.shape(a)) for a in arrays]
         raise ValueError(f"inputs {', '.join(had) or type(inputs)}: expected {', '.join(wanted)}")

@@ -81,6 +81,7 @@ class Predictor:
             apply, variables = _network(file, self.precisions)
         self.output = _output(apply, variables, self.info, self.precisions[0])
         self._check_cascade(self.cascade)
+        self._row = batch_of(self.info.example, 1)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
         self._programs: dict[tuple[str, str, int], Any] = {}
@@ -113,7 +114,7 @@ class Predictor:
                 f" {[*self.precisions, *([AUTO] if self.cascade else [])]}"
                 f" (the file holds {list(self.info.bytes_read)})"
             )
-        return self._run(precision, ALONE, checked_inputs(inputs, self.info.example))[0]
+        return self._run(precision, ALONE, checked_inputs(inputs, self._row))[0]
 
     def answer(self, inputs: Any, cascade: Cascade | None = None) -> Answer:
         """What "auto" gives, and which rows took which way; arguments and errors as `predict`.
@@ -122,7 +123,7 @@ class Predictor:
           inputs: as `predict`.
           cascade: another than self.cascade for these rows, of the same two modes.
         """
-        rows, own = checked_inputs(inputs, self.info.example), self.cascade
+        rows, own = checked_inputs(inputs, self._row), self.cascade
         if own is None:
             raise ValueError(f"precision {AUTO!r}: {self._why_none}")
         cascade = cascade or own

@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.figures.training import COLOURS
+from experiments.figures.drawing import COLOURS, pyplot_for_files
+from experiments.figures.tables import markdown_table
 from experiments.study.matrix import REESTIMATED
-from experiments.study.results import CONFIDENCE, OURS
+from experiments.study.results import CONFIDENCE, MODES, OURS
 
 _DASH = "-"
+_GAPS = (*MODES, "worse")
 
 
 def report(results: Mapping[str, Any]) -> str:
     """The whole study as Markdown."""
     parts = [f"# Study `{results['preset']}`: {results['model']}, {results['dataset']}", ""]
     parts += [f"`{results['command']}`", ""]
-    parts += [legend(results["confidence"]), ""]
+    parts += [legend(results), ""]
     for pair in results["pairs"]:
         if not pair["methods"]:
             continue
@@ -31,22 +33,30 @@ def report(results: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def legend(confidence: float) -> str:
-    """What the columns and rows mean."""
-    return _LEGEND.format(confidence=round(100 * confidence), batches=REESTIMATED)
+def legend(results: Mapping[str, Any]) -> str:
+    """What the columns mean, and those rows that need a word."""
+    methods = {method for pair in results["pairs"] for method in pair["methods"]}
+    notes = [f"- `{method}`: {note}" for method, note in _ROWS.items() if method in methods]
+    columns = _COLUMNS.format(confidence=round(100 * results["confidence"]))
+    return "\n".join([columns, "", *notes]) if notes else columns
 
 
-_LEGEND = """\
-Test accuracy in percent, mean ± sample standard deviation over seeds. A gap is a mode's accuracy
-less its twin's of the same seed, in points, with the {confidence} % confidence interval of its
-mean (Student's t, each by itself, over seeds alone: one split, one test set); "worse" is the
-smaller of a seed's two gaps. Cost is in passes: one mode run forward and backward over one epoch.
-The twins together cost what one dual network costs; half-batch twins make twice the updates for
-that cost; each long twin gets the whole cost. `truncate` is the high twin, cut to the width of low:
-low has the statistics of high, and input steps fitted to one batch. `truncate re-estimated` is the
-same twin trained once more; after the cut the statistics of low are estimated again, on {batches}
-training batches. Updates are those of one network. First and last layer have 8-bit weights
-throughout."""
+_COLUMNS = """\
+Test accuracy in percent, mean ± sample standard deviation over seeds. A gap is the accuracy of a
+mode less that of its twin of the same seed, in points, with the {confidence} % confidence interval
+of its mean (Student's t, each by itself, over seeds alone: one split, one test set); "worse" is the
+smaller of the two gaps of a seed. Cost is in passes: one mode run forward and backward over one
+epoch. Updates are those of one network. First and last layer have 8-bit weights throughout."""
+
+_ROWS = {
+    "twins": "one network for each mode; together they cost what one dual network costs.",
+    "half-batch twins": "twins on batches of half the size: twice the updates for the same cost.",
+    "long twins": "each gets the whole cost of one dual network.",
+    "truncate": "the high twin, cut to the width of low. Low has the statistics of high, which"
+    " belong to other weights, and input steps fitted to one batch.",
+    "truncate re-estimated": "the same twin, trained once more; after the cut the statistics of low"
+    f" are estimated again, on {REESTIMATED} training batches. The fair baseline.",
+}
 
 _ABLATION_NOTE = """\
 low {low}, high {high}, seed 0, validation accuracy alone. One seed:
@@ -55,63 +65,60 @@ compare changes with the standard deviations over seeds in the tables above."""
 
 def pair_table(pair: Mapping[str, Any], split: str = "test") -> str:
     """One row per method."""
-    lines = [
-        "| method | cost | updates | seeds | low | high | low gap | high gap | worse gap |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for method, summary in pair["methods"].items():
-        accuracy = summary["accuracy"][split]
-        gaps = summary["gap"].get(split, {})
-        both = [_number(accuracy.get(mode)) for mode in ("low", "high")]
+        accuracy = {mode: _number(value) for mode, value in summary["accuracy"][split].items()}
         if "float" in accuracy:
-            both = [_DASH, f"{_number(accuracy['float'])} (float)"]
-        cells = [
-            method,
-            f"{summary['cost']:g}",
-            f"{summary['updates']:,}",
-            str(len(summary["seeds"])),
-            *both,
-            *(_gap(gaps.get(name)) for name in ("low", "high", "worse")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            accuracy = {"high": f"{accuracy['float']} (float)"}
+        row = {"method": method, **summary, "seeds": len(summary["seeds"]), **accuracy}
+        rows.append(row | _gaps_of(summary["gap"].get(split, {}), " gap"))
+    columns = [
+        ("method", "method", "{}"),
+        ("cost", "cost", "{:g}"),
+        ("updates", "updates", "{:,}"),
+        *((name, name, "{}") for name in ("seeds", *MODES)),
+        *((f"{name} gap", f"{name} gap", "{}") for name in _GAPS),
+    ]
+    return markdown_table(rows, columns, left=("method",), missing=_DASH)
 
 
 def lead_table(pair: Mapping[str, Any], split: str = "test") -> str:
     """By how much `two_phase joint` is ahead of each other method."""
-    lines = ["| less | low | high | worse |", "|---|---:|---:|---:|"]
-    for other, gaps in pair["ours_less"].items():
-        if split in gaps:
-            cells = [_gap(gaps[split].get(name)) for name in ("low", "high", "worse")]
-            lines.append(f"| {other} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        {"less": other, **_gaps_of(gaps[split])}
+        for other, gaps in pair["ours_less"].items()
+        if split in gaps
+    ]
+    columns = [(name, name, "{}") for name in ("less", *_GAPS)]
+    return markdown_table(rows, columns, left=("less",), missing=_DASH)
 
 
 def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every row with its change from the row that it differs from in one thing."""
-    lines = ["| change | compared with | low | high |", "|---|---|---:|---:|"]
+    lines = []
     for row in rows:
         start = row["against"] == row["title"]
-        cells = [
-            f"{row['validation'][mode]:.2f}" + ("" if start else f" ({row['change'][mode]:+.2f})")
-            for mode in ("low", "high")
-        ]
-        lines.append(
-            f"| {row['title']} | {_DASH if start else row['against']} | {' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
+        modes = {
+            mode: f"{row['validation'][mode]:.2f}"
+            + ("" if start else f" ({row['change'][mode]:+.2f})")
+            for mode in MODES
+        }
+        against = None if start else row["against"]
+        lines.append({"change": row["title"], "compared with": against, **modes})
+    columns = [(name, name, "{}") for name in ("change", "compared with", *MODES)]
+    return markdown_table(lines, columns, left=("change", "compared with"), missing=_DASH)
 
 
-def _number(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return _DASH
+def _gaps_of(gaps: Mapping[str, Any], end: str = "") -> dict[str, str]:
+    return {f"{name}{end}": _gap(gaps[name]) for name in _GAPS if name in gaps}
+
+
+def _number(value: Mapping[str, Any]) -> str:
     sd = f" ± {value['sd']:.2f}" if value["sd"] is not None else ""
     return f"{value['mean']:.2f}{sd}"
 
 
-def _gap(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return _DASH
+def _gap(value: Mapping[str, Any]) -> str:
     interval = value["interval"]
     around = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
     return f"{value['mean']:+.2f}{around}"
@@ -119,11 +126,7 @@ def _gap(value: Mapping[str, Any] | None) -> str:
 
 def plot_pair(pair: Mapping[str, Any], stem: Path, split: str = "test") -> list[Path]:
     """Accuracy of every method's modes, and their gaps to the twins; writes PNG and SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot_for_files()
     methods = list(pair["methods"])
     height = 1.1 + 0.42 * len(methods)
     figure, (left, right) = plt.subplots(
@@ -151,7 +154,7 @@ def plot_pair(pair: Mapping[str, Any], stem: Path, split: str = "test") -> list[
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right"]].set_visible(False)
     paths = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "study"}):  # the same figure, the same file
+    with plt.rc_context({"svg.hashsalt": "study"}):  # the same figure, the same file
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {}
             figure.savefig(path, dpi=144, metadata=metadata)

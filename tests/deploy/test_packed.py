@@ -81,7 +81,7 @@ def packed(name):
 def content_of(model, variables, network, shape, **arguments):
     written = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "write_whole", lambda _, parts: written.append(b"".join(parts)))
+        patch.setattr(writer, "write_parts", lambda _, parts: written.append(b"".join(parts)))
         example = Classification(shape).example
         save_packed("", model, variables, network, example, **arguments)
     return written[0]
@@ -380,14 +380,14 @@ def test_nothing_but_a_packed_error_comes_of_any_bytes(noise, dressed):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "net.safetensors"
-    writer.write_whole(path, [b"old"])
+    writer.write_parts(path, [b"old"])
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        writer.write_whole(path, [b"new"])
+        writer.write_parts(path, [b"new"])
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -61,7 +61,7 @@ def packed(network, variables=None):
     variables = trained(model) if variables is None else variables
     written = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "write_whole", lambda _, parts: written.append(b"".join(parts)))
+        patch.setattr(writer, "write_parts", lambda _, parts: written.append(b"".join(parts)))
         save_packed("", model, variables, network, EXAMPLE, {"note": 1})
     return written[0], model, variables
 

@@ -1,11 +1,16 @@
-"""The frame of all commands: words and flags that reach a command, and those that are refused."""
+"""The frame of all commands: words and flags that reach a command, and how commands end."""
 
+import errno
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
 
+from dual_precision.data import DataError
+from dual_precision.training.checkpoint import CheckpointError
+from dual_precision.training.fit import Interrupted, NonFiniteLoss
 from experiments import cli
 from experiments.benchmark import __main__ as benchmark
 from experiments.deploy import __main__ as deploy
@@ -104,3 +109,56 @@ def test_no_code_imports_a_command_file():
     assert not [
         path for path in sources if re.search(r"import.*__main__|__main__ import", path.read_text())
     ]
+
+
+# -- how commands end ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def end(monkeypatch):
+    """Runs a command that raises an error; what it exits with."""
+
+    def run(error: BaseException) -> object:
+        def command():
+            raise error
+
+        monkeypatch.setattr(cli, "_logs_to_stderr", lambda: None)
+        monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
+        monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded(["cifar"]))
+        monkeypatch.setattr(cli, "FLAGS", SimpleNamespace(traceback=False))
+        with pytest.raises(SystemExit) as stop:
+            cli.run(command)
+        return stop.value.code
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ValueError, OSError, DataError, CheckpointError, NonFiniteLoss],
+    ids=lambda k: k.__name__,
+)
+def test_what_users_can_mend_is_one_line(end, kind):
+    assert end(kind("the loss is\n  not finite")) == "error: the loss is not finite"
+
+
+def test_what_they_cannot_mend_is_raised(end):
+    with pytest.raises(ZeroDivisionError):
+        end(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Quota")]
+)
+def test_full_disk_names_the_way_out(end, error):
+    assert str(end(error)).endswith("make room and start the same command again: it goes on")
+
+
+def test_interrupted_outside_of_training(end, capsys):
+    assert end(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "stopped: start the same command again to go on\n"
+
+
+def test_interrupted_in_training(end, capsys):
+    assert end(Interrupted("SIGTERM: saved at step 3 of 9", 15)) == 128 + 15
+    assert capsys.readouterr().err == "SIGTERM: saved at step 3 of 9\n"

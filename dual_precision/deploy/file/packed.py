@@ -25,6 +25,7 @@ from dual_precision.deploy.file import container, writer
 from dual_precision.deploy.file.container import Header, PackedError
 from dual_precision.deploy.file.contents import from_sections, to_sections
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
+from dual_precision.deploy.file.limits import check_example, check_network
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import (
@@ -110,7 +111,7 @@ def save_packed(
         "metadata": dict(metadata or {}),
     }
     sections = to_sections(variables, structure, mode_order(structure))
-    writer.write_whole(path, writer.to_bytes(sections, about))
+    writer.write_parts(path, writer.to_bytes(sections, about))
 
 
 def load_packed(
@@ -120,6 +121,7 @@ def load_packed(
 
     For inference: a kernel is the middle of each weight's cell, and of a normalisation's scale and
     variance only their quotient is left, so training goes on from a checkpoint, not from here.
+    Widths that a call gives as values are true up to the number of planes that were read.
 
     Args:
       source: a path, or a binary file that can seek.
@@ -235,7 +237,7 @@ def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
         owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
         sections[owner][name] = tensors[name]
     metadata = {**header.about["metadata"], **changes}
-    writer.write_whole(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
+    writer.write_parts(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
 
 
 def _example(header: Header) -> Example:
@@ -248,9 +250,13 @@ def _example(header: Header) -> Example:
 def _rebuild(header: Header) -> tuple[nn.Module, Structure]:
     """The model, if this program still gives it the layers and widths that were packed."""
     about = header.about
+    check_network(about["network"])
+    check_example(example := _example(header))
+    if not isinstance(about["metadata"], dict):
+        raise PackedError("its metadata is no table of names: pack the network again")
     name = about["network"].get("name")
     model = build_from(about["network"])
-    structure = structure_of(model, _example(header), most=len(about["layers"]))
+    structure = structure_of(model, example, most=len(about["layers"]))
     table = _table(structure)
     # Files from before "stored" stood there say it by their description alone.
     packed = [

@@ -72,7 +72,7 @@ def _dump(value: Any) -> str:
         raise ValueError(f"what goes into the header must be JSON: {error}") from None
 
 
-def write_whole(path: str | os.PathLike, parts: list[bytes]) -> None:
+def write_parts(path: str | os.PathLike, parts: list[bytes]) -> None:
     """Writes a file that is either there as a whole or not at all.
 
     Raises:

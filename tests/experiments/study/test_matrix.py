@@ -1,9 +1,8 @@
 """The matrix of the study: which networks are trained, what each costs, which row reads which."""
 
 import pytest
-from absl import flags
 
-from experiments.recipes import flags as training_flags
+from experiments.recipes.flags import FLAGS, read_config
 from experiments.study.matrix import (
     METHODS,
     REESTIMATED,
@@ -84,17 +83,10 @@ def test_a_setting_does_not_reach_the_recipes_that_have_no_use_for_it():
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_a_cells_command_gives_its_config(cell, tmp_path):
-    if "mode" not in flags.FLAGS:
-        training_flags.define_flags()
-    line = command(cell, "quick", tmp_path)
-    flags.FLAGS(["cifar", *line[3:]])
-    try:
-        assert training_flags.read_config() == (cell.config, "quick")
-        assert flags.FLAGS.test is not cell.ablation
-    finally:
-        for flag in flags.FLAGS.get_flags_for_module(training_flags.__name__):
-            flag.unparse()
+def test_a_cells_command_gives_its_config(cell, tmp_path, parse):
+    parse(*command(cell, "quick", tmp_path)[3:])
+    assert read_config() == (cell.config, "quick")
+    assert FLAGS.test is not cell.ablation
 
 
 def test_a_command_says_only_what_the_preset_does_not():

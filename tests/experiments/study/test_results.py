@@ -1,6 +1,7 @@
 """The statistics of a study, and its tables and plots."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from experiments.study.tables import ablation_table, pair_table, plot_pair, repo
 
 PLAN = PLANS["quick"]
 BASE = base_settings(PLAN, {})
+SHOWN = Path(__file__).parents[3] / "notebooks" / "study-quick"
 ABOUT = {"command": "study", "preset": "quick", "model": "m", "dataset": "d"}
 
 
@@ -80,7 +82,13 @@ def test_ablations_show_validation_alone(tmp_path):
     matrix = Matrix("quick", [], {name: (cell, "as") for name, cell in cells.items()})
     found = collect(matrix, tmp_path, ABOUT, lambda _: [])["ablations"]
     assert [row["change"]["low"] for row in found] == [0.0, -1.5]
-    assert "| less | as | 68.50 (-1.50) | 68.50 (-1.50) |" in ablation_table(found)
+    rows = cells_of(ablation_table(found))
+    assert rows[2:] == [["as", "-", "70.00", "70.00"], ["less", "as", *["68.50 (-1.50)"] * 2]]
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The cells of every line of a table."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
 
 
 def test_the_table_and_the_plots(collected, tmp_path):
@@ -100,6 +108,11 @@ def test_the_table_and_the_plots(collected, tmp_path):
 def test_both_cuts_are_named_for_what_they_are(collected):
     text = report(collected)
     for method in ("truncate", "truncate re-estimated"):
-        assert f"| {method} |" in text
-        assert f"`{method}`" in text, "the legend says what it is"
-    assert "20 training batches" in " ".join(text.split())
+        assert f"\n| {method} " in text
+        assert f"\n- `{method}`: " in text, "the legend says what it is"
+    assert "estimated again, on 20 training batches" in text
+
+
+def test_the_study_that_is_shown_is_what_its_numbers_give():
+    results = json.loads((SHOWN / "results.json").read_text())
+    assert (SHOWN / "results.md").read_text() == report(results)

@@ -1,7 +1,6 @@
-"""Cells side by side: failures, ends, who may use a folder, how far they are."""
+"""Cells side by side: failures, ends, how far they are."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ import pytest
 from experiments.recipes.config import make_config
 from experiments.study import runner
 from experiments.study.matrix import Cell
-from experiments.workdir import only_user
 
 ROOT = Path(__file__).parents[3]
 ROW = {"mode": "high", "bits": "w8a8", "validation": 50.0, "test": 40.0}
@@ -92,31 +90,6 @@ def test_an_error_here_stops_the_running_cells(tmp_path):
         runner.run_cells(cells, tmp_path, 2, line, after)
     slow = (tmp_path / "slow.log").read_text().splitlines()[1:]
     assert all(not Path(f"/proc/{pid}").exists() for pid in slow)
-
-
-HOLD = """
-import fcntl, sys, time
-with open(sys.argv[1], "a") as handle:
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_one_process_at_a_time_and_the_lock_survives_a_crash(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="in use by another process"), only_user(tmp_path):
-            pass
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    with only_user(tmp_path):
-        pass
 
 
 def test_passes_done_follow_the_log(tmp_path):

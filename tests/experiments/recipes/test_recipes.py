@@ -1,7 +1,6 @@
-"""Configuration and recipes: what each costs, what it refuses, which settings it has."""
+"""Recipes as phases: what each costs, in what order, what it refuses to promise."""
 
 import dataclasses
-import json
 from typing import Any
 
 import pytest
@@ -16,18 +15,11 @@ from experiments.recipes.config import (
     ORDERS,
     PRESETS,
     RECIPES,
-    Config,
-    config_from,
-    every_field,
-    fields_of,
     make_config,
-    read_settings,
-    read_widths,
-    recipe_of,
 )
 from experiments.recipes.recipe import Recipe, fitted, phase, taken_over
 from experiments.recipes.single import Truncate
-from experiments.recipes.two_phase import Joint, Refine, TwoPhase
+from experiments.recipes.two_phase import Refine, TwoPhase
 
 EVERY = [
     *((mode, "") for mode in RECIPES if mode != ORDERED),
@@ -192,152 +184,3 @@ def test_two_phases_share_one_cycle_of_the_learning_rate():
     assert before == pytest.approx(after, rel=1e-2)
     assert before == pytest.approx(0.07, rel=1e-2)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
-
-
-# -- settings --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@each_recipe
-def test_presets_make_a_config_for_every_recipe(preset, mode, order):
-    config = make_config(preset, settings_of(mode, order))
-    assert set(PRESETS[preset]) <= set(fields_of(type(config.recipe)))
-    check_recipe(config.recipe.phases(), config.modes)
-
-
-def test_settings_override_the_preset_with_the_type_of_their_field():
-    settings = read_settings(["passes=2", "batch_size=32", "model=resnet8"])
-    config = make_config("digits", settings)
-    assert (config.recipe.passes, config.batch_size, config.model) == (2.0, 32, "resnet8")
-    assert isinstance(config.recipe.passes, float)
-    several = read_settings(["mode=two_phase", "split=false", "distillation=0.25"])
-    assert several == {"mode": "two_phase", "split": False, "distillation": 0.25}
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("passes", "expected name=value"),
-        ("passes=many", "expected a value of type float"),
-        ("batch_size=1.5", "expected a value of type int"),
-        ("reestimate=1.5", "expected a value of type int"),
-        ("distillation=none", "expected a value of type float"),
-        ("split=perhaps", "expected a value of type bool"),
-        ("pases=3", r"setting 'pases' is unknown: expected one of \[.*'passes'"),
-        ("widths={}", "setting 'widths' is unknown"),
-    ],
-)
-def test_settings_refused(text, says):
-    with pytest.raises(ValueError, match=says):
-        read_settings([text])
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"mode": "dual"},
-        {"order": "low_first"},
-        {"model": "vgg"},
-        {"low": "w0a2"},
-        {"low": "w9a9"},
-        {"high": "a33"},
-        {"stored": 9},
-        {"stored": 4},
-        {"batch_size": 0},
-        {"seed": -1},
-        {"passes": 0.0},
-        {"passes": float("nan")},
-        {"passes": float("inf")},
-        {"learning_rate": float("nan")},
-        {"learning_rate": -0.1},
-        {"weight_decay": -1.0},
-        {"steps_per_dispatch": -1},
-        {"epochs_per_evaluation": 0},
-        {"distillation": 1.5, "split": False},
-        {"distillation": 0.5},
-        {"first_share": 0.8, "polish_share": 0.2},
-        {"reestimate": -1, "mode": "truncate"},
-        {"low": "w8a8", "high": "w2a2", "order": "refine"},
-        {"low": "w32a32", "high": "w8a8", "order": "refine"},
-    ],
-    ids=str,
-)
-def test_configs_refused(wrong):
-    with pytest.raises(ValueError, match=r"expected|choose") as caught:
-        make_config("paper", wrong)
-    assert "\n" not in str(caught.value)
-    assert str(next(iter(wrong.values()))) in str(caught.value), "says what it got"
-
-
-def test_unknown_preset_and_field():
-    with pytest.raises(ValueError, match=r"preset 'fast' is unknown.*'quick'"):
-        make_config("fast", {})
-    with pytest.raises(ValueError, match=r"setting 'lr' is unknown.*'learning_rate'"):
-        make_config("quick", {"lr": 1})
-
-
-def test_an_order_is_of_one_recipe_alone():
-    with pytest.raises(ValueError, match=r"order='refine' with mode 'low': expected mode 'two_ph"):
-        make_config("quick", {"mode": "low", "order": "refine"})
-    assert recipe_of("two_phase") is recipe_of("two_phase", "joint") is TwoPhase
-    assert recipe_of("joint") is Joint
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"mode": "joint", "split": False},
-        {"mode": "truncate", "reestimate": 3, "low": "w1a4"},
-        {"order": "refine", "widths": read_widths({"stage3_*": {"low": "w1a2"}})},
-        {"split": False, "distillation": 0.25, "stored": 8},
-    ],
-    ids=lambda settings: "-".join(settings),
-)
-def test_a_config_comes_back_from_its_json(settings):
-    config = make_config("quick", settings)
-    told = json.loads(json.dumps(config.to_json()))
-    widths = read_widths(told.pop("widths"))
-    assert config_from({**told, "widths": widths}) == config
-    assert hash(config) == hash(make_config("quick", settings))
-
-
-# -- a recipe has its own fields -------------------------------------------------------------------
-
-# Another value for every field that only a recipe has.
-ALTERNATIVES: dict[str, Any] = {"reestimate": 2, "split": False, "passes": 50.0}
-
-
-def alternative(name: str) -> Any:
-    return ALTERNATIVES.get(name, 0.25)
-
-
-@each_recipe
-def test_every_field_of_a_recipe_changes_what_it_does(mode, order):
-    """None is idle. `label_smoothing` is told to the task, see experiments/cifar.py."""
-    recipe = recipe_of(mode, order)
-    needs = {"distillation": {"split": False}, "refine_rate": {"polish_share": 0.1}}
-    fields = [field for field in dataclasses.fields(recipe) if field.name != "label_smoothing"]
-    for field in fields:
-        start = needs.get(field.name, {}) if recipe is TwoPhase else {}
-        plain = recipe(**start)
-        changed = recipe(**start, **{field.name: alternative(field.name)})
-        assert repr(plain.phases()) != repr(changed.phases()), field.name
-
-
-@each_recipe
-def test_a_field_of_another_recipe_is_unknown(mode, order):
-    own = fields_of(recipe_of(mode, order))
-    others = set(every_field()) - set(own) - {"order"}
-    for name in others:
-        with pytest.raises(ValueError, match=f"setting '{name}' is unknown with mode '{mode}'"):
-            make_config("paper", settings_of(mode, order, **{name: alternative(name)}))
-
-
-@each_recipe
-def test_low_may_be_wider_where_nothing_is_refined(mode, order):
-    if order != "refine":
-        make_config("paper", settings_of(mode, order, low="w8a8", high="w2a2"))
-
-
-def test_the_defaults_are_a_config():
-    assert dataclasses.replace(Config(), order="joint") == make_config("paper", {})

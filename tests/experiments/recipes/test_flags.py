@@ -1,0 +1,104 @@
+"""The flags of the training command: what they ask for, what they are refused for."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.recipes import flags as training_flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--mode=dual"], "mode 'dual' is unknown: expected one of ['float', 'low',"),
+        (["--order=up"], "order 'up' is unknown: expected one of ['joint', 'refine']"),
+        (["--model=vgg"], "model 'vgg' is unknown: expected one of ['mlp',"),
+        (["--preset=fast"], "preset 'fast' is unknown: expected one of ['digits', 'paper',"),
+        (["--low=w0a2"], "precision 'w0a2': expected w<bits>a<bits>"),
+        (["--low=w9a9"], "precision 'w9a9': expected w<bits>a<bits>"),
+        (["--high=a33"], "precision 'a33': expected w<bits>a<bits>"),
+        (["--order=refine", "--low=w8a8", "--high=w4a4"], "'low' has w8a8, wider weights than"),
+        (["--set=pases=3"], "setting 'pases' is unknown: expected one of ["),
+        (["--set=passes=x"], "--set 'passes=x': expected a value of type float"),
+        (["--set=passes"], "--set 'passes': expected name=value"),
+        (["--set=passes=inf"], "passes=inf: expected a finite number"),
+        (["--set=stored=4"], "wider weights than the 4 bits that are stored"),
+        (["--seed=1", "--set=seed=2"], "--seed and --set seed=...: expected one of them"),
+        (["--init="], "--init= is empty: expected a value, or leave it out"),
+        (["--low="], "--low= is empty"),
+        (["--mode=low", "--order=refine"], "order='refine' with mode 'low': expected mode 'two_p"),
+        (["--mode=joint", "--order=joint"], "order='joint' with mode 'joint': expected mode 'two"),
+        (
+            ["--mode=float", "--set=distillation=0.1"],
+            "setting 'distillation' is unknown with mode 'float': expected one of ['mode',",
+        ),
+        (
+            ["--order=refine", "--set=distillation=0.1"],
+            "setting 'distillation' is unknown with mode 'two_phase' and order 'refine': expected",
+        ),
+        (["--set=reestimate=2"], "setting 'reestimate' is unknown with mode 'two_phase' and order"),
+        (["--set=distillation=0.1"], "distillation=0.1 with split=True: low and high see other"),
+        (["--mode=truncate", "--set=reestimate=-1"], "reestimate=-1: expected 0 or more batches"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_refused(parse, arguments, says):
+    parse("--dataset=digits", *arguments)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        training_flags.read_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_flags_are_one_line(parse):
+    parse()
+    for argument, says in (("--seed=x", "--seed=x"), ("--nothing=1", "flag 'nothing'")):
+        with pytest.raises(SystemExit) as stop:
+            cli._parse_flags(["cifar", argument])
+        assert str(stop.value.code).startswith("error: ")
+        assert says in str(stop.value.code)
+        assert "\n" not in str(stop.value.code)
+
+
+def test_presets_follow_the_dataset_and_settings_the_flags(parse):
+    parse("--dataset=digits", "--set=batch_size=32", "--mode=low")
+    config, preset = training_flags.read_config()
+    assert (preset, config.batch_size, config.mode) == ("digits", 32, "low")
+    parse("--dataset=cifar10", "--preset=paper")
+    assert training_flags.read_config()[1] == "paper"
+
+
+# -- widths of layers ------------------------------------------------------------------------------
+
+
+def written(path: Path, widths: object) -> str:
+    path.write_text(widths if isinstance(widths, str) else json.dumps(widths))
+    return f"--widths={path}"
+
+
+@pytest.mark.parametrize(
+    ("widths", "says"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+        ([], 'expected JSON {"layer or pattern": {"mode": "w4a4"}}'),
+        ({"dense2": "w4a4"}, 'expected JSON {"layer or pattern": {"mode": "w4a4"}}'),
+        ({"dense2": {"low": 4}}, 'expected JSON {"layer or pattern": {"mode": "w4a4"}}'),
+        ({"dense2": {"low": "w9a9"}}, "precision 'w9a9': expected w<bits>a<bits>"),
+        ({"dense2": {"medium": "w4a4"}}, "layer 'dense2' has modes ['medium']: expected some of"),
+    ],
+    ids=["not JSON", "deep", "a list", "no modes", "a number", "no width", "no such mode"],
+)
+def test_wrong_widths(parse, tmp_path, widths, says):
+    parse("--dataset=digits", written(tmp_path / "widths.json", widths))
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        training_flags.read_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_widths_that_are_not_there(parse, tmp_path):
+    parse("--dataset=digits", f"--widths={tmp_path / 'gone.json'}")
+    with pytest.raises(OSError, match=r"gone\.json"):
+        training_flags.read_config()
