@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import cli
 from experiments.figures.tables import Rows, markdown_table
-from experiments.workdir import RESULTS, read_description
+from experiments.workdir import read_description, read_rows
 
 _COLUMNS = (
     ("mode", "mode", "{}"),
@@ -34,9 +34,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[list[dict[str, Any]]]:
     """
     runs, configs = [], set()
     for workdir in workdirs:
-        if not (workdir / RESULTS).exists():
-            raise ValueError(f"{workdir} has no {RESULTS}: expected a finished run")
-        runs.append(json.loads((workdir / RESULTS).read_text())["rows"])
+        runs.append(read_rows(workdir))
         experiment = read_description(workdir)["experiment"]
         configs.add(json.dumps({**experiment, "seed": None}))
     if len(configs) != 1:

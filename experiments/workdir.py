@@ -19,6 +19,7 @@ from experiments.recipes.config import (
 from experiments.recipes.two_phase import DISTILLATION
 
 CONFIG = "config.json"
+LARGEST_JSON = 64 << 20  # bytes
 RESULTS = "results.json"  # that it is there says that the run is finished
 _LOCK = ".lock"
 # What runs did that were begun before these fields existed.
@@ -112,7 +113,7 @@ def can_go_on(workdir: Path) -> bool:
 
     Those of versions that did not say how wide weights are stored have another optimizer state.
     """
-    network = json.loads((workdir / CONFIG).read_text()).get("network", {})
+    network = read_description(workdir)["network"]
     return "stored" in network or not has_begun(workdir)
 
 
@@ -152,7 +153,70 @@ def read_description(workdir: Path) -> dict[str, Any]:
     """
     if not (workdir / CONFIG).exists():
         raise ValueError(f"{workdir} has no {CONFIG}: expected the folder of a run")
-    return json.loads((workdir / CONFIG).read_text())
+    found = read_json(workdir / CONFIG)
+    parts = found.values() if isinstance(found, dict) else ()
+    named = isinstance(found, dict) and {"preset", "experiment", "network"} <= found.keys()
+    if not named or not all(isinstance(part, dict | str | list) for part in parts):
+        raise ValueError(
+            f"{workdir / CONFIG}: expected preset, experiment and network of a run;"
+            " use another --workdir"
+        )
+    for part in ("experiment", "network"):
+        if not isinstance(found[part], dict):
+            raise ValueError(f"{workdir / CONFIG}: {part!r} is {found[part]!r}: expected fields")
+    return found
+
+
+def read_rows(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of results.json: a mode and its accuracies in percent, each a finite number.
+
+    Raises:
+      ValueError: the run there is not finished, or the file is something else.
+    """
+    if not (workdir / RESULTS).exists():
+        raise ValueError(f"{workdir} has no {RESULTS}: expected a finished run")
+    found = read_json(workdir / RESULTS)
+    rows = checked_rows(found.get("rows") if isinstance(found, dict) else None, workdir / RESULTS)
+    if not rows:
+        raise ValueError(f"{workdir / RESULTS} has no rows: start the command of that run again")
+    return rows
+
+
+def checked_rows(rows: Any, where: Any) -> list[dict[str, Any]]:
+    """The rows of a run, if they are such; of a file that says it has some.
+
+    Raises:
+      ValueError: they are something else.
+    """
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise ValueError(
+            f"{where}: expected rows of a mode, its bits and its accuracies; start the command of"
+            " that run again"
+        )
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not {"mode", "bits", "validation"} <= row.keys():
+        return False
+    texts, numbers = (row["mode"], row["bits"]), (row["validation"], row.get("test", 0.0))
+    right = all(type(value) in (int, float) and 0 <= value <= 100 for value in numbers)
+    return right and all(isinstance(text, str) for text in texts)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      ValueError: it is larger than LARGEST_JSON, no JSON, or nested too deeply.
+      OSError: it cannot be read.
+    """
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path}: over {LARGEST_JSON >> 20} MiB: expected the JSON of a run")
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): expected the file of a run") from None
 
 
 def config_of_run(workdir: Path) -> Config:
@@ -171,11 +235,7 @@ def config_of_run(workdir: Path) -> Config:
 
 
 def _experiment(path: Path) -> dict[str, Any]:
-    try:
-        found = dict(json.loads(path.read_text())["experiment"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a run's config ({error}): use another --workdir") from None
-    return {**_BEFORE, **found}
+    return {**_BEFORE, **read_description(path.parent)["experiment"]}
 
 
 def _meaning(experiment: Mapping[str, Any]) -> dict[str, Any]:

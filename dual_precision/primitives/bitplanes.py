@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dual_precision.primitives.nested import check_bits
+from dual_precision.primitives.nested import check_bits, check_codes
 
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
@@ -30,15 +30,8 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     [[48], [80]]
     """
     check_bits(bits, 8)
-    if not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise ValueError(f"codes of dtype {codes.dtype}: expected integers, as encode() gives")
+    check_codes(codes, bits)
     half = 2 ** (bits - 1)
-    if not isinstance(codes, jax.core.Tracer) and codes.size:
-        low, high = int(codes.min()), int(codes.max())
-        if low < -half or high >= half:
-            raise ValueError(
-                f"codes from {low} to {high}: expected {-half} to {half - 1} at {bits} bits"
-            )
     unsigned = (codes.astype(jnp.int32).reshape(-1) + half).astype(jnp.uint8)
     shifts = jnp.arange(bits - 1, -1, -1, dtype=jnp.uint8)
     return jnp.packbits((unsigned[None] >> shifts[:, None]) & jnp.uint8(1), axis=1)

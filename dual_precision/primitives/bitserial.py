@@ -25,7 +25,7 @@ from dual_precision.primitives import bitserial_gpu
 from dual_precision.primitives.bitserial_gpu import MOST_ROWS
 from dual_precision.primitives.fixed_point import check_width, fixed_point
 from dual_precision.primitives.native import build as native
-from dual_precision.primitives.nested import check_bits
+from dual_precision.primitives.nested import check_bits, check_codes
 
 WORD = 32  # inputs in a word
 DIGIT = 8  # bits of x
@@ -40,16 +40,15 @@ def pack_words(codes: jax.Array, bits: int) -> jax.Array:
       32 w + i. What fills up the last word is zero.
 
     Raises:
-      ValueError: not two axes, not integers.
+      ValueError: not two axes, not integers, or a concrete code that does not fit.
 
     >>> pack_words(jnp.array([[-2], [1]]), 2).tolist()
     [[[2]], [[2]]]
     """
     check_bits(bits, 8)
-    if codes.ndim != 2 or not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise ValueError(
-            f"codes {codes.dtype}{list(codes.shape)}: expected integers [inputs, outputs]"
-        )
+    check_codes(codes, bits)
+    if codes.ndim != 2:
+        raise ValueError(f"codes of shape {list(codes.shape)}: expected [inputs, outputs]")
     return _pack(codes, bits)
 
 
@@ -129,7 +128,8 @@ def plane_product(
         cannot run here.
 
     >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -1.5 and 1.5, times a scale of 2
-    >>> plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32).item()
+    >>> y = plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32)
+    >>> round(y.item(), 5)
     6.0
     """
     check_width(activations)

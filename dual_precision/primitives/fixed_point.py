@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from dual_precision.primitives.ste import in_steps
+
 WIDTHS = (8, 16, 32)
 _TOP = 127  # the largest digit
 _BASE = 256
@@ -34,7 +36,7 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     peak = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     # Rows of zeros, and those whose step would be rounded to zero.
     step = jnp.maximum(peak / top, float(jnp.finfo(jnp.float32).tiny))
-    code = jnp.clip(jnp.round(x / step), -top, top).astype(jnp.int32)
+    code = jnp.clip(jnp.round(in_steps(x, step)), -top, top).astype(jnp.int32)
     step = jnp.where(jnp.isfinite(peak), step, jnp.nan)
     digits = []
     for _ in range(count - 1):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+from dual_precision.primitives.ste import in_steps
 
 _SMALLEST = 1e-8  # of a grid's step: a gradient of zeros stays one
 
@@ -32,7 +33,7 @@ def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
     least = jnp.min(g)
     step = jnp.maximum((jnp.max(g) - least) / top, _SMALLEST)
     noise = jax.random.uniform(key, g.shape, g.dtype, -0.5, 0.5)
-    return jnp.clip(jnp.round((g - least) / step + noise), 0.0, top) * step + least
+    return jnp.clip(jnp.round(in_steps(g - least, step) + noise), 0.0, top) * step + least
 
 
 @jax.custom_vjp

@@ -34,7 +34,7 @@ def power_of_two(exponent: Bits) -> jax.Array:
 def encode(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     """Codes of the `bits`-wide mode of weights that are stored with `stored` bits.
 
-        c_n = clip(floor(w / step * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1)
+        c_n = clip(floor(w * (1/step) * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1)
 
     Args:
       w: weights [..., out], float32, finite.
@@ -93,6 +93,19 @@ def check_bits(bits: Bits, stored: Bits) -> None:
         top = int(stored)
     if not isinstance(bits, jax.core.Tracer) and not 1 <= int(bits) <= top:
         raise ValueError(f"width {bits}: expected 1 to {top} bits, the stored width")
+
+
+def check_codes(codes: jax.Array, bits: int) -> None:
+    """Raises ValueError unless `codes` are integers that fit; traced ones: unless integers."""
+    if not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise ValueError(f"codes of dtype {codes.dtype}: expected integers, as encode() gives")
+    half = 2 ** (bits - 1)
+    if not isinstance(codes, jax.core.Tracer) and codes.size:
+        low, high = int(codes.min()), int(codes.max())
+        if low < -half or high >= half:
+            raise ValueError(
+                f"codes from {low} to {high}: expected {-half} to {half - 1} at {bits} bits"
+            )
 
 
 def check_finite(w: jax.Array) -> None:

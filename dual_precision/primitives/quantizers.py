@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from dual_precision.primitives import nested
 from dual_precision.primitives.nested import Bits, power_of_two
 from dual_precision.primitives.normalization import per_channel
-from dual_precision.primitives.ste import midrise_ste, scale_gradient, uniform_ste
+from dual_precision.primitives.ste import in_steps, midrise_ste, scale_gradient, uniform_ste
 
 
 def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     """The nested mid-rise grid at width n of N, differentiable in `w` and `step`.
 
-        value = (clip(floor(w / step * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1) + 1/2) * step * 2^(N-n)
+        value = (clip(floor(r * 2^-(N-n)), -2^(n-1), 2^(n-1) - 1) + 1/2) * step * 2^(N-n)
+        r = w * (1/step), see ste.in_steps
 
     Equal, bit for bit, to `nested.decode(nested.encode(w, ...), ...)`. The gradient of `step` is
     scaled by 1 / sqrt(weights per step * 2^(N-1)), LSQ's factor at the stored width.
@@ -59,7 +60,7 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
 def quantize_activations(
     x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False
 ) -> jax.Array:
-    """Codes times a learned step, zero exact: clip(round(x/step), low, top) * step.
+    """Codes times a learned step, zero exact: clip(round(x * (1/step)), low, top) * step.
 
     The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top).
 
@@ -95,11 +96,22 @@ def encode_activations(
 ) -> jax.Array:
     """The integer codes that `quantize_activations` multiplies by its step; int32.
 
+    NaN has no code, and becomes 0: where an input may hold it, take `activation_codes`.
+
     >>> encode_activations(jnp.array([-1.0, 0.2, 0.6, 9.0]), jnp.array(0.5), 2)
     Array([0, 0, 1, 3], dtype=int32)
     """
+    return activation_codes(x, step, bits, signed).astype(jnp.int32)
+
+
+def activation_codes(x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False) -> jax.Array:
+    """The codes of `encode_activations` as float32, with a NaN for every NaN of x.
+
+    >>> activation_codes(jnp.array([0.6, jnp.nan]), jnp.array(0.5), 2)
+    Array([ 1., nan], dtype=float32)
+    """
     low, top = code_range(bits, signed)
-    return jnp.clip(jnp.round(x / step), low, top).astype(jnp.int32)
+    return jnp.clip(jnp.round(in_steps(x, step)), low, top)
 
 
 def gaussian_weight_step(w: jax.Array, bits: int, stored: int) -> jax.Array:
@@ -123,7 +135,7 @@ def activation_step(x: jax.Array, bits: int, signed: bool = False) -> jax.Array:
     peak = jnp.maximum(jnp.max(jnp.abs(x) if signed else x), 1e-6)
 
     def error(step: jax.Array) -> jax.Array:
-        return jnp.mean((jnp.clip(jnp.round(x / step), low, top) * step - x) ** 2)
+        return jnp.mean((jnp.clip(jnp.round(in_steps(x, step)), low, top) * step - x) ** 2)
 
     ladder = peak / top * 0.92 ** jnp.arange(48, dtype=jnp.float32)
     return ladder[jnp.argmin(jax.lax.map(error, ladder))]

@@ -111,7 +111,7 @@ def mlp_programs(rows: int) -> dict[str, Request]:
     variables = {"batch_stats": {}, **variables}
     plain = jax.jit(partial(model.apply, precision="float"))
     requests: dict[str, Request] = {JAX: partial(plain, variables, images)}
-    layered, packed = to_bit_layers(model, variables, IMAGE)
+    layered, packed = to_bit_layers(model, variables, jax.ShapeDtypeStruct(IMAGE, jnp.uint8))
 
     def build_form(form: str | None) -> nn.Module:
         return layered.clone(dense=partial(layered.dense, form=form))

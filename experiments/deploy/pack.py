@@ -6,7 +6,6 @@ The file holds the config of the run and its measured accuracies too; every mode
 logits as the checkpoint, bit for bit.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dual_precision.loading import load
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
 from experiments.recipes.flags import read_widths_file
-from experiments.workdir import RESULTS, read_description
+from experiments.workdir import RESULTS, read_description, read_rows
 
 
 def pack_command(*, workdir: str, out: str, widths: str | None = None) -> None:
@@ -46,7 +45,7 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
         "command": recorded_command(sys.argv[1:]),
         "run": {key: description[key] for key in ("preset", "experiment")},
         # An unfinished run has none yet.
-        "results": json.loads(results.read_text())["rows"] if results.exists() else [],
+        "results": read_rows(workdir) if results.exists() else [],
     }
     example = Classification(lookup(description["experiment"]["dataset"]).image_shape).example
     network = description["network"]

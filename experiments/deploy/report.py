@@ -20,6 +20,7 @@ from dual_precision.precision import FLOAT_BITS
 from dual_precision.structure import Layer, structure_of
 from experiments.figures.tables import markdown_table
 from experiments.recipes.flags import read_widths_file
+from experiments.workdir import checked_rows
 
 Layers = Mapping[tuple[str, ...], Layer]
 Measured = Mapping[str, Mapping[str, Any]]  # mode -> further cells of its row, by their keys
@@ -72,10 +73,9 @@ def packed_report(info: PackedInfo) -> str:
     measured: dict[str, dict[str, Any]] = {
         mode: {"bytes": size} for mode, size in info.bytes_read.items()
     }
-    for row in info.metadata.get("results", []):
+    for row in checked_rows(info.metadata.get("results", []), "the results in the file"):
         if row["mode"] in measured:
-            accuracies = {key: row[key] for key in ("validation", "test") if key in row}
-            measured[row["mode"]] |= accuracies
+            measured[row["mode"]] |= {k: v for k, v in row.items() if k in ("validation", "test")}
     if CASCADE in info.metadata:
         expected = Cascade.from_json(info.metadata[CASCADE]).expected
         if expected is not None:

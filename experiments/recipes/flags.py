@@ -1,6 +1,5 @@
 """The flags of a training command, and the Config that they ask for."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.recipes.config import Config, make_config, read_settings, read_widths
+from experiments.workdir import read_json
 
 FLAGS = cli.FLAGS
 # Flags that are fields of Config by the same name.
@@ -68,8 +68,8 @@ def read_widths_file(path: str) -> Any:
       ValueError: not such a file. OSError: it cannot be read.
     """
     try:
-        return read_widths(json.loads(Path(path).read_text()))
-    except (ValueError, RecursionError) as error:
+        return read_widths(read_json(Path(path)))
+    except ValueError as error:
         raise ValueError(f"--widths={path}: {error}") from None
 
 

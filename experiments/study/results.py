@@ -1,6 +1,5 @@
 """From the results of a study's cells to means, spreads and paired differences."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from dual_precision.training.checkpoint import Checkpoints
 from experiments.study.matrix import Cell, Entry, Matrix
 from experiments.study.plans import Pair
 from experiments.study.runner import finished
-from experiments.workdir import CONFIG, RESULTS
+from experiments.workdir import CONFIG, read_rows
 
 CONFIDENCE = 0.95
 SPLITS = ("validation", "test")
@@ -28,8 +27,8 @@ def spread(values: Sequence[float]) -> Summary:
 
     sd and interval are None where there is a single value: nothing is known about its spread.
 
-    >>> spread([1.0, 2.0, 3.0])["interval"]
-    [-0.4841377117, 4.4841377117]
+    >>> [round(end, 6) for end in spread([1.0, 2.0, 3.0])["interval"]]
+    [-0.484138, 4.484138]
     """
     mean, count = statistics.fmean(values), len(values)
     sd = statistics.stdev(values) if count > 1 else None
@@ -44,7 +43,7 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, dict] | None:
     """Mode -> row of the cell's results; None while it is not finished."""
     if not finished(folder / cell.name):
         return None
-    rows = json.loads((folder / cell.name / RESULTS).read_text())["rows"]
+    rows = read_rows(folder / cell.name)
     return {row["mode"]: row for row in rows}
 
 

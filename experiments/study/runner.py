@@ -6,7 +6,6 @@ in turn on both cores (1,730 against 1,500, resnet8_fast).
 """
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from dual_precision.training.log import read_records
 from experiments.recipes.config import DEFAULT_ORDER, Config, make_config
 from experiments.recipes.flags import FIELDS
 from experiments.study.matrix import Cell
-from experiments.workdir import RESULTS, in_use
+from experiments.workdir import RESULTS, in_use, read_rows
 
 _POLL = 0.5  # seconds
 # On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they
@@ -197,7 +196,7 @@ def _end(one: _Running, folder: Path, failures: dict[str, str]) -> None:
     minutes = (time.monotonic() - one.started) / 60
     if one.process.returncode == 0 and finished(workdir):
         _prune(workdir)
-        rows = json.loads((workdir / RESULTS).read_text())["rows"]
+        rows = read_rows(workdir)
         accuracy = ", ".join(f"{row['mode']} {row['validation']:.2f} %" for row in rows)
         tqdm.write(f"{one.cell.name}: validation {accuracy} ({minutes:.1f} min)")
         return

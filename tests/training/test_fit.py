@@ -18,10 +18,11 @@ from dual_precision.models import MLP
 from dual_precision.tasks.classification import Classification
 from dual_precision.training import fit as fit_module
 from dual_precision.training import step as step_module
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints, manifest
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.compilation import RUNS_ONCE, compiler_options
 from dual_precision.training.fit import FitOptions, NonFiniteLoss, fit
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
+from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
@@ -40,7 +41,7 @@ NETWORK = {
     "hidden": [16],
 }
 OPTIONS = FitOptions(batch_size=BATCH, steps_per_dispatch=2)
-TASK = Classification((8, 8, 1), partial(data.augment, padding=1, flip=True))
+TASK = Classification((8, 8, 1), partial(data.augment, padding=0, flip=True))
 
 
 def phase(name, *precisions, epochs=1, peak=0.1, warmup=0.1, loss=None, sgd=None, **more):

@@ -35,6 +35,7 @@ from dual_precision.primitives.quantizers import quantize_weights
 from dual_precision.structure import Layer, LayerPath, Structure
 
 Leaves = dict[LayerPath, Any]
+_IN_PLANES = ("kernel", "step")  # leaves that are checked by the way into codes and back
 Sections = dict[str, dict[str, np.ndarray]]
 
 
@@ -64,6 +65,7 @@ def to_sections(
     known = {path: leaf.shape for path, leaf in structure.shapes.items() if path in leaves}
     check_shapes(leaves, known | kept)
     leaves = {path: leaves[path] for path in kept}  # in the order of the model: one file for all
+    check_numbers({path: leaf for path, leaf in leaves.items() if path[-1] not in _IN_PLANES})
     planes = _take_kernels(leaves, structure, order)
     norms = _norms_first_read(structure, order)
     values = {
@@ -102,6 +104,7 @@ def from_sections(
         kernel = _to_kernel(np.concatenate(parts), step, layer.kernel, layer.stored or 0)
         leaves["params", *path, "kernel"] = kernel
     check_shapes(leaves, structure.leaves_of(modes))
+    check_numbers(leaves)
     return unflatten_dict(leaves)
 
 
@@ -113,6 +116,22 @@ def check_shapes(leaves: Leaves, expected: Mapping[LayerPath, tuple[int, ...]]) 
             raise ValueError(
                 f"variables with {'/'.join(path)!r} of shape {found.get(path, 'missing')}:"
                 f" expected {expected.get(path, 'no such leaf')}, as this model has"
+            )
+
+
+def check_numbers(leaves: Leaves) -> None:
+    """Raises ValueError where a leaf is not finite, or a step not positive: a network that answers
+    with numbers and means nothing."""
+    for path, leaf in leaves.items():
+        values = np.asarray(leaf)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{'/'.join(path)!r} holds infinities or NaN: expected numbers; look for a"
+                " diverged training"
+            )
+        if ("step" in path or "input_step" in path) and not (values > 0).all():
+            raise ValueError(
+                f"{'/'.join(path)!r} is {np.min(values):g} at its smallest: expected positive steps"
             )
 
 

@@ -25,6 +25,7 @@ from dual_precision.deploy.file import container, writer
 from dual_precision.deploy.file.container import Header, PackedError
 from dual_precision.deploy.file.contents import from_sections, to_sections
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
+from dual_precision.deploy.file.limits import check_example, check_network
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import (
@@ -249,9 +250,13 @@ def _example(header: Header) -> Example:
 def _rebuild(header: Header) -> tuple[nn.Module, Structure]:
     """The model, if this program still gives it the layers and widths that were packed."""
     about = header.about
+    check_network(about["network"])
+    check_example(example := _example(header))
+    if not isinstance(about["metadata"], dict):
+        raise PackedError("its metadata is no table of names: pack the network again")
     name = about["network"].get("name")
     model = build_from(about["network"])
-    structure = structure_of(model, _example(header), most=len(about["layers"]))
+    structure = structure_of(model, example, most=len(about["layers"]))
     table = _table(structure)
     # Files from before "stored" stood there say it by their description alone.
     packed = [

@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.costs import pixel_layer
-from dual_precision.deploy.file.contents import Leaves, check_shapes
+from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
 from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
 from dual_precision.deploy.integer.layers import (
     SUMS,
@@ -113,6 +113,7 @@ def _present(structure: Structure, leaves: Leaves) -> tuple[Leaves, list[str]]:
     needed = structure.leaves_of(present or order[:1])
     leaves = {path: leaf for path, leaf in leaves.items() if path in needed}
     check_shapes(leaves, needed)
+    check_numbers(leaves)
     return leaves, present
 
 

@@ -34,6 +34,7 @@ steps and gains are powers of two; a layer with the same input codes within (K +
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, TypeVar
 
 import jax
@@ -46,7 +47,7 @@ from dual_precision.layers import QuantizedLayer
 from dual_precision.precision import FLOAT_NAME, Asked, mode_of
 from dual_precision.primitives.nested import truncate
 from dual_precision.primitives.normalization import per_channel, scale_and_shift
-from dual_precision.primitives.quantizers import encode_activations
+from dual_precision.primitives.quantizers import activation_codes
 
 # The collection in which layers that see the same input in every mode leave their sums.
 KEPT = "kept"
@@ -99,9 +100,10 @@ class IntegerLayer(QuantizedLayer):
     input_step: mode -> float32 (), of the modes that quantize the input.
     scale: mode -> float32 [features], and bias [features], where no FoldedNorm follows.
 
-    Sums are float32, or int32 where they may exceed 2^24. With the collection "kept" mutable, a
-    layer whose input is the same in every mode leaves its sums there, under the mode's name; given
-    such a collection, of the same images, it goes on from the widest mode in it.
+    Sums are exact in float32, or, where they may exceed 2^24, in int32 and rounded once. With the
+    collection "kept" mutable, a layer whose input is the same in every mode leaves its sums there,
+    under the name of the mode; given such a collection, of the same images, it goes on from the
+    widest mode in it.
     """
 
     plans: Plans = dataclasses.field(default=FrozenDict(), kw_only=True)
@@ -126,15 +128,17 @@ class IntegerLayer(QuantizedLayer):
         kernel = odd_weights(self._value("kernel"), bits, stored)
         if activations is not None:
             step = self._value("input_step")[precision]
-            x = encode_activations(x, step, activations, self.signed).astype(jnp.float32)
+            x = activation_codes(x, step, activations, self.signed)
         if groups == 1:
             return self.product(x, kernel)
         ends = group_bounds(x.shape[-1], groups)
         parts = [
-            self.product(x[..., first:last], kernel[..., first:last, :]).astype(jnp.int32)
+            self.product(x[..., first:last], kernel[..., first:last, :])
             for first, last in itertools.pairwise(ends)
         ]
-        return sum(parts[1:], start=parts[0])
+        total = reduce(jnp.add, [part.astype(jnp.int32) for part in parts])
+        # Rounded to float32 once; an integer has no NaN, so that one is carried beside it.
+        return total.astype(jnp.float32) + 0.0 * reduce(jnp.add, parts)
 
     def _shared(self, x: jax.Array, precision: str) -> jax.Array:
         """The sums of an input that every mode sees as it is: what other modes did is not redone.

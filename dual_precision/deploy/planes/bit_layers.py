@@ -23,7 +23,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.file.contents import Leaves, check_shapes
+from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
 from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
 from dual_precision.layers import Dense, QuantizedLayer
 from dual_precision.precision import FLOAT_NAME, MAX_BITS, Asked, Bits, Modes, Precision, mode_of
@@ -65,6 +65,7 @@ class BitLayer(QuantizedLayer):
                 f"layer {'/'.join(self.path)!r} has no planes: expected variables that"
                 " to_bit_layers, pack_dense or pack_lstm made; there is no init"
             )
+        self._check_inputs(x.shape[-1])
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         ways = [
             partial(plane_product, planes=n, activations=activations, form=self.form)
@@ -77,6 +78,16 @@ class BitLayer(QuantizedLayer):
             y = jax.lax.switch(planes - 1, ways, *given)
         y = y + own["bias"][None] if self.use_bias else y
         return y.reshape(*x.shape[:-1], self.features)
+
+    def _check_inputs(self, inputs: int) -> None:
+        """The last word of planes is filled up, so that they do not say how many inputs there are;
+        the shape of "inputs" does."""
+        marker: Any = self.get_variable("params", "inputs")
+        if marker is not None and marker.shape[0] != inputs:
+            raise ValueError(
+                f"layer {'/'.join(self.path)!r} got {inputs} inputs: expected {marker.shape[0]},"
+                " of which its planes were made"
+            )
 
     def _asked(self, precision: Asked) -> tuple[Bits, int]:
         """Planes and bits of the activations that a call means."""
@@ -155,7 +166,8 @@ def pack_dense(
       codes: [K, N] of 8 bits, where the weights have them already.
 
     Returns:
-      {"words": uint32 [8, ceil(K / 32), N], "scales": float32 [8, N]}, and "bias" if given.
+      {"words": uint32 [8, ceil(K / 32), N], "scales": float32 [8, N], "inputs": uint8 [K, 0]},
+      and "bias" if given.
 
     Raises:
       ValueError: another shape; an infinity or NaN.
@@ -164,7 +176,8 @@ def pack_dense(
         codes, scales = fit_planes(kernel, STORED)
     else:
         scales = plane_scales(kernel, codes, STORED)
-    packed = {"words": pack_words(codes, STORED), "scales": scales}
+    inputs = jnp.zeros((kernel.shape[0], 0), jnp.uint8)  # its shape is what is read of it
+    packed = {"words": pack_words(codes, STORED), "scales": scales, "inputs": inputs}
     return packed if bias is None else {**packed, "bias": bias}
 
 
@@ -268,7 +281,9 @@ def _check_values(leaves: Leaves, structure: Structure, mode: str) -> None:
             f"variables without {', '.join(missing)}: expected those of precision {mode!r}; load a"
             " checkpoint, or more of the packed file and one of its modes"
         )
-    check_shapes({path: leaf for path, leaf in leaves.items() if path in needed}, needed)
+    own = {path: leaf for path, leaf in leaves.items() if path in needed}
+    check_shapes(own, needed)
+    check_numbers(own)
     stored = [path for path, layer in structure.layers.items() if layer.stored]
     if mode == FLOAT_NAME and stored and all(_are_codes(leaves, path) for path in stored):
         raise ValueError(

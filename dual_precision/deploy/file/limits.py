@@ -1,0 +1,54 @@
+"""What a packed file may ask for: counts and sizes are bounded before anything is made of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from dual_precision.deploy.file.container import PackedError
+from dual_precision.structure import Example
+
+MOST_VALUES = 10_000  # in the description of a network: widths of layers, means, sizes of stages
+MOST_MODES = 64
+LARGEST_NUMBER = 2**24  # of a description: features, groups, bits
+LARGEST_AXIS = 2**20  # of an example
+LARGEST_EXAMPLE = 2**26  # numbers in one example
+
+
+def check_network(network: Any) -> None:
+    """Raises PackedError where a description of a network is no JSON object of a sensible size."""
+    if not isinstance(network, Mapping) or not isinstance(network.get("modes"), Mapping):
+        raise PackedError("its network is no description: expected a name, modes and attributes")
+    if len(network["modes"]) > MOST_MODES:
+        raise PackedError(f"{len(network['modes'])} modes: expected at most {MOST_MODES}")
+    count, waiting = 0, [network]
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise PackedError(f"a network of over {MOST_VALUES} values: expected fewer")
+        if isinstance(value, Mapping):
+            waiting += [*value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value[: MOST_VALUES + 1]
+        elif type(value) is int and abs(value) > LARGEST_NUMBER:
+            raise PackedError(
+                f"a network with the number {str(value)[:40]}: expected at most {LARGEST_NUMBER}"
+            )
+
+
+def check_example(example: Example) -> None:
+    """Raises PackedError where an example is empty, or larger than a file may ask for."""
+    leaves = jax.tree.leaves(example)
+    sizes = 0
+    for leaf in leaves:
+        if not all(1 <= axis <= LARGEST_AXIS for axis in leaf.shape):
+            raise PackedError(
+                f"an input of shape {list(leaf.shape)[:8]}: expected axes of 1 to {LARGEST_AXIS}"
+            )
+        size = 1
+        for axis in leaf.shape[:8]:
+            size *= axis
+        sizes += size
+    if not leaves or sizes > LARGEST_EXAMPLE:
+        raise PackedError(f"an input of {sizes} numbers: expected 1 to {LARGEST_EXAMPLE}")
