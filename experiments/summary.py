@@ -51,7 +51,7 @@ def summary_table(runs: Sequence[Rows]) -> str:
     for each in zip(*runs, strict=True):
         splits = [s for s in ("validation", "test") if all(s in row for row in each)]
         spreads = {split: _spread([row[split] for row in each]) for split in splits}
-        about = {"mode": each[0]["mode"], "bits": each[0]["bits"]}
+        about = {"mode": each[0]["mode"], "bits": each[0].get("bits", "")}
         rows.append({**about, **spreads, "runs": len(each)})
     return markdown_table(rows, _COLUMNS, left=("mode", "bits"))
 

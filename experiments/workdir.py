@@ -156,17 +156,18 @@ def read_description(workdir: Path) -> dict[str, Any]:
     """
     if not (workdir / CONFIG).exists():
         raise ValueError(f"{workdir} has no {CONFIG}: expected the folder of a run")
-    found = read_json(workdir / CONFIG)
-    parts = found.values() if isinstance(found, dict) else ()
-    named = isinstance(found, dict) and {"preset", "experiment", "network"} <= found.keys()
-    if not named or not all(isinstance(part, dict | str | list) for part in parts):
+    try:
+        found = read_json(workdir / CONFIG)
+        if not isinstance(found, dict):
+            raise ValueError(f"{type(found).__name__}, no fields")
+        found = {"preset": "", "network": {}, **found}
+        for part, kind in (("experiment", dict), ("network", dict), ("preset", str)):
+            if not isinstance(found.get(part), kind):
+                raise ValueError(f"{part!r} is {str(found.get(part))[:80]}")
+    except ValueError as error:
         raise ValueError(
-            f"{workdir / CONFIG}: expected preset, experiment and network of a run;"
-            " use another --workdir"
-        )
-    for part in ("experiment", "network"):
-        if not isinstance(found[part], dict):
-            raise ValueError(f"{workdir / CONFIG}: {part!r} is {found[part]!r}: expected fields")
+            f"{workdir / CONFIG} is not a run's config ({error}): use another --workdir"
+        ) from None
     return found
 
 
@@ -200,9 +201,9 @@ def checked_rows(rows: Any, where: Any) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or not {"mode", "bits", "validation"} <= row.keys():
+    if not isinstance(row, dict) or not {"mode", "validation"} <= row.keys():
         return False
-    texts, numbers = (row["mode"], row["bits"]), (row["validation"], row.get("test", 0.0))
+    texts, numbers = (row["mode"], row.get("bits", "")), (row["validation"], row.get("test", 0.0))
     right = all(type(value) in (int, float) and 0 <= value <= 100 for value in numbers)
     return right and all(isinstance(text, str) for text in texts)
 

@@ -37,12 +37,17 @@ def figures(notebook: nbformat.NotebookNode) -> int:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(
-    path: Path, tmp_path: Path, digits_study: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    tmp_path: Path,
+    digits_study: Path,
+    child_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, value in child_environment.items():  # the kernel is started with them
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("STUDY", str(digits_study))
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(digits_study.parent / "data"))
     notebook, resources = read(path), {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
     assert figures(notebook) >= FIGURES[path.stem]

@@ -128,7 +128,8 @@ def plane_product(
         cannot run here.
 
     >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -1.5 and 1.5, times a scale of 2
-    >>> plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32).item()
+    >>> y = plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32)
+    >>> round(y.item(), 5)
     6.0
     """
     check_width(activations)

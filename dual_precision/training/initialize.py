@@ -36,7 +36,8 @@ class FitWeightSteps:
 
 @dataclasses.dataclass(frozen=True)
 class CopyNorms:
-    """`mode` takes over the normalisation of `source`, statistics included."""
+    """`mode`, and whoever shares its normalisation, takes over the one of `source`, statistics
+    included."""
 
     mode: str
     source: str
@@ -46,8 +47,9 @@ class CopyNorms:
             modes.check_name(name)
 
     def __call__(self, state: TrainState, moment: Moment) -> TrainState:
-        params = copy_mode(state.params, self.mode, self.source)
-        statistics = copy_mode(state.batch_stats, self.mode, self.source)
+        mode, source = map(moment.structure.modes.norm_of, (self.mode, self.source))
+        params = copy_mode(state.params, mode, source)
+        statistics = copy_mode(state.batch_stats, mode, source)
         return dataclasses.replace(state, params=params, batch_stats=statistics)
 
 
@@ -154,12 +156,13 @@ def estimate_norms(
         moving = {"batch_stats": statistics, "carry": carry}
         return network(params, moving, batch, precision=mode, train=True)[1]["batch_stats"]
 
-    # From zeros a running average becomes (1 - momentum) times what the batch has.
+    # From zeros a running average of c calls becomes (1 - momentum^c) times what they have: their
+    # average, the last one counting most, as it does in training.
     zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
     found = [flatten_dict(once(state.params, zeros, state.carry, batch)) for batch in batches]
     flat, name = flatten_dict(state.batch_stats), structure.modes.norm_of(mode)
     for path, norm in structure.norms.items():
         for leaf in [leaf for leaf in flat if leaf[: len(path) + 1] == (*path, name)]:
             mean = sum(own[leaf] for own in found) / np.float32(len(found))
-            flat[leaf] = mean / np.float32(1 - norm.momentum)
+            flat[leaf] = mean / np.float32(1 - norm.momentum ** structure.norm_calls[path])
     return unflatten_dict(flat)

@@ -27,8 +27,8 @@ def spread(values: Sequence[float]) -> Summary:
 
     sd and interval are None where there is a single value: nothing is known about its spread.
 
-    >>> spread([1.0, 2.0, 3.0])["interval"]
-    [-0.4841377117, 4.4841377117]
+    >>> [round(end, 6) for end in spread([1.0, 2.0, 3.0])["interval"]]
+    [-0.484138, 4.484138]
     """
     mean, count = statistics.fmean(values), len(values)
     sd = statistics.stdev(values) if count > 1 else None

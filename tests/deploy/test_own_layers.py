@@ -27,7 +27,6 @@ from dual_precision.layers import Dense, QuantizedLayer, SwitchableBatchNorm
 from dual_precision.models import MODELS
 from dual_precision.primitives import nested
 from dual_precision.structure import batch_of, structure_of
-from dual_precision.training.state import initial_variables
 
 DUAL = modes(low="w2a2", high="w8a8")
 LENGTH, WORDS, WIDE = 6, 11, 8
@@ -114,7 +113,7 @@ def known(monkeypatch):
 def trained(model, example):
     """Variables away from where init puts them; steps and gains are powers of two."""
     rng = np.random.default_rng(0)
-    tree = jax.eval_shape(partial(initial_variables, model, example, 0))
+    tree = structure_of(model, example).shapes
 
     def value(path, leaf):
         if path[-1] == "var":
@@ -124,7 +123,7 @@ def trained(model, example):
             array = 2.0 ** np.round(-np.abs(array)) / (64 if "step" in path else 4)
         return jnp.asarray(array, jnp.float32)
 
-    return unflatten_dict({path: value(path, leaf) for path, leaf in flatten_dict(tree).items()})
+    return unflatten_dict({path: value(path, leaf) for path, leaf in tree.items()})
 
 
 def words(count=3):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from dual_precision import modes
 from dual_precision.deploy import (
@@ -23,8 +23,8 @@ from dual_precision.deploy import (
 from dual_precision.deploy.file import container, writer
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.models import build_from
+from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.state import initial_variables
 
 SHAPE = (4, 4, 1)
 EXAMPLE = Classification(SHAPE).example
@@ -42,7 +42,7 @@ def network_of(table):
 def trained(model, example=EXAMPLE):
     """Variables away from where init puts them; steps and gains are powers of two."""
     rng = np.random.default_rng(0)
-    tree = jax.eval_shape(partial(initial_variables, model, example, 0))
+    tree = structure_of(model, example).shapes
 
     def value(path, leaf):
         if path[-1] == "var":
@@ -52,7 +52,7 @@ def trained(model, example=EXAMPLE):
             array = 2.0 ** np.round(-np.abs(array)) * (1 / 64 if "step" in path else 1)
         return jnp.asarray(array, jnp.float32)
 
-    return unflatten_dict({path: value(path, leaf) for path, leaf in flatten_dict(tree).items()})
+    return unflatten_dict({path: value(path, leaf) for path, leaf in tree.items()})
 
 
 def packed(network, variables=None):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -34,14 +33,14 @@ def packed(digits_study, tmp_path_factory):
     return path
 
 
-def test_cascade_command(packed, digits_study):
+def test_cascade_command(packed, digits_study, child_environment):
     """The real command; then the file answers as the command said it would."""
     before = packed.read_bytes()
     arguments = ("cascade", str(packed), "--cost=0.5", "--write", f"--workdir={packed.parent}")
     done = subprocess.run(
         [sys.executable, "-m", "experiments.deploy", *arguments],
         cwd=ROOT,
-        env={**os.environ, "TFDS_DATA_DIR": str(digits_study.parent / "data")},
+        env=child_environment,
         capture_output=True,
         text=True,
         timeout=300,

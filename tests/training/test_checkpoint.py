@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from dual_precision.training import checkpoint
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints, manifest
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.manifest import manifest
 
 CONFIG = {"network": {"name": "none"}}
 PROGRESS = {"phase": 0}
@@ -227,6 +228,18 @@ def test_damaged_step_is_said_and_the_one_before_taken(workdir, caplog, damage):
     checkpoints.close()
     assert same(newest(Checkpoints(workdir)), state_at(30))
     assert same(checkpoints.restore(20, abstract(state_at(20))), state_at(20))
+
+
+def test_a_checkpoint_under_another_number_is_not_that_step(workdir):
+    """Every digest in it is right; its own step is in what was sealed."""
+    folder = workdir / "checkpoints"
+    (folder / "20").rename(folder / "30")
+    checkpoints = Checkpoints(workdir)
+    with pytest.raises(
+        CheckpointError, match="step 30: its folder holds the checkpoint of step 20"
+    ):
+        checkpoints.about(30)
+    assert same(newest(checkpoints), state_at(10))
 
 
 def test_set_aside_twice(workdir):

@@ -18,10 +18,11 @@ from dual_precision.models import MLP
 from dual_precision.tasks.classification import Classification
 from dual_precision.training import fit as fit_module
 from dual_precision.training import step as step_module
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints, manifest
-from dual_precision.training.compilation import RUNS_ONCE, compiler_options
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.compilation import compiler_options
 from dual_precision.training.fit import FitOptions, NonFiniteLoss, fit
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
+from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
@@ -40,7 +41,7 @@ NETWORK = {
     "hidden": [16],
 }
 OPTIONS = FitOptions(batch_size=BATCH, steps_per_dispatch=2)
-TASK = Classification((8, 8, 1), partial(data.augment, padding=1, flip=True))
+TASK = Classification((8, 8, 1), partial(data.augment, padding=0, flip=True))
 
 
 def phase(name, *precisions, epochs=1, peak=0.1, warmup=0.1, loss=None, sgd=None, **more):
@@ -157,10 +158,11 @@ def interrupt(_number, state):
 def _programs_kept(tmp_path_factory):
     """XLA compiles each program once for all runs of this file; the large ones are traced once.
 
-    At the level of programs that run few times, which is a third of the time.
+    At XLA's lowest level: compiling is most of the time here, and a resumed run is the same one at
+    any level.
     """
     compile_steps, kept = fit_module.compile_steps, {}
-    options = compiler_options() | RUNS_ONCE
+    options = compiler_options() | {"xla_backend_optimization_level": 0}
 
     def once(network, stage, key):
         name = id(stage.phase), stage.start, str(jax.random.key_data(key))
@@ -337,6 +339,51 @@ def test_polish_leaves_low_as_it_was(uninterrupted):
     for metric in ("accuracy", "loss"):
         assert polish[f"validation_low_{metric}"] == both[f"validation_low_{metric}"]
     assert polish["validation_high_loss"] != both["validation_high_loss"]
+
+
+def test_events_happen_when_they_should_whatever_stops_the_run(tmp_path, monkeypatch):
+    """At the start and the end of a phase, and after every so many epochs; each of them once."""
+    seen = []
+
+    def note(what):
+        def event(state, moment):
+            labels = np.asarray(next(moment.batches(1))["labels"])
+            seen.append((what, int(state.step), moment.epoch, tuple(labels)))
+            return state
+
+        return event
+
+    first, second = LONGER
+    events = ((2, note("every 2")), (1, note("every")))
+    first = dataclasses.replace(first, start=(note("start"),), events=events, end=(note("end"),))
+    second = dataclasses.replace(second, start=(note("next"),))
+    chunks = Chunks(monkeypatch, after=interrupt)
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            run(tmp_path, phases=(first, second), options=WHOLE)
+    run(tmp_path, phases=(first, second), options=WHOLE)
+    assert [event[:3] for event in seen] == [
+        ("start", 0, 0),
+        ("every", 6, 1),
+        ("every 2", 12, 2),
+        ("every", 12, 2),
+        ("every", 18, 3),
+        ("end", 18, 3),
+        ("next", 18, 0),
+    ]
+    # The batch that an event draws is the one of the update that follows.
+    for _, step, _, labels in seen:
+        order = chunks.orders[step // STEPS][0]
+        np.testing.assert_array_equal(labels, TRAIN.labels[order])
+
+
+def test_an_event_may_move_parameters_and_drop_what_the_optimizer_knows(uninterrupted):
+    """Both are in the checkpoint of the same step: here the end of the phase that has them."""
+    checkpoints = Checkpoints(uninterrupted.workdir)
+    with_events, without = (checkpoints.restore(step) for step in (2 * STEPS, 3 * STEPS))
+    assert with_events["params"]["classifier"]["bias"][0] > 2, "shifted by 1 and by 2"
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(with_events["opt_state"]))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(without["opt_state"]))
 
 
 def test_truncated_low_takes_over_the_normalisation_of_high(tmp_path):

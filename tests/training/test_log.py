@@ -1,6 +1,6 @@
-"""metrics.jsonl: written, read, cut back to a checkpoint."""
+"""metrics.jsonl: written, read, cut back to a checkpoint; the journal of a run."""
 
-from dual_precision.training.log import append_record, drop_records_after, read_records
+from dual_precision.training.log import Journal, append_record, drop_records_after, read_records
 
 
 def test_what_is_appended_is_read(tmp_path):
@@ -23,3 +23,22 @@ def test_later_records_and_half_lines_are_dropped(tmp_path):
 
 def test_no_log_is_no_error(tmp_path):
     drop_records_after(tmp_path / "metrics.jsonl", 2)
+
+
+def test_a_journal_writes_tells_and_goes_on(tmp_path, capsys):
+    """Opened at a step, it drops what was written after it; nothing is said twice."""
+    told = []
+    with Journal(tmp_path / "run", 30, 0, 8, [told.append]) as journal:
+        for step in (10, 20):
+            journal.show("first", 0.5, 10)
+            journal.write({"step": step, "epoch": step // 10, "phase": "first"}, {"low": 0.75})
+    with Journal(tmp_path / "run", 30, 10, 8, [told.append]) as journal:
+        journal.write({"step": 20, "epoch": 2, "phase": "again"}, {"low": 0.5})
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [(record["step"], record["phase"]) for record in records] == [
+        (10, "first"),
+        (20, "again"),
+    ]
+    assert [told[0], told[2]] == records
+    assert all(record["examples_per_second"] > 0 for record in told)
+    assert "first epoch 1: validation low 0.7500" in capsys.readouterr().out

@@ -95,6 +95,7 @@ def test_split_gives_each_mode_its_own_share_of_the_batch(found):
     results, _ = found
     split, high, low = (results[name] for name in ("split", "high/0", "low/1"))
     assert float(split["loss"]) == pytest.approx(float(high["loss"] + low["loss"]), rel=1e-6)
+    assert split["carry"] == {}, "nothing is carried, so the state keeps its structure"
     allclose(split["grads"], jax.tree.map(jnp.add, high["grads"], low["grads"]))
     for norm, statistics in split["batch_stats"].items():
         allclose(statistics["high"], high["batch_stats"][norm]["high"])

@@ -37,7 +37,7 @@ STEPS = hnp.arrays(np.float32, 3, elements=st.floats(2.0**-20, 2.0**10, width=32
 
 def of_layers(layers):
     """A structure of layers alone."""
-    return Structure(modes(low="w2a2", high="w8a8"), layers, {}, {}, [], {}, {})
+    return Structure(modes(low="w2a2", high="w8a8"), layers, {}, {}, [], {}, {}, {})
 
 
 @functools.cache

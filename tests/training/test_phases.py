@@ -1,12 +1,16 @@
-"""A phase in its place: what its schedules give."""
+"""Phases in their places: what their schedules give, when their events are due."""
 
 import jax.numpy as jnp
 import optax
 import pytest
 
+from dual_precision.training.fit import FitOptions
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
 from dual_precision.training.phases import Phase, stages_of
+from dual_precision.training.schedules import warmup_cosine
+
+RATES = dict.fromkeys((RATE, STEP_RATE), lambda _: optax.constant_schedule(0.1))
 
 
 def test_the_log_reads_all_evaluations_of_a_phase_with_one_program(small):
@@ -28,3 +32,96 @@ def test_the_log_reads_all_evaluations_of_a_phase_with_one_program(small):
     assert [int(values["step"]) for values in read] == [0, 10, 19]
     assert len(traces) == 2, "once for each schedule"
     assert float(second.logged_values(jnp.int32(30))[RATE]) == 0.5
+
+
+def phase(name="p", epochs=1, precisions=("high",), **more):
+    return Phase(name, epochs, precisions, Together(precisions), Sgd(), RATES, **more)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"epochs": 0}, "'p' has 0 epochs: expected at least 1"),
+        ({"precisions": ()}, "'p' runs no mode: expected at least one"),
+        ({"events": ((0, print),)}, "'p' has an event every 0 epochs: expected 1 or more"),
+    ],
+)
+def test_phases_that_cannot_be(fields, says):
+    with pytest.raises(ValueError, match=says):
+        phase(**fields)
+
+
+def test_events_are_due_after_every_so_many_epochs():
+    own = phase(epochs=6, events=((2, "two"), (3, "three")), start=("start",), end=("end",))
+    due = {epoch: own.due(epoch) for epoch in range(1, 7)}
+    assert due == {
+        1: (),
+        2: ("two",),
+        3: ("three",),
+        4: ("two",),
+        5: (),
+        6: ("two", "three", "end"),
+    }
+
+
+def test_phases_follow_each_other(small):
+    """Each stage begins where the one before ended; its modes are validated from then on."""
+    phases = (
+        phase("first", 2, ("low",), reports=("high",)),
+        phase("second", 1, ("high",), end=("end",)),
+        phase("third", 3, ("float",)),
+    )
+    first, second, third = stages_of(phases, small.structure, steps_per_epoch=10)
+    assert [(stage.start, stage.end) for stage in (first, second, third)] == [
+        (0, 20),
+        (20, 30),
+        (30, 60),
+    ]
+    assert first.validated(10) == ("low",)
+    assert first.validated(20) == ("high", "low"), "what an event has made is reported at the end"
+    assert second.validated(30) == ("high", "low")
+    assert third.validated(40) == ("float", "high", "low")
+    assert second.due(30) == ("end",)
+    assert int(third.values(jnp.int32(42))["step"]) == 12
+
+
+def test_schedules_are_made_for_the_length_of_a_phase(small):
+    seen = []
+
+    def make(updates):
+        seen.append(updates)
+        return optax.constant_schedule(0.5)
+
+    made = dict.fromkeys((RATE, STEP_RATE, "width"), make)
+    own = Phase("p", 3, ("high",), Together(("high",)), Sgd(), made)
+    (stage,) = stages_of((own,), small.structure, steps_per_epoch=7)
+    assert seen == [21] * 3
+    assert float(stage.values(jnp.int32(0))["width"]) == 0.5
+
+
+@pytest.mark.parametrize(("warmup", "first"), [(0.0, 1.0), (0.1, 0.0), (0.004, 1.0)])
+def test_warmup_and_cosine(warmup, first):
+    """Rises over its share, where that is an update at least; falls to its final share."""
+    schedule = warmup_cosine(100, 2.0, warmup, final=0.25)
+    values = [float(schedule(step)) for step in range(101)]
+    assert values[0] == 2.0 * first
+    assert max(values) == pytest.approx(2.0)
+    assert values[100] == pytest.approx(0.5)
+    top = int(100 * warmup)
+    assert values[top:] == sorted(values[top:], reverse=True)
+    assert values[: top + 1] == sorted(values[: top + 1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"seed": -1}, "seed=-1: expected 0 to"),
+        ({"seed": 2**32}, "seed=4294967296: expected 0 to"),
+        ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
+        ({"steps_per_dispatch": -1}, "steps_per_dispatch=-1: expected 0 or more"),
+        ({"epochs_per_evaluation": 0}, "epochs_per_evaluation=0: expected 1"),
+    ],
+)
+def test_options_that_cannot_be(fields, says):
+    with pytest.raises(ValueError, match=says):
+        FitOptions(**fields)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -144,14 +145,13 @@ def _run_share(
     key: jax.Array,
 ) -> tuple[Any, State]:
     """Runs a mode on its rows, which alone go on from what they carry."""
+    run = partial(network, params, batch=batch, precision=mode, train=True, key=key)
     carry = state["carry"].get(mode, ())
+    if not jax.tree.leaves(carry):
+        return run(state=state)
     own = {**state["carry"], mode: jax.tree.map(lambda array: array[share], carry)}
-    outputs, after = network(
-        params, {**state, "carry": own}, batch, precision=mode, train=True, key=key
-    )
-    moved = jax.tree.map(
-        lambda whole, part: whole.at[share].set(part), carry, after["carry"].get(mode, ())
-    )
+    outputs, after = run(state={**state, "carry": own})
+    moved = jax.tree.map(lambda whole, part: whole.at[share].set(part), carry, after["carry"][mode])
     return outputs, {**after, "carry": {**state["carry"], mode: moved}}
 
 

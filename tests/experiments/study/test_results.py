@@ -8,6 +8,7 @@ import pytest
 from experiments.study.matrix import METHODS, Cell, Matrix, base_settings, config_of, matrix_of
 from experiments.study.plans import PLANS
 from experiments.study.results import collect, spread
+from experiments.study.study import run_study
 from experiments.study.tables import ablation_table, pair_table, plot_pair, report
 
 PLAN = PLANS["quick"]
@@ -103,6 +104,21 @@ def test_the_table_and_the_plots(collected, tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
     first = svg.read_bytes()
     assert plot_pair(pair, tmp_path / "plot")[1].read_bytes() == first, "the same figure, each time"
+
+
+def test_a_study_that_only_reads_leaves_its_results(tmp_path, make_study):
+    """--run=false: nothing is trained, and what is there makes tables, numbers and pictures."""
+    matrix = matrix_of(PLAN, BASE, 2, [PLAN.main], ["twins", "two_phase joint"])
+    make_study(tmp_path / "cells", matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins"]))
+    text = run_study(matrix, tmp_path, as_typed="study --seeds=2", train=False)
+    assert "| twins " in text
+    assert "Not finished: " in text
+    assert (tmp_path / "results.md").read_text() == text
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["command"], found["preset"]) == ("study --seeds=2", "quick")
+    assert (found["model"], found["dataset"]) == ("resnet8_fast", "cifar10")
+    assert "two_phase-joint-w2a2-w8a8-seed0" in found["missing"]
+    assert {path.suffix for path in tmp_path.glob("w2a2-w8a8.*")} == {".png", ".svg"}
 
 
 def test_both_cuts_are_named_for_what_they_are(collected):
