@@ -165,6 +165,29 @@ def test_inputs_of_other_channels_are_refused(layer):
 # -- the stored grid -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "says"),
+    [
+        (Dense(3, ALL_WIDTHS), (), r"got \[\]: expected \[..., inputs\]"),
+        (Dense(3, ALL_WIDTHS), (2, 0), r"got \[2, 0\]: expected \[..., inputs\], 1 or more"),
+        (Dense(0, ALL_WIDTHS), (2, 4), "features=0: expected an integer, 1 or more"),
+        (Dense(2.5, ALL_WIDTHS), (2, 4), "features=2.5: expected an integer"),
+        (Dense(True, ALL_WIDTHS), (2, 4), "features=True: expected an integer"),
+        (Conv(0, ALL_WIDTHS), (1, 4, 4, 2), "features=0"),
+        (Conv(3, ALL_WIDTHS), (4, 4, 2), r"got \[4, 4, 2\]: expected \[N, H, W, channels\]"),
+        (Conv(3, ALL_WIDTHS), (1, 1, 4, 4, 2), r"expected \[N, H, W, channels\]"),
+        (Conv(3, ALL_WIDTHS, kernel_size=2), (1, 4, 4, 2), "kernel_size=2: expected an odd number"),
+        (Conv(3, ALL_WIDTHS, kernel_size=0), (1, 4, 4, 2), "kernel_size=0: expected an integer"),
+        (Conv(3, ALL_WIDTHS, stride=0), (1, 4, 4, 2), "stride=0: expected an integer, 1 or more"),
+        (Conv(3, ALL_WIDTHS, stride=(2, 2)), (1, 4, 4, 2), r"stride=\(2, 2\): expected an integer"),
+    ],
+)
+def test_what_makes_no_layer_is_refused(layer, shape, says):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(partial(layer.init, precision="w2"), jax.random.key(0), x)
+
+
 def test_the_same_tree_means_the_same_in_a_model_of_other_modes():
     """Trained as w2 / w8, loaded as w2 / w4: the 4-bit mode truncates the codes of 8 bits."""
     x = jnp.abs(normal(6, 9))

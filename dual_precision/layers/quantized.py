@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
@@ -66,8 +67,17 @@ class QuantizedLayer(nn.Module):
         """The layer on float arrays: x [..., inputs] and the kernel -> [..., features]."""
         raise NotImplementedError
 
+    def check_call(self, x: jax.Array) -> None:
+        """Raises ValueError where the attributes, or the axes of an input, make no layer."""
+        self._check_count("features", self.features)
+        if x.ndim < 1 or x.shape[-1] < 1:
+            raise ValueError(
+                f"{self._named} got {list(x.shape)}: expected [..., inputs], 1 or more"
+            )
+
     @nn.compact
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        self.check_call(x)
         asked = self.modes.resolve(self.path, precision)
         kernel = self._kernel(asked, x.shape[-1])
         y = self.product(self._input(asked, x), kernel)
@@ -103,13 +113,22 @@ class QuantizedLayer(nn.Module):
             return kernel
         return quantize_weights(kernel, step, asked.weights, stored)
 
+    @property
+    def _named(self) -> str:
+        return f"layer {'/'.join(self.path)!r}"
+
+    def _check_count(self, what: str, value: Any) -> None:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < 1:
+            raise ValueError(f"{self._named} has {what}={value!r}: expected an integer, 1 or more")
+
     def _check_inputs(self, inputs: int) -> None:
         if not self.has_variable("params", "kernel"):
             return
         expected: int = self.get_variable("params", "kernel").shape[-2]
         if inputs != expected:
             raise ValueError(
-                f"layer {'/'.join(self.path)!r} got {inputs} channels: expected {expected};"
+                f"{self._named} got {inputs} channels: expected {expected};"
                 " give images of the size and channels that the model was made for"
             )
 
@@ -204,13 +223,25 @@ class Conv(QuantizedLayer):
     """Two-dimensional convolution, zero padding; x [N, H, W, in] -> [N, h, w, out].
 
     The padding is symmetric, (kernel - 1) / 2 on every side, as in the published CIFAR networks
-    (XLA's "SAME" pads strided convolutions on one side only).
+    (XLA's "SAME" pads strided convolutions on one side only): `kernel_size` is odd.
     """
 
     kernel_size: int = 3
     stride: int = 1
 
     kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.he_normal())
+
+    def check_call(self, x: jax.Array) -> None:
+        super().check_call(x)
+        for what in ("kernel_size", "stride"):
+            self._check_count(what, getattr(self, what))
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"{self._named} has kernel_size={self.kernel_size}: expected an odd number, as the"
+                " padding is the same on every side"
+            )
+        if x.ndim != 4:
+            raise ValueError(f"{self._named} got {list(x.shape)}: expected [N, H, W, channels]")
 
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
         return (self.kernel_size, self.kernel_size, inputs, self.features)

@@ -109,6 +109,7 @@ class IntegerLayer(QuantizedLayer):
     plans: Plans = dataclasses.field(default=FrozenDict(), kw_only=True)
 
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        self.check_call(x)
         precision = _name(precision)
         path = "/".join(self.path)
         plan = self.plans[path]

@@ -56,6 +56,7 @@ class BitLayer(QuantizedLayer):
     form: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        self.check_call(x)
         planes, activations = self._asked(precision)
         names = ("words", "scales", "bias")
         own: dict[str, Any] = {name: self.get_variable("params", name) for name in names}
