@@ -130,15 +130,20 @@ def save_floats(path: str | Path, variables: Mapping[str, Any], structure: Struc
     """Writes the float network in `variables` as safetensors: one tensor for each of its values.
 
     Names are those of the layers; a normalisation has scale, bias, mean and var of mode "float".
+
+    Raises:
+      ValueError: what stands under `path` is no regular file. OSError: it cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
+
+    from dual_precision.deploy.file.writer import write_parts
 
     tensors = {}
     for leaf, value in flatten_dict(dict(variables)).items():
         if structure.is_read(leaf, [FLOAT_NAME]) and not {"step", "input_step"} & {*leaf}:
             name = "/".join(part for part in leaf[1:] if part != FLOAT_NAME)
             tensors[name] = np.asarray(value, np.float32)
-    save_file(tensors, path)
+    write_parts(path, [save(tensors)])
 
 
 def _read_floats(path: Path) -> dict[str, Any]:

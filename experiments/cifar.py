@@ -191,7 +191,7 @@ def leave_results(rows: pictures.Rows, workdir: Path) -> None:
 def write_overview(structure: Structure, path: Path) -> None:
     """The parameter table of clu, as a file; its total on the terminal."""
     params = structure.params
-    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    write_whole(path, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     weights = sum(int(np.prod(layer.kernel)) for layer in structure.layers.values())
     print(

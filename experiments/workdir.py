@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dual_precision.deploy.file.writer import write_parts
 from dual_precision.training.checkpoint import Checkpoints
 from experiments.recipes.config import (
     ORDERED,
@@ -72,10 +73,12 @@ def default_workdir(config: Config, preset: str) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all, whenever the process is killed."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+    """Writes a file that is there as a whole or not at all, whenever the process is killed.
+
+    Raises:
+      ValueError, OSError: as `write_parts`.
+    """
+    write_parts(path, [text.encode()])
 
 
 def has_begun(workdir: Path) -> bool:

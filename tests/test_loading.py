@@ -17,7 +17,7 @@ from dual_precision.precision import modes
 from dual_precision.primitives.nested import encode
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 
 EXAMPLE = Classification((4, 4, 1)).example
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1), np.uint8)
@@ -255,6 +255,17 @@ def test_files_that_are_something_else(floats, tmp_path):
         load_trained(text, EXAMPLE)
     with pytest.raises(OSError, match=r"gone\.safetensors"):
         load_trained(tmp_path / "gone.safetensors", EXAMPLE)
+
+
+def test_a_checkpoint_under_another_number_is_not_believed(tmp_path):
+    network = network_of(low="w2a2", high="w8a8")
+    save_run(tmp_path, network)
+    (tmp_path / "checkpoints" / "7").rename(tmp_path / "checkpoints" / "9")
+    for step in ("latest", 9):
+        with pytest.raises(CheckpointError, match=r"step 9: its folder holds the .* of step 7"):
+            load(tmp_path, step)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+        load(tmp_path, "best")
 
 
 # -- networks of before, which did not say how wide weights are stored ----------------------------

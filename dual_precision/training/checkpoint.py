@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from dual_precision.training.manifest import manifest, seal_of
+from dual_precision.training.reading import check_sizes, read_arrays, read_record, read_shapes
 
 Tree = Any
 KEPT = 2
@@ -35,6 +35,22 @@ class CheckpointError(RuntimeError):
 def _first_line(error: Exception) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line.split(". See full TensorStore")[0][:200]  # what follows is an address in memory
+
+
+def _reading(step: int, read: Callable[[], Any]) -> Any:
+    """read(); a CheckpointError that names the step where it fails."""
+    try:
+        return read()
+    except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
+        raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
+
+
+def _check_number(step: int, found: Any) -> None:
+    if found != step:
+        raise CheckpointError(
+            f"step {step}: its folder holds the checkpoint of step {found};"
+            " expected each under its own number; rename it back"
+        )
 
 
 class Checkpoints:
@@ -178,16 +194,14 @@ class Checkpoints:
 
     def about(self, step: int) -> dict[str, Any]:
         """The JSON beside a state: config, progress, manifest; verified against its seal."""
-        about = self._read(step, "about", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+        folder = self.folder / str(step)
+        _reading(step, lambda: check_sizes(folder))
+        about = _reading(step, lambda: read_record(folder / "about" / "metadata"))
         if not isinstance(about, dict) or about.pop("seal", None) != seal_of(about):
             raise CheckpointError(f"step {step}: its JSON does not match its seal: it was altered")
-        if about.get("step", step) != step:
-            raise CheckpointError(
-                f"step {step}: its folder holds the checkpoint of step {about['step']};"
-                " expected each under its own number; rename it back"
-            )
-        handler = ocp.JsonCheckpointHandler(filename="metrics")  # what Orbax finds the best by
-        metrics = self._read(step, "metrics", handler, ocp.args.JsonRestore())
+        _check_number(step, about.get("step", step))
+        # What Orbax finds the best by.
+        metrics = _reading(step, lambda: read_record(folder / "metrics" / "metrics"))
         if metrics != {"score": about["progress"]["score"]}:
             raise CheckpointError(f"step {step}: its score was altered")
         return about
@@ -203,11 +217,7 @@ class Checkpoints:
           CheckpointError: missing, truncated, altered, or of another structure.
         """
         wanted = self.about(step)["manifest"]
-        if target is None:
-            state = self._read(step, "state", ocp.PyTreeCheckpointHandler(), self._as_numpy(step))
-        else:
-            handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target)
-            state = self._read(step, "state", handler, args)
+        state = _reading(step, lambda: read_arrays(self.folder / str(step) / "state", target))
         found = manifest(state)
         if target is None:  # without a target Orbax gives opt_state another structure
             wanted, found = (
@@ -216,36 +226,19 @@ class Checkpoints:
             )
         if found != wanted:
             raise CheckpointError(f"step {step} does not match its manifest: it was altered")
+        if isinstance(state, dict) and "step" in state:  # before seals named the step, this did
+            _check_number(step, int(state["step"]))
         return state
 
     def shapes(self, step: int) -> dict[str, Tree]:
         """Shapes and dtypes of what was saved as params and batch_stats; raises as `restore`."""
-        tree = self._metadata(step)
+        tree = _reading(step, lambda: read_shapes(self.folder / str(step) / "state"))
         return {
             name: jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree.get(name) or {}
             )
             for name in ("params", "batch_stats")
         }
-
-    def _metadata(self, step: int) -> Tree:
-        try:
-            return ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
-        except Exception as error:  # as in _read
-            raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
-
-    def _as_numpy(self, step: int) -> ocp.args.PyTreeRestore:
-        numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.args.PyTreeRestore(
-            restore_args=jax.tree.map(lambda _: numpy, self._metadata(step))
-        )
-
-    def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
-        try:
-            with ocp.Checkpointer(handler) as reader:
-                return reader.restore(self.folder / str(step) / item, args=args)
-        except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
-            raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
 
     def set_aside(self, step: int) -> None:
         """Moves a damaged step out of the way, so that Orbax does not trip over it."""

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark import plane_speed, switching
 from experiments.benchmark.cascade_accuracy import cascade_lines, check_cascade
 from experiments.benchmark.machine import describe_machine
@@ -23,6 +24,8 @@ def measure_inference(
 ) -> None:
     """The sub-command `inference`; its arguments are the flags. Errors as `check_cascade`."""
     path = Path(network)
+    if out:
+        check_replaceable(out)
     settings = check_cascade(path)
     steps = steps or plane_speed.REQUESTS
     about = {
@@ -44,7 +47,6 @@ def measure_inference(
         found["bars"] += lines
         save()
 
-    save()  # a folder that is not there is told now
     for group in plane_speed.GROUPS:
         warm, cold, lines = plane_speed.measure_group(group, repeats, steps)
         found["milliseconds"][group], found["cold"][group] = warm, cold

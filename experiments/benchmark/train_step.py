@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.models import MODELS
 from dual_precision.models.resnet import ResNet
 from dual_precision.precision import modes
@@ -240,6 +241,8 @@ def measure_train_step(
     out: str | None = None,
 ) -> None:
     """The sub-command `train`; its arguments are the flags."""
+    if out:
+        check_replaceable(out)
     network = build_resnet(model)
     about = {
         **describe_machine(),

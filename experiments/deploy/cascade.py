@@ -23,6 +23,7 @@ from dual_precision import data
 from dual_precision.deploy import Cascade, Predictor, amend_metadata, inspect_packed
 from dual_precision.deploy.cascade.calibration import calibrate, curve
 from dual_precision.deploy.cascade.rule import Point
+from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.predictor import CASCADE
 from experiments import cli
 from experiments.deploy.cascade_evaluation import (
@@ -62,6 +63,8 @@ def calibrate_cascade(
       ValueError: `file` is no packed file, or see `cascade_settings` and `choose_point`.
     """
     path, clock = Path(file), cli.Stopwatch()
+    if write:
+        check_replaceable(path)
     settings = cascade_settings(
         inspect_packed(path),
         dataset=dataset,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, save_packed
+from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
 from dual_precision.loading import load
 from dual_precision.tasks.classification import Classification
@@ -25,6 +26,7 @@ from experiments.workdir import RESULTS, read_description, read_rows
 def pack_command(*, workdir: str, out: str, widths: str | None = None) -> None:
     """The sub-command `pack`: packs, and prints the report; its arguments are the flags."""
     path = Path(out)
+    check_replaceable(path)
     pack_run(Path(workdir), path, read_widths_file(widths) if widths else {})
     print(f"{path}: {path.stat().st_size:,} bytes\n\n{packed_report(inspect_packed(path))}")
 

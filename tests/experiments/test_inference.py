@@ -213,7 +213,7 @@ def test_each_part_is_saved_when_it_is_done(tmp_path, monkeypatch):
     found = json.loads(out.read_text())
     assert found["milliseconds"] == dict.fromkeys(plane_speed.GROUPS, times)
     assert {"cores", "CPU", "torch", "last-level cache"} <= set(found["about"])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="there is no folder"):
         measure(tmp_path / "nowhere" / "out.json")
 
 

@@ -21,9 +21,6 @@ from dual_precision.training import checkpoint
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.manifest import manifest
 
-# Where a file is damaged, Orbax's reader threads are left with exceptions that nobody collects.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 CONFIG = {"network": {"name": "none"}}
 PROGRESS = {"phase": 0}
 

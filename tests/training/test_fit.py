@@ -115,6 +115,13 @@ def all_of(state) -> dict[str, str]:
     return manifest(dataclasses.asdict(state))
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Each gets the name of the other."""
+    spare = one.rename(one.with_name("spare"))
+    other.rename(one)
+    spare.rename(other)
+
+
 def log_of(workdir: Path) -> list[dict]:
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for record in records:
@@ -251,6 +258,16 @@ def test_damaged_checkpoint_costs_its_epoch_and_nothing_else(finished, uninterru
     assert log_of(finished) == uninterrupted.log
     assert any(message.startswith("checkpoint skipped: step 24") for message in caplog.messages)
     assert [path.name for path in (finished / "checkpoints_damaged").iterdir()] == ["24_0"]
+
+
+def test_exchanged_checkpoints_are_passed_over(finished, uninterrupted, caplog):
+    folder = finished / "checkpoints"
+    exchange(folder / "18", folder / "24")
+    assert all_of(run(finished)) == uninterrupted.state
+    assert log_of(finished) == uninterrupted.log
+    for step, other in ((24, 18), (18, 24)):
+        line = f"checkpoint skipped: step {step}: its folder holds the checkpoint of step {other}"
+        assert any(message.startswith(line) for message in caplog.messages)
 
 
 def test_all_checkpoints_damaged(finished):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,40 @@ def _dump(value: Any) -> str:
         raise ValueError(f"what goes into the header must be JSON: {error}") from None
 
 
-def write_parts(path: str | os.PathLike, parts: list[bytes]) -> None:
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Raises ValueError where `write_parts` would refuse to write: for before long work.
+
+    What may be replaced is a regular file. Another name for one, a symbolic link, is no such: what
+    is behind it would stay as it was, under a name that nobody reads any more.
+    """
+    path = Path(path)
+    for name in (path, _part_of(path)):
+        if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
+            raise ValueError(
+                f"{name} is not a regular file: expected the name of a new file, or of one to"
+                " replace"
+            )
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}: make it, or give another name")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path}: the folder {path.parent} may not be written: give another name")
+
+
+def _part_of(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(f"{path.name}.part")
+
+
+def write_parts(path: str | os.PathLike, parts: Sequence[bytes]) -> None:
     """Writes a file that is either there as a whole or not at all.
 
     Raises:
-      ValueError: what stands under `path` is no regular file: a folder, a link, a device.
+      ValueError: see `check_replaceable`.
       OSError: it cannot be written; what stood under `path` is as it was.
     """
     path = Path(path)
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise ValueError(
-            f"{path} is not a regular file: expected the name of a new file, or of one to replace"
-        )
-    part = path.with_name(path.name + ".part")
+    check_replaceable(path)
+    part = _part_of(path)
     try:
         with part.open("wb") as file:
             file.writelines(parts)
