@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dual_precision.training.manifest import manifest, seal_of
+from dual_precision.training.manifest import check_sizes, manifest, seal_of
 
 Tree = Any
 KEPT = 2
@@ -230,6 +230,7 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Tree:
         try:
+            check_sizes(self.folder / str(step))
             return ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
         except Exception as error:  # as in _read
             raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
@@ -242,6 +243,7 @@ class Checkpoints:
 
     def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
         try:
+            check_sizes(self.folder / str(step))
             with ocp.Checkpointer(handler) as reader:
                 return reader.restore(self.folder / str(step) / item, args=args)
         except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
