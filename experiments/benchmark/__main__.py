@@ -15,9 +15,9 @@ from functools import partial
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark.damage import measure_damage
 from experiments.benchmark.inference import measure_inference
 from experiments.benchmark.plane_speed import REQUESTS
+from experiments.benchmark.reliability.damage import measure_damage
 from experiments.benchmark.train_step import STEPS, measure_train_step
 
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"

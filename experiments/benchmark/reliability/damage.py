@@ -2,14 +2,14 @@
 
     python -m experiments.benchmark damage --cases=10000 --seed=0
 
-Five minutes on two CPU cores. Each case damages one file: a packed file whose bytes are changed, a
-packed file that an attacker sealed anew with another header, a checkpoint, the JSON of a run. A
-child process opens them one after the other; the parent counts what it says, and what ends it.
+Each case damages one file: a packed file whose bytes are changed, a packed file that an attacker
+sealed anew with something else in it, a checkpoint, the JSON of a run, an image. A child process
+opens them one after the other; the parent counts what it says, and what ends it.
 
 Counted: `right` (it loads, and every mode gives the same bits as before), `refused` (an error that
 says why), and what must not be: `wrong` (it loads, and gives other numbers although nobody sealed
-it anew), `crash` (any other exception, or the end of the process), `slow` (over 5 s), `large` (over
-512 MiB more memory).
+it anew), `crash` (any other exception, or the end of the process), `slow` (over 5 s of processor
+time, or no answer in a minute), `large` (over 512 MiB more memory).
 """
 
 import collections
@@ -25,10 +25,13 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-SECONDS, MEBIBYTES = 5.0, 512
-STARTED = 120.0  # seconds that a child may take to start
+SECONDS, LARGEST_GROWTH = 5.0, 512 << 20
+STARTED, SILENT = 120.0, 60.0  # seconds that a child may take to start, and between two answers
+READY = "ready"
 BAD = ("wrong", "crash", "slow", "large")
-KINDS = ("bytes", "resealed", "checkpoint", "json")
+KINDS = ("bytes", "resealed", "checkpoint", "json", "image")
+
+Outcome = tuple[str, int, str, str]  # kind, number, outcome, what was said
 
 
 def measure_damage(*, cases: int = 2000, seed: int = 0) -> None:
@@ -45,29 +48,31 @@ def measure_damage(*, cases: int = 2000, seed: int = 0) -> None:
             bar.update()
             if outcome in BAD:
                 bad.append(f"{kind} case {number}: {outcome}, {about}")
+                tqdm.write(bad[-1])
     for kind, counts in found.items():
         print(f"{kind}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
     if bad:
-        raise ValueError(f"{len(bad)} of {cases} cases ended badly: {'; '.join(bad[:5])}")
+        raise ValueError(f"{len(bad)} of {cases} cases of seed {seed} ended badly: {bad[0]}")
     print(f"{cases} cases, seed {seed}: none of {', '.join(BAD)}")
 
 
-def outcomes(folder: Path, cases: int, seed: int) -> Iterator[tuple[str, int, str, str]]:
-    """(kind, number, outcome, what was said) of every case; a child that ends is started anew."""
+def outcomes(folder: Path, cases: int, seed: int) -> Iterator[Outcome]:
+    """What came of every case; a child that ends is started anew behind the case that ended it.
+
+    Raises:
+      ValueError: a child does not start.
+    """
     number = 0
     while number < cases:
         with Child(folder, cases, seed, number) as child:
-            limit = STARTED
-            while number < cases:
-                line = child.next_line(limit)
-                if line == "ready":
-                    limit = SECONDS
-                    continue
-                outcome, about = child.ended() if line is None else json.loads(line)
+            if child.next_line(STARTED) != READY:
+                raise ValueError(f"the process that opens files does not start: {child.why()[1]}")
+            line: str | None = READY
+            while number < cases and line is not None:
+                line = child.next_line(SILENT)
+                outcome, about = child.why() if line is None else json.loads(line)
                 yield kind_of(number), number, outcome, about
                 number += 1
-                if line is None:
-                    break
 
 
 def kind_of(number: int) -> str:
@@ -79,13 +84,18 @@ class Child:
     """The process that opens damaged files from case `first` on."""
 
     def __init__(self, folder: Path, cases: int, seed: int, first: int) -> None:
-        words = [str(folder), str(cases), str(seed), str(first)]
+        module = "experiments.benchmark.reliability.damage_child"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmark.damage_cases", *words],
+            [sys.executable, "-m", module, str(folder), str(cases), str(seed), str(first)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            },
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -103,16 +113,16 @@ class Child:
             self._lines.put(line.strip())
         self._lines.put(None)
 
-    def next_line(self, limit: float) -> str | None:
-        """What it says next; None if it says nothing for `limit` seconds, or has ended."""
+    def next_line(self, seconds: float) -> str | None:
+        """What it says next; None if it says nothing for so long, or has ended."""
         try:
-            return self._lines.get(timeout=limit)
+            return self._lines.get(timeout=seconds)
         except queue.Empty:
             return None
 
-    def ended(self) -> tuple[str, str]:
-        """Why there was no line."""
+    def why(self) -> tuple[str, str]:
+        """The outcome where there was no line."""
         status = self._process.poll()
         if status is None:
-            return "slow", f"no answer in {SECONDS:g} s"
+            return "slow", f"no answer in {SILENT:g} s"
         return "crash", f"exit status {status}"
