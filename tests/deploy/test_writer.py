@@ -96,7 +96,7 @@ def test_neither_is_a_pipe_a_folder_or_what_stands_where_the_file_is_prepared(
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_folder_that_is_not_there_is_told_before_any_work(tmp_path, writer):
-    with pytest.raises(ValueError, match="there is no folder .*nowhere: make it"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: make it"):
         WRITERS[writer](tmp_path / "nowhere" / "file")
 
 
