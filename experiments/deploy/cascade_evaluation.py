@@ -80,18 +80,20 @@ def cascade_settings(
 
     Raises:
       ValueError: another image shape than the file takes; mirroring where it gives another image;
-        both of accuracy and cost; a cost that is no share; a blend that is negative or not finite.
+        both of accuracy and cost; an accuracy that is not finite; a cost that is no share; a blend
+        that is negative or not finite.
     """
     if accuracy is not None and cost is not None:
         raise ValueError(f"--accuracy={accuracy:g} and --cost={cost:g}: expected one of them")
+    if accuracy is not None and not math.isfinite(accuracy):
+        raise ValueError(f"--accuracy={accuracy:g}: expected a finite number of points, as -0.1")
     if cost is not None and not 0 < cost <= 1:
         raise ValueError(
             f"--cost={cost:g}: expected a share, above 0 and up to 1, of the BitOps of high"
         )
     if blend is not None and not (math.isfinite(blend) and blend >= 0):
         raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
-    trained_on = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
-    if not (name := dataset or trained_on):
+    if not (name := dataset or _trained_on(info)):
         raise ValueError("the file does not say on what it was trained: give --dataset=...")
     spec = lookup(name)
     if spec.image_shape != info.image_shape:
@@ -105,6 +107,14 @@ def cascade_settings(
     if accuracy is None and cost is None:
         accuracy = -0.1
     return CascadeSettings(name, accuracy, cost, mirror, float(mirror) if blend is None else blend)
+
+
+def _trained_on(info: PackedInfo) -> str | None:
+    """The data set that the file names, if it does."""
+    found: Any = info.metadata
+    for name in ("run", "experiment", "dataset"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def collect_evidence(

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from dual_precision.costs import layer_cost, layer_energy, mode_cost, mode_energy
-from dual_precision.deploy import Cascade, PackedInfo, inspect_packed
+from dual_precision.deploy import Cascade, PackedError, PackedInfo, inspect_packed
+from dual_precision.deploy.cascade.rule import Point
 from dual_precision.deploy.layer_widths import LayerTexts
 from dual_precision.deploy.predictor import AUTO, CASCADE
 from dual_precision.models import build_from
@@ -62,7 +63,7 @@ def report_command(file: str, *, widths: str | None = None) -> None:
 
 def layers_with(info: PackedInfo, widths: LayerTexts) -> Layers:
     """The layers of a packed network, if some had other widths."""
-    network = {**info.network, "layers": {**info.network.get("layers", {}), **widths}}
+    network = {**info.network, "layers": {**(info.network.get("layers") or {}), **widths}}
     if "stored" not in network:
         network["stored"] = build_from(info.network).modes.stored
     return structure_of(build_from(network), info.example).layers
@@ -73,15 +74,28 @@ def packed_report(info: PackedInfo) -> str:
     measured: dict[str, dict[str, Any]] = {
         mode: {"bytes": size} for mode, size in info.bytes_read.items()
     }
-    for row in checked_rows(info.metadata.get("results", []), "the results in the file"):
+    rows, expected = measured_of(info)
+    for row in rows:
         if row["mode"] in measured:
             measured[row["mode"]] |= {k: v for k, v in row.items() if k in ("validation", "test")}
-    if CASCADE in info.metadata:
-        expected = Cascade.from_json(info.metadata[CASCADE]).expected
-        if expected is not None:
-            cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
-            measured[AUTO] = cost
+    if expected is not None:
+        cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
+        measured[AUTO] = cost
     return cost_report(info.layers, [*info.bytes_read], measured)
+
+
+def measured_of(info: PackedInfo) -> tuple[list[dict[str, Any]], Point | None]:
+    """What the metadata of a packed file say: rows of its run, and what its cascade is to give.
+
+    Raises:
+      PackedError: they say something else.
+    """
+    stored = info.metadata.get(CASCADE)
+    try:
+        rows = checked_rows(info.metadata.get("results", []), "results")
+        return rows, Cascade.from_json(stored).expected if stored else None
+    except ValueError as error:
+        raise PackedError(f"the metadata of the file, {error}; or pack the run again") from None
 
 
 def cost_report(

@@ -97,6 +97,8 @@ def test_calibration_reaches_what_it_is_asked_for():
         calibrate(own, accuracy=30.0)
     with pytest.raises(ValueError, match=r"expected at least 0\.125"):
         calibrate(own, cost=0.1)
+    with pytest.raises(ValueError, match="accuracy=nan: expected a finite number"):
+        calibrate(own, accuracy=float("nan"))
     for arguments in ({}, {"accuracy": 0.0, "cost": 0.5}):
         with pytest.raises(ValueError, match="expected one of them"):
             choose_point(curve(own), **arguments)

@@ -1,6 +1,7 @@
 """The packed file: a mode reads its prefix and gives the same bits; no damage goes unnoticed."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -19,15 +20,19 @@ from safetensors.numpy import load as load_safetensors
 from dual_precision.deploy import (
     PackedError,
     PackedFile,
+    Predictor,
     inspect_packed,
     load_packed,
     save_packed,
 )
+from dual_precision.deploy import predictor
+from dual_precision.deploy.cascade.rule import Point
 from dual_precision.deploy.file import container, contents, writer
 from dual_precision.models import build_from
 from dual_precision.primitives import nested
 from dual_precision.tasks.classification import Classification
 from experiments.deploy import pack, report
+from experiments.deploy.cascade_evaluation import cascade_settings
 
 MLP = {"name": "mlp", "num_classes": 4, "modes": {"low": "w2a2", "high": "w8a8"}}
 TINY = {**MLP, "num_classes": 2, "hidden": [2]}
@@ -311,6 +316,12 @@ def renamed(tensors, old, new):
     tensors.update(entries)
 
 
+def of_before(header, shape):
+    """As files were before there was an "example"."""
+    del header.about["example"]
+    header.about["image_shape"] = shape
+
+
 EXAMPLE = {"shape": [4, 4, 1], "dtype": "uint8"}
 LIES = {
     "a huge tensor": lambda h: h.tensors["params/dense1/step"].update(shape=[2**60]),
@@ -326,6 +337,24 @@ LIES = {
     ),
     "huge layers": lambda h: h.about["network"].update(hidden=[2**60]),
     "huge images": lambda h: h.about["example"].update(shape=[2**40] * 3),
+    "no pixels": lambda h: h.about["example"].update(shape=[0, 32, 3]),
+    "a wall of pixels": lambda h: h.about["example"].update(shape=[100_000, 100_000, 3]),
+    "a million axes": lambda h: h.about["example"].update(shape=[1] * 10**6),
+    "huge images of before": lambda h: of_before(h, [2**40, 2**40, 3]),
+    "no pixels of before": lambda h: of_before(h, [0, 32, 3]),
+    "no image of before": lambda h: of_before(h, None),
+    "100,000 modes": lambda h: h.about["network"].update(
+        modes={f"m{i}": "w2a2" for i in range(10**5)}
+    ),
+    "4,000 patterns": lambda h: h.about["network"].update(
+        layers={f"d{i}*": {"low": "w2a2"} for i in range(4000)}
+    ),
+    "a million stages": lambda h: h.about.update(
+        network={**FAST, "stage_sizes": [1] * 10**6}, example=EXAMPLE | {"shape": [32, 32, 3]}
+    ),
+    "a million means": lambda h: h.about["network"].update(mean=[0.5] * 10**6),
+    "a list of metadata": lambda h: h.about.update(metadata=[]),
+    "no metadata": lambda h: h.about.update(metadata=None),
     "half an image": lambda h: h.about["example"].update(shape=[4, 4, 0.5]),
     "a negative image": lambda h: h.about["example"].update(shape=[4, 4, -1]),
     "no dtype": lambda h: h.about["example"].update(dtype="O8"),
@@ -340,9 +369,50 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_sealed_lie_is_refused_before_it_costs_anything(lie):
+    content = resealed(packed("mlp")[0], LIES[lie])
     with pytest.raises(PackedError) as caught:
-        load_bytes(resealed(packed("mlp")[0], LIES[lie]))
+        load_bytes(content)
     assert "emory" not in str(caught.value)
+    with pytest.raises(PackedError):
+        Predictor(io.BytesIO(content))
+
+
+POINT = dict.fromkeys([field.name for field in dataclasses.fields(Point)], 1.0)
+CASCADE = {"first": "low", "then": "high", "threshold": 1.0, "expected": POINT}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"results": None},
+        {"results": [{"test": 97.0}]},
+        {"results": [{"mode": ["low"], "validation": 97.0}]},
+        {"results": [{"mode": "low", "validation": "97"}]},
+        {"cascade": [1]},
+        {"cascade": {**CASCADE, "threshold": 10**400}},
+        {"cascade": {**CASCADE, "mirror": "yes"}},
+        {"cascade": {**CASCADE, "expected": [1]}},
+        {"cascade": {**CASCADE, "expected": {**POINT, "accuracy": "high"}}},
+    ],
+    ids=str,
+)
+def test_odd_metadata_are_told_by_the_report_and_harm_no_answer(metadata):
+    content, model, variables = packed("mlp")
+    content = resealed(content, lambda h: h.about.update(metadata=metadata))
+    info = inspect_packed(io.BytesIO(content))
+    with pytest.raises(PackedError, match="the metadata of the file") as caught:
+        report.packed_report(info)
+    assert len(str(caught.value)) < 600
+    _, loaded = load_bytes(content)
+    np.testing.assert_array_equal(logits(model, loaded, "low"), logits(model, variables, "low"))
+    assert predictor._usable(None, info, ["low", "high"])[0] is None
+
+
+@pytest.mark.parametrize("run", [None, [], {"experiment": 3}, {"experiment": {"dataset": 4}}])
+def test_a_run_that_is_none_names_no_data_set(run):
+    content = resealed(packed("mlp")[0], lambda h: h.about.update(metadata={"run": run}))
+    with pytest.raises(ValueError, match="does not say on what it was trained"):
+        cascade_settings(inspect_packed(io.BytesIO(content)))
 
 
 json_values = st.recursive(
@@ -418,7 +488,7 @@ def test_so_is_a_layer_that_has_codes_in_some_modes_alone():
 def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     network = {**MLP, "hidden": [8, 8]}
     config = {"preset": "digits", "experiment": {"dataset": "digits"}, "network": network}
-    rows = [{"mode": "low", "test": 97.125}]
+    rows = [{"mode": "low", "validation": 96.0, "test": 97.125}]
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     model, variables = as_if_trained(network, (8, 8, 1))

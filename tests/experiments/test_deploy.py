@@ -90,6 +90,8 @@ def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
         ({"mirror": True}, "a mirrored image of digits is another image"),
         ({"accuracy": -0.1, "cost": 0.5}, "--accuracy=-0.1 and --cost=0.5: expected one of them"),
         ({"cost": 7.0}, "--cost=7: expected a share, above 0 and up to 1"),
+        ({"accuracy": math.nan}, "--accuracy=nan: expected a finite number"),
+        ({"accuracy": -math.inf}, "--accuracy=-inf: expected a finite number"),
         ({"cost": math.nan}, "--cost=nan: expected a share"),
         ({"blend": -1.0}, "--blend=-1: expected a finite number, 0 or more"),
         ({"blend": math.nan}, "--blend=nan: expected a finite number"),

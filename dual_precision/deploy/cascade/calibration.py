@@ -157,6 +157,8 @@ def choose_point(
     """
     if (accuracy is None) == (cost is None):
         raise ValueError(f"accuracy={accuracy} and cost={cost}: expected one of them")
+    if accuracy is not None and not math.isfinite(accuracy):
+        raise ValueError(f"accuracy={accuracy}: expected a finite number of points")
     if accuracy is None:
         within = [point for point in points if cost is None or point.relative <= cost]
         if not within:

@@ -16,7 +16,6 @@ is no number reaches no threshold: such a row goes on, and `then` answers it alo
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +24,12 @@ import numpy as np
 # A mean of two looks deserves more trust: half of the margin is enough for it. Of 1, 1.5, 2, 3 and
 # 4, 2 and 3 were the best on CIFAR-10's validation images at 30 to 40 % of high's BitOps.
 SECOND_LOOK = 2.0
+
+
+def _is_number(value: Any) -> bool:
+    """Finite and real: an int of hundreds of digits is none, as no float holds it."""
+    kinds = (int, float, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Cascade:
     def __post_init__(self) -> None:
         for name in ("threshold", "blend"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not (math.isfinite(value) and value >= 0):
+            if not (_is_number(value) and value >= 0):
                 raise ValueError(f"{name}={value!r}: expected a finite number, 0 or more")
 
     def to_json(self) -> dict[str, Any]:
@@ -91,10 +96,16 @@ class Cascade:
             expected = value["expected"]
             if not (isinstance(value["first"], str) and isinstance(value["then"], str)):
                 raise TypeError("first and then must be names of modes")
-            return cls(**{**value, "expected": None if expected is None else Point(**expected)})
-        except (TypeError, KeyError, ValueError) as error:
+            if not isinstance(value.get("mirror", False), bool):
+                raise TypeError("mirror must be true or false")
+            if expected is not None:
+                if not all(_is_number(number) for number in expected.values()):
+                    raise TypeError("what is expected must be numbers")
+                expected = Point(**expected)
+            return cls(**{**value, "expected": expected})
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"a cascade of {value!r} ({error}): expected what Cascade.to_json gives;"
+                f"a cascade of {str(value)[:200]} ({str(error)[:200]}): expected what Cascade.to_json gives;"
                 " calibrate it again"
             ) from None
 

@@ -1,5 +1,6 @@
 """What a packed file may ask for: counts and sizes are bounded before anything is made of them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,11 @@ from dual_precision.structure import Example
 
 MOST_VALUES = 10_000  # in the description of a network: widths of layers, means, sizes of stages
 MOST_MODES = 64
+MOST_OWN_WIDTHS = 1000  # layers or patterns that have widths of their own
 LARGEST_NUMBER = 2**24  # of a description: features, groups, bits
-LARGEST_AXIS = 2**20  # of an example
+MOST_INPUTS = 64  # arrays in an example
+MOST_AXES = 8
+LARGEST_AXIS = 2**20
 LARGEST_EXAMPLE = 2**26  # numbers in one example
 
 
@@ -19,8 +23,9 @@ def check_network(network: Any) -> None:
     """Raises PackedError where a description of a network is no JSON object of a sensible size."""
     if not isinstance(network, Mapping) or not isinstance(network.get("modes"), Mapping):
         raise PackedError("its network is no description: expected a name, modes and attributes")
-    if len(network["modes"]) > MOST_MODES:
-        raise PackedError(f"{len(network['modes'])} modes: expected at most {MOST_MODES}")
+    for part, most in (("modes", MOST_MODES), ("layers", MOST_OWN_WIDTHS)):
+        if len(network.get(part) or ()) > most:
+            raise PackedError(f"{len(network[part])} {part}: expected at most {most}")
     count, waiting = 0, [network]
     while waiting:
         value = waiting.pop()
@@ -40,15 +45,15 @@ def check_network(network: Any) -> None:
 def check_example(example: Example) -> None:
     """Raises PackedError where an example is empty, or larger than a file may ask for."""
     leaves = jax.tree.leaves(example)
+    if len(leaves) > MOST_INPUTS:
+        raise PackedError(f"{len(leaves)} inputs: expected at most {MOST_INPUTS}")
     sizes = 0
     for leaf in leaves:
-        if not all(1 <= axis <= LARGEST_AXIS for axis in leaf.shape):
+        if len(leaf.shape) > MOST_AXES or not all(1 <= axis <= LARGEST_AXIS for axis in leaf.shape):
             raise PackedError(
-                f"an input of shape {list(leaf.shape)[:8]}: expected axes of 1 to {LARGEST_AXIS}"
+                f"an input of shape {list(leaf.shape)[:MOST_AXES]}: expected at most {MOST_AXES}"
+                f" axes of 1 to {LARGEST_AXIS}"
             )
-        size = 1
-        for axis in leaf.shape[:8]:
-            size *= axis
-        sizes += size
+        sizes += math.prod(leaf.shape)
     if not leaves or sizes > LARGEST_EXAMPLE:
         raise PackedError(f"an input of {sizes} numbers: expected 1 to {LARGEST_EXAMPLE}")
