@@ -90,8 +90,7 @@ def cascade_settings(
         )
     if blend is not None and not (math.isfinite(blend) and blend >= 0):
         raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
-    trained_on = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
-    if not (name := dataset or trained_on):
+    if not (name := dataset or _trained_on(info)):
         raise ValueError("the file does not say on what it was trained: give --dataset=...")
     spec = lookup(name)
     if spec.image_shape != info.image_shape:
@@ -105,6 +104,14 @@ def cascade_settings(
     if accuracy is None and cost is None:
         accuracy = -0.1
     return CascadeSettings(name, accuracy, cost, mirror, float(mirror) if blend is None else blend)
+
+
+def _trained_on(info: PackedInfo) -> str | None:
+    """The data set that the file names; it may hold anything."""
+    entry: Any = info.metadata
+    for key in ("run", "experiment", "dataset"):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    return entry if isinstance(entry, str) else None
 
 
 def collect_evidence(
