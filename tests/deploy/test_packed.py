@@ -23,9 +23,9 @@ from dual_precision.deploy import (
     Predictor,
     inspect_packed,
     load_packed,
+    predictor,
     save_packed,
 )
-from dual_precision.deploy import predictor
 from dual_precision.deploy.cascade.rule import Point
 from dual_precision.deploy.file import container, contents, writer
 from dual_precision.models import build_from

@@ -208,8 +208,7 @@ def try_checkpoint(files: Files, rng: np.random.Generator) -> str:
             path.write_text(nested_text(text, rng))
         case _:
             path.write_bytes(changed_bytes(path.read_bytes(), rng))
-    steps: tuple[str | int, ...] = ("latest", "best", 1)
-    step = steps[rng.integers(3)]
+    step: str | int = ("latest", "best", 1)[rng.integers(3)]
     found = logits_of(*load(workdir, step), NAMES)
     return "right" if found in files["right"][: 1 if step == 1 else 2] else "wrong"
 
