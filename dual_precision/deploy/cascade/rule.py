@@ -28,8 +28,9 @@ SECOND_LOOK = 2.0
 
 def _is_number(value: Any) -> bool:
     """Finite and real: an int of hundreds of digits is none, as no float holds it."""
-    kinds = (int, float, np.floating)
-    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        return False
+    return bool(abs(value) < 1e300)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Cascade:
             return cls(**{**value, "expected": expected})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"a cascade of {str(value)[:200]} ({str(error)[:200]}): expected what Cascade.to_json gives;"
-                " calibrate it again"
+                f"a cascade of {str(value)[:200]} ({str(error)[:200]}): expected what"
+                " Cascade.to_json gives; calibrate it again"
             ) from None
 
 
