@@ -16,6 +16,7 @@ is no number reaches no threshold: such a row goes on, and `then` answers it alo
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
