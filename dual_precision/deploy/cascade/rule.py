@@ -29,9 +29,8 @@ SECOND_LOOK = 2.0
 
 def _is_number(value: Any) -> bool:
     """Finite and real: an int of hundreds of digits is none, as no float holds it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    return bool(-1e300 < value < 1e300)
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and bool(-1e300 < value < 1e300)
 
 
 @dataclasses.dataclass(frozen=True)
