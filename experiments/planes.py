@@ -20,7 +20,8 @@ from tqdm import tqdm
 from dual_precision import data
 from dual_precision.costs import mode_cost
 from dual_precision.data.arrays import Images
-from dual_precision.deploy.planes.bit_layers import STORED, to_bit_layers
+from dual_precision.deploy.planes.bit_layers import to_bit_layers
+from dual_precision.deploy.planes.packing import STORED
 from dual_precision.loading import load
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.fixed_point import WIDTHS

@@ -240,3 +240,15 @@ def test_descriptions_of_before_the_stored_width():
         modes_from(eight)
     eight["layers"]["conv"]["high"] = "w8a8"
     assert modes_from(eight).stored == 8
+    for layer in ({"low": "w4a4", "high": "w32a32"}, {"low": "w32a32"}):
+        with pytest.raises(ValueError, match='expected an entry "stored"'):
+            modes_from({**eight, "layers": {"conv": layer}})
+
+
+@pytest.mark.parametrize(("high", "stored"), [("w8a8", 8), ("w4a4", 4)])
+def test_a_layer_of_float_weights_was_stored_in_no_width(high, stored):
+    """It has no step, whose meaning could be another one now."""
+    layers = {"conv": {"low": "w32a32", "high": "w32a8"}}
+    old = {"modes": {"low": "w2a2", "high": high}, "layers": layers}
+    read = modes_from(old)
+    assert (read.stored, read.stored_at(["conv"])) == (stored, None)

@@ -28,6 +28,9 @@ from dual_precision.primitives.quantizers import (
 
 # The collection that, when mutable, has every layer fit its input step to the batch at hand.
 CALIBRATION = "calibration"
+# A leaf of one of these names says that its place in the tree is a layer: its weights, as they are
+# trained, or as bit planes.
+WEIGHTS = ("kernel", "words")
 # The stream of random numbers that gradients with a width are rounded by.
 ROUNDING = "rounding"
 
@@ -174,7 +177,7 @@ def check_named_layers(model: nn.Module, precision: Asked) -> None:
         return
     params = model.variables.get("params", {})
     flat = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    known = {"/".join(key.key for key in path[:-1]) for path in flat if path[-1].key == "kernel"}
+    known = {"/".join(key.key for key in path[:-1]) for path in flat if path[-1].key in WEIGHTS}
     model.modes.check_layers(known, asked)
 
 

@@ -231,6 +231,11 @@ def modes(
     )
 
 
+def _widest(table: Mapping[str, str]) -> int:
+    """Bits of the widest weights of a table of texts; 0 where all are float."""
+    return max((parse(text).weights or 0 for text in table.values()), default=0)
+
+
 def modes_from(description: Mapping[str, Any]) -> Modes:
     """The modes that a network's description means, see `Modes.to_json`.
 
@@ -243,12 +248,12 @@ def modes_from(description: Mapping[str, Any]) -> Modes:
     default, layers = description["modes"], description.get("layers") or {}
     stored = description.get("stored")
     if stored is None:
-        widths = [parse(text).weights or 0 for text in default.values()]
-        stored = max(widths, default=0) or MAX_BITS
-        entries = [
-            [parse(text).weights or 0 for text in entry.values()] for entry in layers.values()
-        ]
-        if any(max(bits, default=0) != MAX_BITS for bits in (widths, *entries) if entries):
+        stored = _widest(default) or MAX_BITS
+        # Layers that models pin are stored in 8 bits, and a description does not say which these
+        # are. One that is float in every mode has no step, which could mean two things. Entries
+        # named every mode then.
+        known = (0, MAX_BITS) if stored == MAX_BITS else (0,)
+        if any(set(e) != set(default) or _widest(e) not in known for e in layers.values()):
             raise ValueError(
                 f"layers {sorted(layers)} have widths of their own, written by a version that did"
                 ' not say how wide weights are stored: expected an entry "stored"; train it again'

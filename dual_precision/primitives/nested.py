@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.ste import midrise_code
@@ -20,6 +21,10 @@ GAUSSIAN_STEP = {
     7: 0.0569,
     8: 0.0308,
 }
+
+
+# Between these a step and its reciprocal are normal numbers: XLA takes smaller ones for zero.
+SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**126
 
 
 def power_of_two(exponent: Bits) -> jax.Array:
@@ -46,13 +51,15 @@ def encode(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array
       int32 codes [..., out]. `encode(w, step, n, N) == encode(w, step, N, N) >> (N - n)`.
 
     Raises:
-      ValueError: if `w` is concrete and not finite, or `bits` is concrete and out of range.
+      ValueError: if `w` is concrete and not finite, `step` is concrete and no step (see
+        `check_steps`), or `bits` is concrete and out of range.
 
     >>> encode(jnp.array([-0.3, 0.1, 0.9]), jnp.array([0.25]), 2, 3)
     Array([-1,  0,  1], dtype=int32)
     """
     check_bits(bits, stored)
     check_finite(w)
+    check_steps(step)
     cell = power_of_two(jnp.asarray(stored) - bits)
     half = power_of_two(jnp.asarray(bits) - 1)
     return midrise_code(w, per_channel(step, w.ndim), cell, half).astype(jnp.int32)
@@ -71,10 +78,14 @@ def truncate(codes: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
 def decode(codes: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     """Values of `bits`-wide codes: (c_n + 1/2) * step * 2^(N-n), float32 [..., out].
 
+    Raises:
+      ValueError: as `encode`, of step and bits.
+
     >>> decode(jnp.array([-2, -1, 0, 1]), jnp.array([0.25]), 2, 3)
     Array([-0.75, -0.25,  0.25,  0.75], dtype=float32)
     """
     check_bits(bits, stored)
+    check_steps(step)
     cell = power_of_two(jnp.asarray(stored) - bits)
     return (codes.astype(jnp.float32) + 0.5) * (cell * per_channel(step, codes.ndim))
 
@@ -113,4 +124,17 @@ def check_finite(w: jax.Array) -> None:
     if not isinstance(w, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(w))):
         raise ValueError(
             "weights hold infinities or NaN: no code stands for them; look for a diverged step"
+        )
+
+
+def check_steps(step: jax.Array | np.ndarray) -> None:
+    """Raises ValueError where a concrete step is not SMALLEST_STEP to LARGEST_STEP: no code
+    is made with one that is 0, negative or NaN; traced ones pass."""
+    if isinstance(step, jax.core.Tracer):
+        return
+    values = np.asarray(step)
+    if not ((values >= SMALLEST_STEP) & (values <= LARGEST_STEP)).all():
+        raise ValueError(
+            f"steps from {values.min():g} to {values.max():g}: expected positive numbers, 2^-126 to"
+            " 2^126; look for a diverged training"
         )

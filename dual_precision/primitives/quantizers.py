@@ -27,10 +27,14 @@ def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) ->
     Returns:
       float32 [..., out].
 
+    Raises:
+      ValueError: a concrete width that is out of range, a concrete step that is none.
+
     >>> quantize_weights(jnp.array([-0.3, 0.1, 0.9]), jnp.array([0.25]), 2, 3)
     Array([-0.25,  0.25,  0.75], dtype=float32)
     """
     nested.check_bits(bits, stored)
+    nested.check_steps(step)
     per_step = max(w.size // max(step.size, 1), 1)
     scale = jax.lax.rsqrt(per_step * power_of_two(jnp.asarray(stored) - 1))
     step = per_channel(scale_gradient(step, scale), w.ndim)
@@ -70,9 +74,13 @@ def quantize_activations(
       bits: n, 1 to 8; may be traced.
       signed: see `code_range`.
 
+    Raises:
+      ValueError: a concrete width that is out of range, a concrete step that is none.
+
     >>> quantize_activations(jnp.array([-1.0, 0.2, 0.6, 9.0]), jnp.array(0.5), 2)
     Array([0. , 0. , 0.5, 1.5], dtype=float32)
     """
+    nested.check_steps(step)
     low, top = code_range(bits, signed)
     per_example = max(x.size // max(x.shape[0], 1), 1)
     return uniform_ste(x, scale_gradient(step, jax.lax.rsqrt(per_example * top)), low, top)
@@ -107,9 +115,13 @@ def encode_activations(
 def activation_codes(x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False) -> jax.Array:
     """The codes of `encode_activations` as float32, with a NaN for every NaN of x.
 
+    Raises:
+      ValueError: a concrete width that is out of range, a concrete step that is none.
+
     >>> activation_codes(jnp.array([0.6, jnp.nan]), jnp.array(0.5), 2)
     Array([ 1., nan], dtype=float32)
     """
+    nested.check_steps(step)
     low, top = code_range(bits, signed)
     return jnp.clip(jnp.round(in_steps(x, step)), low, top)
 

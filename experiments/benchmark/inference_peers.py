@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.planes.bit_layers import join_gates
+from dual_precision.deploy.planes.packing import join_gates
 
 Request = Callable[[], Any]
 

@@ -15,10 +15,9 @@ from dual_precision.deploy import load_packed, save_packed
 from dual_precision.deploy.planes.bit_layers import (
     BitDense,
     BitLSTMCell,
-    pack_dense,
-    pack_lstm,
     to_bit_layers,
 )
+from dual_precision.deploy.planes.packing import pack_dense, pack_lstm
 from dual_precision.layers import Dense, SwitchableBatchNorm
 from dual_precision.models import MLP, build
 from dual_precision.primitives.bitserial import plane_product, unpack_words
@@ -159,6 +158,25 @@ def test_inputs_of_any_rank():
     assert layer.apply(packed, x[0], precision="w3a8").shape == (64,)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"codes": np.full((64, 64), 128, np.int32)}, "codes from 128 to 128: expected -128 to 12"),
+        ({"codes": np.zeros((64, 64), np.float32)}, "codes of dtype float32: expected integers"),
+        ({"codes": np.zeros((63, 64), np.int32)}, r"codes of \[63, 64\]: expected \[64, 64\]"),
+        ({"bias": np.zeros(63, np.float32)}, r"a bias of \[63\]: expected \[64\]"),
+        ({"bias": np.full(64, np.nan, np.float32)}, "infinities or NaN"),
+        ({"kernel": np.zeros(64, np.float32)}, r"weights float32\[64\]: expected float32 \[inputs"),
+        ({"kernel": np.zeros((2, 2), np.float16)}, r"weights float16\[2, 2\]: expected float32"),
+        ({"kernel": np.full((64, 64), np.inf, np.float32), "codes": np.zeros((64, 64), np.int8)},
+         "infinities or NaN"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_planes(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        pack_dense(**{"kernel": jnp.asarray(weights())} | jax.tree.map(jnp.asarray, arguments))
+
+
 def test_layers_without_planes():
     x = jnp.zeros((1, 64))
     with pytest.raises(ValueError, match=r"has no planes: expected .*there is no init"):
@@ -235,6 +253,22 @@ def test_a_mode_of_few_bits():
     values = quantize_weights(own["kernel"], own["step"], 2, 8)
     narrow = np.asarray(unpack_words(packed["words"][:2], 64)) + 0.5
     np.testing.assert_allclose(narrow * np.asarray(packed["scales"][1]), values, rtol=1e-5)
+
+
+def test_widths_of_single_layers():
+    """A network on planes knows its layers by their planes."""
+    variables = trained(PLAIN)
+    layered, planes = to_bit_layers(PLAIN, variables, EXAMPLE)
+    every = dict.fromkeys(planes["params"], 3)
+    apply = partial(layered.apply, planes, images())
+    np.testing.assert_array_equal(
+        apply(precision=Widths("w8a8", weights=every)), apply(precision="w3a8")
+    )
+    one = apply(precision=Widths("w8a8", weights={"dense1": 1}))
+    for other in ("w8a8", "w1a8"):
+        assert float(jnp.max(jnp.abs(one - apply(precision=other)))) > 0
+    with pytest.raises(ValueError, match=r"unknown layers \['dense9'\]: expected .*'classifier'"):
+        apply(precision=Widths("w8a8", weights={"dense9": 1}))
 
 
 def test_one_trace_for_each_precision():

@@ -9,6 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dual_precision.primitives.nested import check_bits, decode, encode, power_of_two, truncate
+from dual_precision.primitives.quantizers import (
+    activation_codes,
+    encode_activations,
+    quantize_activations,
+    quantize_weights,
+)
 
 STORED = st.integers(1, 8)
 # Subnormal and huge values included; strategies of numpy arrays know float32.
@@ -152,3 +158,32 @@ def test_powers_of_two_are_exact():
     for exponent in range(31):
         assert float(power_of_two(exponent)) == 2.0**exponent
         assert float(jax.jit(power_of_two)(exponent)) == 2.0**exponent
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.0, -0.5, 1e-39, np.inf, np.nan, 2.0**127], ids=repr)
+def test_steps_that_are_none_are_refused(wrong):
+    w, codes = jnp.ones((2, 2)), jnp.zeros((2, 2), jnp.int32)
+    step = jnp.asarray([0.5, wrong], jnp.float32)
+    for function in (encode, quantize_weights):
+        with pytest.raises(ValueError, match=r"expected positive numbers, 2\^-126 to 2\^126"):
+            function(w, step, 2, 8)
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        decode(codes, step, 2, 8)
+    for function in (quantize_activations, encode_activations, activation_codes):
+        with pytest.raises(ValueError, match="expected positive numbers"):
+            function(w, step[1], 2)
+
+
+def test_traced_steps_pass():
+    """A program cannot refuse a number."""
+    step = jnp.zeros(2)
+    for function in (encode, quantize_weights):
+        jax.jit(function, static_argnums=(2, 3))(jnp.ones((2, 2)), step, 2, 8)
+    for function in (quantize_activations, activation_codes):
+        jax.jit(function, static_argnums=2)(jnp.ones((2, 2)), step[0], 2)
+
+
+def test_the_smallest_and_the_largest_step_are_steps():
+    steps = jnp.asarray([2.0**-126, 2.0**126], jnp.float32)
+    w = jnp.asarray([[1.0], [-1.0]], jnp.float32) * steps[None]
+    np.testing.assert_array_equal(encode(w, steps, 3, 3), [[1, 1], [-1, -1]])

@@ -129,10 +129,11 @@ def check_numbers(leaves: Leaves) -> None:
                 f"{'/'.join(path)!r} holds infinities or NaN: expected numbers; look for a"
                 " diverged training"
             )
-        if ("step" in path or "input_step" in path) and not (values > 0).all():
-            raise ValueError(
-                f"{'/'.join(path)!r} is {np.min(values):g} at its smallest: expected positive steps"
-            )
+        if "step" in path or "input_step" in path:
+            try:
+                nested.check_steps(values)
+            except ValueError as error:
+                raise ValueError(f"{'/'.join(path)!r}: {error}") from None
 
 
 def _planes_name(path: LayerPath, span: tuple[int, int]) -> str:

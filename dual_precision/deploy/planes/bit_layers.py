@@ -25,17 +25,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
 from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
+from dual_precision.deploy.planes.packing import STORED, pack_dense
 from dual_precision.layers import Dense, QuantizedLayer
-from dual_precision.precision import FLOAT_NAME, MAX_BITS, Asked, Bits, Modes, Precision, mode_of
-from dual_precision.primitives.bitserial import pack_words, plane_product
+from dual_precision.precision import FLOAT_NAME, Asked, Bits, Modes, Precision, mode_of
+from dual_precision.primitives.bitserial import plane_product
 from dual_precision.primitives.fixed_point import WIDTHS
 from dual_precision.primitives.nested import check_bits, encode
 from dual_precision.primitives.normalization import scale_and_shift
-from dual_precision.primitives.plane_fit import fit_planes, plane_scales
 from dual_precision.primitives.quantizers import quantize_weights
 from dual_precision.structure import Example, LayerPath, Structure, structure_of
 
-STORED = MAX_BITS
 # "w4a16" -> (4, 16): planes, and bits of the fixed-point activations.
 NUMBERS = {f"w{n}a{bits}": (n, bits) for bits in WIDTHS for n in range(1, STORED + 1)}
 # The modes of all networks on planes. To a mode such activations are float: they need no step.
@@ -153,53 +152,6 @@ class FixedNorm(nn.Module):
         gain: Any = self.get_variable("params", "gain")
         offset: Any = self.get_variable("params", "offset")
         return scale_and_shift(x, gain, offset)
-
-
-def pack_dense(
-    kernel: jax.Array, bias: jax.Array | None = None, codes: jax.Array | None = None
-) -> dict[str, jax.Array]:
-    """The variables of a BitDense from float weights; see `fit_planes`.
-
-    Args:
-      kernel: [K, N], float32, finite.
-      bias: [N], float32.
-      codes: [K, N] of 8 bits, where the weights have them already.
-
-    Returns:
-      {"words": uint32 [8, ceil(K / 32), N], "scales": float32 [8, N], "inputs": uint8 [K, 0]},
-      and "bias" if given.
-
-    Raises:
-      ValueError: another shape; an infinity or NaN.
-    """
-    if codes is None:
-        codes, scales = fit_planes(kernel, STORED)
-    else:
-        scales = plane_scales(kernel, codes, STORED)
-    inputs = jnp.zeros((kernel.shape[0], 0), jnp.uint8)  # its shape is what is read of it
-    packed = {"words": pack_words(codes, STORED), "scales": scales, "inputs": inputs}
-    return packed if bias is None else {**packed, "bias": bias}
-
-
-def pack_lstm(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
-    """The variables of a BitLSTMCell from those of flax's LSTMCell or OptimizedLSTMCell."""
-    inputs, hidden, bias = join_gates(params)
-    return {"input": pack_dense(inputs), "hidden": pack_dense(hidden, bias)}
-
-
-def join_gates(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Kernels [in, 4H] and [H, 4H] and bias [4H] of flax's LSTM cells, gates i, f, g, o.
-
-    Raises:
-      ValueError: parameters of another cell.
-    """
-    expected = [side + gate for side in "ih" for gate in "ifgo"]
-    if sorted(params) != sorted(expected):
-        raise ValueError(f"an LSTM cell of {sorted(params)}: expected {expected}, as flax has")
-    inputs, hidden = (
-        jnp.concatenate([params[side + gate]["kernel"] for gate in "ifgo"], axis=1) for side in "ih"
-    )
-    return inputs, hidden, jnp.concatenate([params[f"h{gate}"]["bias"] for gate in "ifgo"])
 
 
 def to_bit_layers(
