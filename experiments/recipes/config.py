@@ -116,9 +116,12 @@ def recipe_of(mode: str, order: str = "") -> type[Recipe]:
 
 def fields_of(recipe: type[Recipe]) -> dict[str, Any]:
     """Name -> type of every field that a run with this recipe may set."""
-    own = {**typing.get_type_hints(Config), **typing.get_type_hints(recipe)}
-    named = [f.name for part in (Config, recipe) for f in dataclasses.fields(part)]
-    return {name: own[name] for name in named if name != "recipe"}
+    types: dict[str, Any] = {}
+    for part in (Config, recipe):
+        known = typing.get_type_hints(part)
+        types |= {field.name: known[field.name] for field in dataclasses.fields(part)}
+    del types["recipe"]
+    return types
 
 
 def make_config(preset: str, settings: Mapping[str, Any]) -> Config:

@@ -23,7 +23,7 @@ _METRICS = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class KillMoment:
     """When a process is killed.
 
     Attributes:
@@ -95,7 +95,7 @@ class Workplace:
         """
         self._wait(self._start(command), command)
 
-    def kill(self, command: Sequence[str], moment: Moment, rng: np.random.Generator) -> bool:
+    def kill(self, command: Sequence[str], moment: KillMoment, rng: np.random.Generator) -> bool:
         """Runs a command and kills it at the moment; False if it ended before.
 
         Raises:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dual_precision.deploy import amend_metadata
 from dual_precision.training.log import read_records
 from experiments.benchmark.reliability.killed_runs import (
-    Moment,
+    KillMoment,
     Workplace,
     commits,
     differing,
@@ -154,13 +154,13 @@ def one_round(
     shutil.rmtree(folder)
 
 
-def moments_of(workdir: Path, right: Undisturbed, rng: np.random.Generator) -> list[Moment]:
+def moments_of(workdir: Path, right: Undisturbed, rng: np.random.Generator) -> list[KillMoment]:
     """Seven moments of a training, in their order."""
-    commit = Moment(COMMIT, partial(commits, workdir), 0.1)
-    epoch = Moment(EPOCH, partial(recorded, workdir), 0.2)
-    phase = Moment(PHASE, lambda: recorded(workdir) & {right.phase_end}, 0.3)
-    end = Moment(END, lambda: recorded(workdir) & {right.last}, 1.0)
-    results = Moment(RESULTS, partial(written, workdir / "training.png"), 0.02)
+    commit = KillMoment(COMMIT, partial(commits, workdir), 0.1)
+    epoch = KillMoment(EPOCH, partial(recorded, workdir), 0.2)
+    phase = KillMoment(PHASE, lambda: recorded(workdir) & {right.phase_end}, 0.3)
+    end = KillMoment(END, lambda: recorded(workdir) & {right.last}, 1.0)
+    results = KillMoment(RESULTS, partial(written, workdir / "training.png"), 0.02)
     some = [(commit, epoch)[rng.integers(2)] for _ in range(3)]
     return [some[0], commit, phase, *some[1:], end, results]
 
@@ -209,7 +209,7 @@ def _write_killed(
 ) -> Iterator[Kill]:
     """Kills a command that replaces a file, and lets it run again."""
     before, part = path.read_bytes(), path.with_name(f"{path.name}.part")
-    killed = place.kill(command, Moment(kill.moment, partial(written, part, path), 0.002), rng)
+    killed = place.kill(command, KillMoment(kill.moment, partial(written, part, path), 0.002), rng)
     unfinished = is_unfinished(path.parent)
     if path.read_bytes() not in (before, after):
         raise ValueError(f"{kill.moment}: {path.name} is neither the old nor the new file")
