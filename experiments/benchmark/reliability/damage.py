@@ -98,7 +98,8 @@ class Child:
             },
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> "Child":
         return self
@@ -106,11 +107,13 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        self._reader.join()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.strip())
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line.strip())
         self._lines.put(None)
 
     def next_line(self, seconds: float) -> str | None:

@@ -187,7 +187,7 @@ def pack_killed(
     for _ in range(min(2, most)):
         path.write_bytes(right.packed)
         amend_metadata(path, {"note": "an older file"})
-        yield from _write_killed(place, command, path, Kill(PACKING), right.packed, rng)
+        yield from write_killed(place, command, path, Kill(PACKING), right.packed, rng)
 
 
 def calibrate_killed(
@@ -196,10 +196,10 @@ def calibrate_killed(
     """Kills the writing of a calibration into a packed file."""
     path, command = folder / NAME, calibrate_in(folder)
     path.write_bytes(right.packed)
-    yield from _write_killed(place, command, path, Kill(CALIBRATION), right.calibrated, rng)
+    yield from write_killed(place, command, path, Kill(CALIBRATION), right.calibrated, rng)
 
 
-def _write_killed(
+def write_killed(
     place: Workplace,
     command: list[str],
     path: Path,
