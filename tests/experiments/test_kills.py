@@ -11,7 +11,7 @@ import pytest
 
 from experiments.benchmark.reliability import kills
 from experiments.benchmark.reliability.killed_runs import (
-    Moment,
+    KillMoment,
     Workplace,
     commits,
     differing,
@@ -36,7 +36,7 @@ def generator() -> np.random.Generator:
 
 def test_a_process_is_killed_at_its_moment(place):
     path = place.folder / "file"
-    moment = Moment("when a file appears", partial(written, path), 0.01)
+    moment = KillMoment("when a file appears", partial(written, path), 0.01)
     assert place.kill(["-c", _WRITES, str(path), "600"], moment, generator())
     assert path.exists()
     time.sleep(0.01)
@@ -44,7 +44,7 @@ def test_a_process_is_killed_at_its_moment(place):
 
 
 def test_a_process_that_ends_before_is_not_killed(place):
-    never = Moment("never", set, 0.0)
+    never = KillMoment("never", set, 0.0)
     assert not place.kill(["-c", "pass"], never, generator())
 
 
@@ -53,7 +53,7 @@ def test_a_command_that_fails_is_an_error(place):
     with pytest.raises(ValueError, match=r"exit status 1: on purpose"):
         place.finish(fails)
     with pytest.raises(ValueError, match=r"exit status 1: on purpose"):
-        place.kill(fails, Moment("never", set, 0.0), generator())
+        place.kill(fails, KillMoment("never", set, 0.0), generator())
 
 
 def test_what_is_half_done_is_seen(tmp_path):
