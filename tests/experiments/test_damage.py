@@ -48,9 +48,20 @@ def test_a_few_cases_of_every_kind(monkeypatch, capsys):
 
 def test_what_is_bad_is_an_error(monkeypatch):
     found = [("bytes", 0, "right", ""), ("json", 3, "wrong", "on purpose")]
-    monkeypatch.setattr(damage, "outcomes", lambda *_: iter(found))
+    printed = []
+
+    def outcomes(folder, cases, seed):
+        (folder / "errors").write_text("\n".join(printed))
+        return iter(found)
+
+    monkeypatch.setattr(damage, "outcomes", outcomes)
     with pytest.raises(ValueError, match=r"1 of 2 cases of seed 5.*json case 3: wrong, on purpose"):
         damage.measure_damage(cases=2, seed=5)
+    found.pop()
+    damage.measure_damage(cases=1, seed=5)
+    printed.append("Traceback (most recent call last):")
+    with pytest.raises(ValueError, match="1 tracebacks were printed"):
+        damage.measure_damage(cases=1, seed=5)
 
 
 def test_outcomes_of_a_child():

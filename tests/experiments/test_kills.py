@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from functools import partial
 
@@ -83,37 +82,39 @@ def test_runs_are_compared_without_their_speed(digits_study, tmp_path):
 
 
 class Commands(Workplace):
-    """Writes the file in the place of the real commands, or another one."""
+    """In the place of the real commands: what a killed one leaves, and then a whole one."""
 
-    def __init__(self, folder, content):
+    def __init__(self, folder, left, whole):
         super().__init__(folder, {})
-        object.__setattr__(self, "content", content)
+        object.__setattr__(self, "contents", {"kill": left, "finish": whole})
 
-    def finish(self, command):
-        (self.folder / kills.NAME).write_bytes(self.content)
+    def _write(self, name):
+        (self.folder / kills.NAME).write_bytes(self.contents[name])
 
     def kill(self, command, moment, rng):
+        self._write("kill")
         return True
+
+    def finish(self, command):
+        self._write("finish")
 
 
 def test_a_file_that_is_neither_old_nor_new_is_an_error(tmp_path):
-    path = tmp_path / kills.NAME
-    path.write_bytes(b"old")
+    path, kill = tmp_path / kills.NAME, kills.Kill("on purpose")
 
-    def kill_writing(content):
-        place = Commands(tmp_path, content)
-        return list(
-            kills.write_killed(place, [], path, kills.Kill("on purpose"), b"new", generator())
-        )
+    def kill_writing(left, whole):
+        path.write_bytes(b"old")
+        place = Commands(tmp_path, left, whole)
+        return list(kills.write_killed(place, [], path, kill, b"new", generator()))
 
-    assert kill_writing(b"new") == [kills.Kill("on purpose", unfinished=False)]
+    assert kill_writing(b"old", b"new") == kill_writing(b"new", b"new") == [kill]
+    with pytest.raises(ValueError, match="neither the old nor the new file"):
+        kill_writing(b"half", b"new")
     with pytest.raises(ValueError, match="another one than that of the whole run"):
-        kill_writing(b"third")
-    path.write_bytes(b"half")
+        kill_writing(b"old", b"third")
 
 
 def test_the_table_counts_moments():
     one, two = kills.Kill("a"), dataclasses.replace(kills.Kill("b"), unfinished=True)
     rows = [line.split("|")[1:-1] for line in kills.kills_table([one, two, two]).splitlines()[2:]]
     assert [[cell.strip() for cell in row] for row in rows] == [["a", "1", "0"], ["b", "2", "2"]]
-    assert sys.executable

@@ -9,7 +9,8 @@ opens them one after the other; the parent counts what it says, and what ends it
 Counted: `right` (it loads, and every mode gives the same bits as before), `refused` (an error that
 says why), and what must not be: `wrong` (it loads, and gives other numbers although nobody sealed
 it anew), `crash` (any other exception, or the end of the process), `slow` (over 5 s of processor
-time, or no answer in a minute), `large` (over 512 MiB more memory).
+time, or no answer in a minute), `large` (over 512 MiB more memory). A traceback that a library
+prints beside an error is bad too: nobody can act on it.
 """
 
 import collections
@@ -49,6 +50,8 @@ def measure_damage(*, cases: int = 2000, seed: int = 0) -> None:
             if outcome in BAD:
                 bad.append(f"{kind} case {number}: {outcome}, {about}")
                 tqdm.write(bad[-1])
+        if printed := _errors(Path(folder)).read_text().count("Traceback"):
+            bad.append(f"{printed} tracebacks were printed")
     for kind, counts in found.items():
         print(f"{kind}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
     if bad:
@@ -75,6 +78,11 @@ def outcomes(folder: Path, cases: int, seed: int) -> Iterator[Outcome]:
                 number += 1
 
 
+def _errors(folder: Path) -> Path:
+    """What the children print on stderr."""
+    return folder / "errors"
+
+
 def kind_of(number: int) -> str:
     """The kinds take turns."""
     return KINDS[number % len(KINDS)]
@@ -85,18 +93,19 @@ class Child:
 
     def __init__(self, folder: Path, cases: int, seed: int, first: int) -> None:
         module = "experiments.benchmark.reliability.damage_child"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder), str(cases), str(seed), str(first)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            },
-        )
+        with _errors(folder).open("a") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(folder), str(cases), str(seed), str(first)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                },
+            )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
