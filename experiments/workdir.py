@@ -201,9 +201,10 @@ def checked_rows(rows: Any, where: Any) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or not {"mode", "validation"} <= row.keys():
+    if not isinstance(row, dict):
         return False
-    texts, numbers = (row["mode"], row.get("bits", "")), (row["validation"], row.get("test", 0.0))
+    texts = row.get("mode"), row.get("bits", "")
+    numbers = [row[split] for split in ("validation", "test") if split in row]
     right = all(type(value) in (int, float) and 0 <= value <= 100 for value in numbers)
     return right and all(isinstance(text, str) for text in texts)
 

@@ -43,7 +43,7 @@ def anchors(page: Path) -> set[str]:
 def sources(command: str) -> str:
     """What may define a flag of a command: its file or folder, and what commands share."""
     own = [EXPERIMENTS / f"{command}.py", *(EXPERIMENTS / command).glob("*.py")]
-    shared = [EXPERIMENTS / "cli.py"]
+    shared = [EXPERIMENTS / "cli.py", EXPERIMENTS / "recipes" / "flags.py"]
     return "\n".join(path.read_text() for path in own + shared if path.exists())
 
 

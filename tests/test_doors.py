@@ -152,7 +152,7 @@ class NextCharacter:
         return starts + np.arange(batch_size, dtype=np.int32) * row
 
     def draw(self, arrays, index, key):
-        window = arrays["text"][index[:, None] + jnp.arange(self.length + 1)]
+        window = arrays["text"][index[:, None] + jnp.arange(self.length + 1)[None]]
         return {"inputs": window[:, :-1], "next": window[:, 1:]}
 
     def batches(self, split, batch_size) -> Iterator[tuple[Any, np.ndarray]]:

@@ -49,7 +49,7 @@ def test_runs_from_top_to_bottom(
     monkeypatch.setenv("STUDY", str(digits_study))
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
     notebook, resources = read(path), {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     assert figures(notebook) >= FIGURES[path.stem]
     if path.stem.startswith("01"):  # found an empty workdir, and trained a network there
         assert (tmp_path / "run" / "results.json").exists()

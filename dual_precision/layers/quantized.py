@@ -92,7 +92,7 @@ class QuantizedLayer(nn.Module):
         return Layer(
             table=self.modes.at(self.path),
             kernel=kernel,
-            macs=math.prod(y.shape[1:-1]) * math.prod(kernel),
+            macs=math.prod(y.shape[1:]) * math.prod(kernel[:-1]),  # each output is such a sum
             inputs=math.prod(x.shape[1:]),
             stored=self.modes.stored_at(self.path),
             signed=self.signed,

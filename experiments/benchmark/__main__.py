@@ -1,13 +1,16 @@
-"""What the networks here cost in time, beside their peers, in one run.
+"""What the networks here cost in time, beside their peers; and what they must never do.
 
 - `python -m experiments.benchmark train`: the train step beside plain flax, Qwix and AQT, which the
   extra [benchmark] installs; see train_step.py
 - `python -m experiments.benchmark inference`: bit planes beside float32 and int8, switching modes
   under load, the cascade; two to three minutes on two CPU cores; see inference.py
+- `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are
+  killed, hours of requests; see reliability/ and docs/reliability.md
 
-Every round runs every program once, in shuffled order, so that a busy machine slows all of them
-alike; ratios are medians over the ratios of the rounds. Each sub-command prints Markdown tables and
-the bars that the project set itself.
+Where times are measured, every round runs every program once, in shuffled order, so that a busy
+machine slows all of them alike; ratios are medians over the ratios of the rounds, and Markdown
+tables and the bars that the project set itself are printed. The last three sub-commands end with an
+error where something happened that must not.
 """
 
 from functools import partial
@@ -15,9 +18,11 @@ from functools import partial
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark.damage import measure_damage
 from experiments.benchmark.inference import measure_inference
 from experiments.benchmark.plane_speed import REQUESTS
+from experiments.benchmark.reliability.damage import measure_damage
+from experiments.benchmark.reliability.kills import measure_kills
+from experiments.benchmark.reliability.soak import measure_soak
 from experiments.benchmark.train_step import STEPS, measure_train_step
 
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
@@ -25,11 +30,13 @@ COMMANDS: cli.Commands = {
     "train": measure_train_step,
     "inference": measure_inference,
     "damage": measure_damage,
+    "kills": measure_kills,
+    "soak": measure_soak,
 }
 
 
 def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Adds the flags of both sub-commands."""
+    """Adds the flags of all sub-commands."""
     integer = partial(flags.DEFINE_integer, flag_values=values)
     string = partial(flags.DEFINE_string, flag_values=values)
     integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
@@ -39,11 +46,15 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("model", "resnet20", "train: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
-    string("network", NETWORK, "inference: the packed file that is switched")
+    string("network", NETWORK, "inference, soak: the packed file that answers")
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
     integer("cases", 2000, "damage: files that are damaged", lower_bound=1)
-    integer("seed", 0, "damage: of what is done to them", lower_bound=0)
+    integer("kills", 100, "kills: processes that are killed", lower_bound=1)
+    integer("seed", 0, "damage, kills: of what is done to them", lower_bound=0)
+    about = "soak: how long requests are asked"
+    flags.DEFINE_float("minutes", 10.0, about, lower_bound=0.0, flag_values=values)
+    integer("threads", 8, "soak: that ask", lower_bound=1)
     string("out", None, "a JSON file for all times")
 
 

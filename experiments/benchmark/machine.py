@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def last_level_cache() -> int | None:
     """Bytes of the level 3 cache, where Linux tells."""
     found = re.fullmatch(r"(\d+)([KMG])", _text(_CACHE).strip())
     return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+def process_memory(field: str = "VmRSS") -> int:
+    """Bytes of this process: resident now ("VmRSS"), or at most so far ("VmHWM"), as Linux tells;
+    elsewhere the most so far."""
+    found = re.search(rf"^{field}:\s*(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE)
+    kibibytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes << 10
 
 
 def _text(path: Path) -> str:

@@ -5,8 +5,8 @@ Part of `python -m experiments.benchmark inference`.
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from dual_precision.deploy import Predictor
 from experiments.benchmark.comparison import goal_verdict, verdict_of
+from experiments.benchmark.questions import asked, in_threads, questions_of
 from experiments.benchmark.timing import timed
 
 THREADS = 4
@@ -64,28 +65,22 @@ def under_load(predictor: Predictor, requests: int, threads: int = THREADS) -> L
 
     An answer is wrong if any bit differs from the one that the mode gave alone.
     """
-    modes = predictor.precisions
     rng = np.random.default_rng(0)
     shape = (IMAGES, 1, *predictor.info.image_shape)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
-    right = {mode: [predictor.predict(image, mode) for image in images] for mode in modes}
+    questions = questions_of(predictor, [*images], predictor.precisions)
     per_thread = [requests // threads + (i < requests % threads) for i in range(threads)]
-    rows: list[list[tuple[bool, float, bool]]] = [[] for _ in per_thread]
 
-    def ask(thread: int) -> None:
-        choice = np.random.default_rng(thread)
-        before = None
-        for _ in range(per_thread[thread]):
-            mode, index = modes[choice.integers(len(modes))], int(choice.integers(IMAGES))
-            taken, logits = timed(partial(predictor.predict, images[index], mode))
-            good = np.array_equal(logits, right[mode][index])
-            rows[thread].append((mode != before, taken, good))
-            before = mode
+    def ask(thread: int) -> list[tuple[bool, float, bool]]:
+        rows, before = [], None
+        replies = asked(predictor, questions, np.random.default_rng(thread))
+        for question, taken, good in itertools.islice(replies, per_thread[thread]):
+            rows.append((question.mode != before, taken, good))
+            before = question.mode
+        return rows
 
-    with counted_compilations() as compiled, ThreadPoolExecutor(threads) as pool:
-        workers = [pool.submit(ask, thread) for thread in range(threads)]
-    for worker in workers:
-        worker.result()  # raises what the thread raised
+    with counted_compilations() as compiled:
+        rows = in_threads(ask, threads)
     flat = [row for of_thread in rows for row in of_thread[1:]]  # its first follows none
     load = Load(
         requests=sum(map(len, rows)),

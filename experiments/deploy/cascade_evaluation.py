@@ -110,11 +110,11 @@ def cascade_settings(
 
 
 def _trained_on(info: PackedInfo) -> str | None:
-    """The data set that the file names, if it does."""
-    found: Any = info.metadata
-    for name in ("run", "experiment", "dataset"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found if isinstance(found, str) else None
+    """The data set that the file names; it may hold anything."""
+    entry: Any = info.metadata
+    for key in ("run", "experiment", "dataset"):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    return entry if isinstance(entry, str) else None
 
 
 def collect_evidence(

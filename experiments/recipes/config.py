@@ -116,9 +116,12 @@ def recipe_of(mode: str, order: str = "") -> type[Recipe]:
 
 def fields_of(recipe: type[Recipe]) -> dict[str, Any]:
     """Name -> type of every field that a run with this recipe may set."""
-    own = {**typing.get_type_hints(Config), **typing.get_type_hints(recipe)}
-    named = [f.name for part in (Config, recipe) for f in dataclasses.fields(part)]
-    return {name: own[name] for name in named if name != "recipe"}
+    types: dict[str, Any] = {}
+    for part in (Config, recipe):
+        known = typing.get_type_hints(part)
+        types |= {field.name: known[field.name] for field in dataclasses.fields(part)}
+    del types["recipe"]
+    return types
 
 
 def make_config(preset: str, settings: Mapping[str, Any]) -> Config:
@@ -135,15 +138,20 @@ def config_from(values: Mapping[str, Any]) -> Config:
     """The Config that `values` ask for, fields of Config and of the recipe; others by default.
 
     Raises:
-      ValueError: a field that the recipe does not have; the message lists the known ones.
+      ValueError: a field that the recipe does not have; the message lists the known ones; a value
+        of another type.
     """
     mode, order = values.get("mode", Config.mode), values.get("order", "")
+    for name, value in (("mode", mode), ("order", order)):
+        check_type(name, value, str)
     recipe = recipe_of(mode, order)
     if mode == ORDERED:
         order = order or DEFAULT_ORDER
     known = fields_of(recipe)
-    for name in values:
-        if name not in known:
+    for name, value in values.items():
+        if name in known:
+            check_type(name, value, known[name])
+        else:
             raise ValueError(
                 f"setting {name!r} is unknown with mode {mode!r}"
                 f"{f' and order {order!r}' if order else ''}: expected one of {list(known)}"
@@ -152,6 +160,15 @@ def config_from(values: Mapping[str, Any]) -> Config:
     record = recipe(**{name: value for name, value in values.items() if name in own})
     rest = {name: value for name, value in values.items() if name not in own}
     return Config(**{**rest, "order": order}, recipe=record)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError unless a field of this type can have the value; a float can be whole."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    kinds = [typing.get_origin(part) or part for part in parts]
+    if type(value) not in (*kinds, *([int] if float in kinds else [])):
+        names = " or ".join(part.__name__ for part in kinds)
+        raise ValueError(f"{name}={value!r:.99}: expected a value of type {names}")
 
 
 def every_field() -> dict[str, Any]:

@@ -11,31 +11,31 @@ from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 class Single(Recipe):
     """One mode trained by itself, for half of the passes."""
 
-    mode: ClassVar[str] = "high"
+    trains: ClassVar[str] = "high"
 
     def phases(self) -> Phases:
-        start = fitted(self.mode)
-        return (phase(self, self.mode, self.passes / 2, (self.mode,), start=start),)
+        start = fitted(self.trains)
+        return (phase(self, self.trains, self.passes / 2, (self.trains,), start=start),)
 
 
 class Float(Single):
     """The same network without quantizers."""
 
-    mode = "float"
+    trains = "float"
     reported = ("float",)
 
 
 class Low(Single):
     """The low twin."""
 
-    mode = "low"
+    trains = "low"
     reported = ("low",)
 
 
 class High(Single):
     """The high twin."""
 
-    mode = "high"
+    trains = "high"
     reported = ("high",)
 
 

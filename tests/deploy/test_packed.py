@@ -486,7 +486,6 @@ def test_so_is_a_layer_that_has_codes_in_some_modes_alone():
 
 
 def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
-
     network = {**MLP, "hidden": [8, 8]}
     config = {"preset": "digits", "experiment": {"dataset": "digits"}, "network": network}
     rows = [{"mode": "low", "validation": 96.0, "test": 97.125}]

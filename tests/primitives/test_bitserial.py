@@ -292,8 +292,15 @@ def test_codes_of_fewer_planes():
     "codes", [jnp.zeros((2, 2)), jnp.zeros(2, jnp.int32), jnp.zeros((2, 2, 2), jnp.int32)], ids=str
 )
 def test_pack_refuses(codes):
-    with pytest.raises(ValueError, match=r"expected integers \[inputs, outputs\]"):
+    with pytest.raises(ValueError, match=r"expected integers, as|expected \[inputs, outputs\]"):
         pack_words(codes, 2)
+
+
+@pytest.mark.parametrize("code", [2, -3, 100])
+def test_pack_refuses_codes_that_do_not_fit(code):
+    """Else their upper bits would be those of other codes."""
+    with pytest.raises(ValueError, match="expected -2 to 1 at 2 bits"):
+        pack_words(jnp.asarray([[0, code]]), 2)
 
 
 @pytest.mark.parametrize("bits", [0, 9])
@@ -326,8 +333,9 @@ def test_products_refuse_inputs():
     x, scales = jnp.zeros((1, 40)), jnp.ones((4, 3))
     with pytest.raises(ValueError, match=r"form 'vnni': expected one of \['xla', 'native', "):
         plane_product(x, words, scales, 1, 8, "vnni")
-    with pytest.raises(ValueError, match=r"scales \[3, 3\]: expected \[4, 3\]"):
-        plane_product(x, words, scales[:3], 1, 8)
+    for wrong in (scales[:3], scales[:, :2], scales.astype(jnp.float16), scales[0]):
+        with pytest.raises(ValueError, match=r"scales float.*: expected float32 \[4, 3\]"):
+            plane_product(x, words, wrong, 1, 8)
     with pytest.raises(ValueError, match=r"expected float32 \[rows, inputs\]"):
         plane_product(x[0], words, scales, 1, 8)
     with pytest.raises(ValueError, match="activations of 7 bits"):

@@ -9,6 +9,7 @@ import pytest
 
 from dual_precision.primitives.nested import GAUSSIAN_STEP, decode, encode
 from dual_precision.primitives.quantizers import (
+    activation_codes,
     activation_step,
     code_range,
     encode_activations,
@@ -44,6 +45,15 @@ def test_activations_equal_codes_times_step(bits, signed):
     np.testing.assert_array_equal(
         quantize_activations(x, step, bits, signed), codes.astype(np.float32) * step
     )
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_is_no_number_has_no_code(signed):
+    """It stays NaN where codes are floats, and in what the network computes with."""
+    x, step = jnp.asarray([[0.6, jnp.nan, -0.6]]), jnp.float32(0.5)
+    codes = activation_codes(x, step, 3, signed)
+    np.testing.assert_array_equal(codes, [[1, np.nan, -1 if signed else 0]])
+    np.testing.assert_array_equal(quantize_activations(x, step, 3, signed), codes * step)
 
 
 @pytest.mark.parametrize("signed", [False, True])

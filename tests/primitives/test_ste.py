@@ -7,6 +7,7 @@ import pytest
 
 from dual_precision.primitives.ste import (
     floor_ste,
+    in_steps,
     midrise_code,
     midrise_ste,
     round_ste,
@@ -44,6 +45,20 @@ def test_scale_gradient(factor):
 def test_scale_gradient_keeps_a_narrow_dtype():
     gradient = jax.grad(scale_gradient)(jnp.bfloat16(2), jnp.bfloat16(0.5))
     assert gradient.dtype == jnp.bfloat16
+
+
+def test_in_steps_is_the_product_with_the_reciprocal():
+    """In every program alike, also where XLA would take a quotient; both roundings in float32."""
+    generator = np.random.default_rng(0)
+    x, step = (generator.uniform(0.01, 10, 1000).astype(np.float32) for _ in range(2))
+    expected = x * (np.float32(1) / step)
+    assert (expected != x / step).any()
+    np.testing.assert_array_equal(in_steps(x, step), expected)
+    np.testing.assert_array_equal(jax.jit(in_steps)(x, step), expected)
+    for one in step[:3]:
+        np.testing.assert_array_equal(jax.jit(in_steps)(x, one), x * (np.float32(1) / one))
+        constant = jax.jit(lambda x, one=one: in_steps(x, one))
+        np.testing.assert_array_equal(constant(x), x * (np.float32(1) / one))
 
 
 # A grid of 2 bits stored at 3: cells of 2 steps of 0.5, so edges at -2, -1, 0, 1, 2.

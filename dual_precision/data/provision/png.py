@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 _COLOUR = {1: 0, 3: 2}  # channels -> PNG's colour type
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -24,7 +25,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR[channels], 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 0)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(tag, data) for tag, data in chunks)
+    return _SIGNATURE + b"".join(_chunk(tag, data) for tag, data in chunks)
 
 
 def _chunk(tag: bytes, data: bytes) -> bytes:
@@ -32,5 +33,39 @@ def _chunk(tag: bytes, data: bytes) -> bytes:
 
 
 def decode_png(png: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [H, W, C] from a PNG of any writer; ValueError if it has another shape."""
-    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"])).reshape(shape)
+    """uint8 [H, W, C] from a PNG of any writer.
+
+    The checksums of all chunks are compared here: Pillow leaves out that of the pixels.
+
+    Raises:
+      ValueError: damaged; another size, or pixels that are not C numbers of 8 bits.
+    """
+    header = _checked_header(png)
+    expected = (shape[1], shape[0], 8, _COLOUR[shape[2]])
+    if header[:4] != expected:  # before Pillow makes room for the size that it claims
+        raise ValueError(
+            f"a PNG of width, height, bits and colour type {header[:4]}: expected {expected}"
+        )
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            return np.asarray(image).reshape(shape)
+    except Exception as error:  # Pillow raises whatever its readers raise
+        raise ValueError(f"a PNG that cannot be read ({error}): expected a sound one") from error
+
+
+def _checked_header(png: bytes) -> tuple[int, ...]:
+    """The numbers of the first chunk, IHDR, if every chunk has its checksum and none is missing."""
+    at, tags, header = len(_SIGNATURE), [], b""
+    if not png.startswith(_SIGNATURE):
+        raise ValueError(f"an image that begins with {png[:8]!r}: expected a PNG")
+    while at + 12 <= len(png):
+        (size,), tag = struct.unpack(">I", png[at : at + 4]), png[at + 4 : at + 8]
+        data, at = png[at + 8 : at + 8 + size], at + 12 + size
+        if at > len(png) or png[at - 4 : at] != struct.pack(">I", zlib.crc32(tag + data)):
+            raise ValueError(f"a PNG whose chunk {tag!r} does not match its checksum: damaged")
+        header = header or data
+        tags.append(tag)
+    whole = at == len(png) and tags[:1] == [b"IHDR"] and tags[-1] == b"IEND"
+    if not whole or tags.count(b"IHDR") > 1 or len(header) != 13:
+        raise ValueError(f"a PNG of chunks {tags[:9]}: expected IHDR to IEND, and nothing else")
+    return struct.unpack(">IIBBBBB", header)

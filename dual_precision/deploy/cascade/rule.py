@@ -16,6 +16,7 @@ is no number reaches no threshold: such a row goes on, and `then` answers it alo
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,9 +29,8 @@ SECOND_LOOK = 2.0
 
 def _is_number(value: Any) -> bool:
     """Finite and real: an int of hundreds of digits is none, as no float holds it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
-        return False
-    return bool(-1e300 < value < 1e300)
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and bool(-1e300 < value < 1e300)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -236,7 +236,7 @@ def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
     for name, tensor in header.tensors.items():
         owner = next(s for s, (end, _) in header.sections.items() if tensor.end <= end)
         sections[owner][name] = tensors[name]
-    metadata = {**header.about["metadata"], **changes}
+    metadata = {**_metadata(header), **changes}
     writer.write_parts(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
 
 
@@ -247,13 +247,19 @@ def _example(header: Header) -> Example:
     return jax.ShapeDtypeStruct(tuple(header.about["image_shape"]), jnp.uint8)
 
 
+def _metadata(header: Header) -> dict[str, Any]:
+    metadata = header.about.get("metadata")
+    if not isinstance(metadata, dict):
+        raise PackedError("its metadata is no table of names: pack the network again")
+    return metadata
+
+
 def _rebuild(header: Header) -> tuple[nn.Module, Structure]:
     """The model, if this program still gives it the layers and widths that were packed."""
     about = header.about
     check_network(about["network"])
     check_example(example := _example(header))
-    if not isinstance(about["metadata"], dict):
-        raise PackedError("its metadata is no table of names: pack the network again")
+    _metadata(header)
     name = about["network"].get("name")
     model = build_from(about["network"])
     structure = structure_of(model, example, most=len(about["layers"]))
