@@ -1,5 +1,7 @@
 """Batch normalisation: value and closed-form gradients equal the plain expression's."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +28,28 @@ def drawn(shape, offset=0.0, seed=0):
     return (jnp.asarray(a, jnp.float32) for a in (x, *channel, g))
 
 
+@partial(jax.jit, static_argnums=0)
+def there_and_back(function, g, *arguments):
+    value, pull = jax.vjp(function, *arguments)
+    return value, pull(g)
+
+
+def normalized(x, scale, bias):
+    return normalize_batch(x, scale, bias, EPSILON)[0]
+
+
+def batch_variance(x, scale, bias):
+    return normalize_batch(x, scale, bias, EPSILON)[2]
+
+
 @pytest.mark.parametrize("shape", [(8, 3), (4, 5, 6, 3), (1, 4, 4, 1)], ids=str)
 @pytest.mark.parametrize("offset", [0.0, 5.0])
 def test_value_and_gradients(shape, offset):
-    x, scale, bias, g = drawn(shape, offset)
-    value, pull = jax.vjp(lambda *a: normalize_batch(*a, EPSILON)[0], x, scale, bias)
-    expected, pull_naive = jax.vjp(naive, x, scale, bias)
+    *arguments, g = drawn(shape, offset)
+    value, gradients = there_and_back(normalized, g, *arguments)
+    expected, plain = there_and_back(naive, g, *arguments)
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
-    for own, other in zip(jax.jit(pull)(g), jax.jit(pull_naive)(g), strict=True):
+    for own, other in zip(gradients, plain, strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4)
 
 
@@ -47,16 +63,14 @@ def test_statistics():
 def test_a_constant_channel():
     """No variance: the value is the bias, nothing divides by zero, no gradient is NaN."""
     x, scale, bias = jnp.full((4, 2), 3.0), jnp.ones(2), jnp.asarray([0.5, -0.5])
-    value, pull = jax.vjp(lambda *a: normalize_batch(*a, EPSILON)[0], x, scale, bias)
+    value, gradients = there_and_back(normalized, jnp.ones((4, 2)), x, scale, bias)
     np.testing.assert_allclose(value, np.broadcast_to(bias, (4, 2)), atol=1e-3)
-    assert all(np.isfinite(g).all() for g in pull(jnp.ones((4, 2))))
+    assert all(np.isfinite(g).all() for g in gradients)
 
 
 def test_gradients_to_the_statistics_are_dropped():
     x, scale, bias, _ = drawn((6, 3))
-    gradients = jax.grad(lambda *a: jnp.sum(normalize_batch(*a, EPSILON)[2]), (0, 1, 2))(
-        x, scale, bias
-    )
+    _, gradients = there_and_back(batch_variance, jnp.ones(3), x, scale, bias)
     assert not any(g.any() for g in gradients)
 
 
