@@ -104,9 +104,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
     for flag in FLAGS.flags_by_module_dict().get(__name__, []):  # so that --help lists them
         FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        return FLAGS(argv)
+        words = FLAGS(argv)
+        _check_not_empty(FLAGS)
+        return words
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}; --help lists the flags")
+
+
+def _check_not_empty(values: flags.FlagValues) -> None:
+    """Raises where a flag is given as --name=, which is not to leave it out: of a study the pairs
+    that are left out are all of them, and hours."""
+    for name in values:
+        if values[name].present and values[name].value in ("", []):
+            raise flags.IllegalFlagValueError(f"--{name}= is empty: give a value, or leave it out")
 
 
 def _logs_to_stderr() -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dual_precision import data
 from dual_precision.costs import mode_cost
 from dual_precision.data.arrays import Images
+from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.deploy.planes.packing import STORED
 from dual_precision.loading import load
@@ -31,7 +32,7 @@ from dual_precision.training.metrics import evaluate
 from experiments import cli
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import Rows, markdown_table
-from experiments.workdir import read_description, write_whole
+from experiments.workdir import config_of_run, write_whole
 
 _COLUMNS = (
     ("precision", "precision", "{}"),
@@ -128,20 +129,20 @@ def main(
         8, 16 and 32 bits.
     """
     clock, folder, widths = cli.Stopwatch(), Path(workdir), activation_widths(activations)
-    experiment = read_description(folder)["experiment"]
-    if experiment["mode"] != FLOAT_NAME:
-        raise ValueError(f"a run of --mode={experiment['mode']}: expected one of --mode=float")
+    config = config_of_run(folder)
+    if config.mode != FLOAT_NAME:
+        raise ValueError(f"a run of --mode={config.mode}: expected one of --mode=float")
+    for name in ("planes.png", "planes.json"):
+        check_replaceable(folder / name)
     model, variables = load(folder)
-    dataset = data.load(experiment["dataset"], data_dir=data_dir)
+    dataset = data.load(config.dataset, data_dir=data_dir)
     splits = {"validation": dataset.validation}
     if test:
         splits["test"] = dataset.test
     rows = measure_planes(model, variables, splits, widths)
     picture = folder / "planes.png"
-    plot_planes(
-        rows, f"{experiment['model']} on {experiment['dataset']}, trained in float", picture
-    )
-    run = {key: experiment[key] for key in ("dataset", "model", "passes", "seed")}
+    plot_planes(rows, f"{config.model} on {config.dataset}, trained in float", picture)
+    run = {key: config.to_json()[key] for key in ("dataset", "model", "passes", "seed")}
     content = {"run": run, "split_of_difference": list(splits)[-1], "rows": rows}
     write_whole(folder / "planes.json", json.dumps(content, indent=1) + "\n")
     print(f"{markdown_table(rows, _COLUMNS)}\n\nplot: {picture}\n{clock} in all")

@@ -41,7 +41,17 @@ def read_runs(workdirs: Sequence[Path]) -> list[list[dict[str, Any]]]:
         raise ValueError(
             f"{len(configs)} configs in {len(runs)} runs: expected all but the seed alike"
         )
+    for workdir, run in zip(workdirs, runs, strict=True):
+        if _modes_of(run) != _modes_of(runs[0]):
+            raise ValueError(
+                f"{workdir} has rows of {_modes_of(run)}, and {workdirs[0]} of"
+                f" {_modes_of(runs[0])}: expected the same modes in every run"
+            )
     return runs
+
+
+def _modes_of(run: Rows) -> list[tuple[str, str]]:
+    return [(row["mode"], row.get("bits", "")) for row in run]
 
 
 def summary_table(runs: Sequence[Rows]) -> str:

@@ -21,6 +21,7 @@ from experiments.recipes.two_phase import DISTILLATION
 
 CONFIG = "config.json"
 LARGEST_JSON = 64 << 20  # bytes
+DEEPEST_JSON = 32  # lists and objects in each other
 RESULTS = "results.json"  # that it is there says that the run is finished
 _LOCK = ".lock"
 # What runs did that were begun before these fields existed.
@@ -213,15 +214,34 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-      ValueError: it is larger than LARGEST_JSON, no JSON, or nested too deeply.
+      ValueError: it is larger than LARGEST_JSON, no JSON, or nested deeper than DEEPEST_JSON.
       OSError: it cannot be read.
     """
-    if path.stat().st_size > LARGEST_JSON:
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_JSON + 1)  # so much of a device, too, which has no size
+    if len(raw) > LARGEST_JSON:
         raise ValueError(f"{path}: over {LARGEST_JSON >> 20} MiB: expected the JSON of a run")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(raw, parse_constant=_refuse_constant)
+        _check_depth(found)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): expected the file of a run") from None
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_depth(value: Any) -> None:
+    """What is nested is compared and printed by functions that call themselves."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST_JSON):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {DEEPEST_JSON} lists and fields")
 
 
 def config_of_run(workdir: Path) -> Config:

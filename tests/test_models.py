@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dual_precision import Modes, modes
-from dual_precision.models import MODELS, build
+from dual_precision.models import MODELS, build, build_from
 from dual_precision.models.resnet import shortcut, space_to_depth
 from dual_precision.structure import structure_of
 from dual_precision.training.compilation import RUNS_ONCE
@@ -291,3 +291,24 @@ def test_space_to_depth_moves_pixels_only():
     np.testing.assert_array_equal(out[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
     with pytest.raises(ValueError, match="expected a multiple of 2"):
         space_to_depth(x[:, :3], 2)
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ({}, "a network of {}: expected a name, modes and attributes"),
+        ({"name": "mlp"}, "expected a name, modes and attributes"),
+        ({"name": ["mlp"], "modes": {}}, "expected a name, modes and attributes"),
+        ({"name": "mlp", "modes": ["low"]}, "expected a name, modes and attributes"),
+        ({"name": "mlp", "modes": {"low": 2}, "num_classes": 3}, "precision 2: expected w<bits>"),
+        ({"name": "mlp", "modes": {}, "layers": [1], "stored": 8}, "network 'mlp': .*: expected"),
+        ({"name": "mlp", "modes": {}, "norms": 3, "stored": 8}, "network 'mlp': .*: expected"),
+        ({"name": "mlp", "modes": {}, "stored": "8"}, "stored='8': expected an integer"),
+        ({"name": "mlp", "modes": {}}, "network 'mlp': .*num_classes.*: expected what that model"),
+        ({"name": "mlp", "modes": {}, "num_classes": 3, "colour": 1}, "'colour'.*: expected what"),
+    ],
+    ids=str,
+)
+def test_descriptions_of_no_network(description, says):
+    with pytest.raises(ValueError, match=says):
+        build_from(description)

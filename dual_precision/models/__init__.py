@@ -37,10 +37,21 @@ def build_from(description: Mapping[str, Any]) -> nn.Module:
     Args:
       description: {"name", what `Modes.to_json` gives, and the attributes of the model}; JSON
         types.
+
+    Raises:
+      ValueError: no such model, or no description of one.
     """
+    name = description.get("name")
+    if not isinstance(name, str) or not isinstance(description.get("modes"), Mapping):
+        raise ValueError(
+            f"a network of {str(dict(description))[:200]}: expected a name, modes and attributes"
+        )
     arguments = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in description.items()
         if key not in ("name", "modes", "layers", "stored", "norms")
     }
-    return build(description["name"], modes=modes_from(description), **arguments)
+    try:
+        return build(name, modes=modes_from(description), **arguments)
+    except (TypeError, AttributeError) as error:  # a list for a table, an unknown attribute
+        raise ValueError(f"network {name!r}: {error}: expected what that model takes") from None

@@ -4,6 +4,7 @@ metrics.jsonl has one JSON line per evaluation and is kept in step with the chec
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Every whole record, in order: a run killed while it wrote leaves half a line at the end."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
 def drop_records_after(path: Path, step: int) -> None:
@@ -95,7 +96,12 @@ def drop_records_after(path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
+    """What the record in a line says; infinite where there is none.
+
+    Half a line is from a run killed while it wrote; other things are from another hand.
+    """
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # half a line, from a run killed while it wrote
-        return float("inf")
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if type(step) is int else math.inf

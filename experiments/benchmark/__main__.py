@@ -42,7 +42,7 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
     about = f"steps ({STEPS}), or requests ({REQUESTS}), of a program in a round"
     integer("steps", None, about, lower_bound=1)
-    integer("batch_size", 128, "train: images per step", lower_bound=8)
+    integer("batch_size", 128, "train: images per step", lower_bound=8, upper_bound=2**16)
     string("model", "resnet20", "train: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
@@ -54,7 +54,7 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("seed", 0, "damage, kills: of what is done to them", lower_bound=0)
     about = "soak: how long requests are asked"
     flags.DEFINE_float("minutes", 10.0, about, lower_bound=0.0, flag_values=values)
-    integer("threads", 8, "soak: that ask", lower_bound=1)
+    integer("threads", 8, "soak: that ask", lower_bound=1, upper_bound=1000)
     string("out", None, "a JSON file for all times")
 
 

@@ -20,7 +20,7 @@ from dual_precision.loading import load
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
 from experiments.recipes.flags import read_widths_file
-from experiments.workdir import RESULTS, read_description, read_rows
+from experiments.workdir import CONFIG, RESULTS, read_description, read_rows
 
 
 def pack_command(*, workdir: str, out: str, widths: str | None = None) -> None:
@@ -41,6 +41,9 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
       ValueError: `workdir` is not the folder of a run, or has no such layers.
     """
     description = read_description(workdir)
+    dataset = description["experiment"].get("dataset")
+    if not isinstance(dataset, str):
+        raise ValueError(f"{workdir / CONFIG} names the data set {dataset!r}: expected a name")
     model, variables = load(workdir)
     results = workdir / RESULTS
     metadata = {
@@ -49,7 +52,7 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
         # An unfinished run has none yet.
         "results": read_rows(workdir) if results.exists() else [],
     }
-    example = Classification(lookup(description["experiment"]["dataset"]).image_shape).example
+    example = Classification(lookup(dataset).image_shape).example
     network = description["network"]
     if widths:
         model, variables = with_layer_widths(model, variables, example, widths)

@@ -53,8 +53,6 @@ def read_config() -> tuple[Config, str]:
         if value is not None:
             if name in settings:
                 raise ValueError(f"--{name} and --set {name}=...: expected one of them")
-            if value == "":
-                raise ValueError(f"--{name}= is empty: expected a value, or leave it out")
             settings[name] = value
     if FLAGS.widths is not None:
         settings["widths"] = read_widths_file(FLAGS.widths)

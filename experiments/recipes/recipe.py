@@ -6,7 +6,6 @@ them each: two twins cost what one dual network costs.
 """
 
 import dataclasses
-import math
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,6 +16,8 @@ from dual_precision.training.phases import Event, Phase
 from dual_precision.training.schedules import warmup_cosine
 
 Phases = tuple[Phase, ...]
+LARGEST = 1e300  # of a setting; an int may be too large for a float
+MOST_PASSES = 1_000_000  # updates are counted in int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value}: expected a finite number, 0 or more")
-        if self.passes <= 0:
-            raise ValueError(f"passes={self.passes}: expected more than 0")
+            if isinstance(value, float | int) and not 0 <= value < LARGEST:
+                raise ValueError(f"{name}={value!r:.99}: expected a finite number, 0 or more")
+        if not 0 < self.passes <= MOST_PASSES:
+            raise ValueError(f"passes={self.passes}: expected more than 0, up to {MOST_PASSES:,}")
         for name in self.shares:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

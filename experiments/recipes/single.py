@@ -50,11 +50,6 @@ class Truncate(Recipe):
 
     reestimate: int = 0  # training batches that the statistics of low are estimated on; 0 is none
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reestimate < 0:
-            raise ValueError(f"reestimate={self.reestimate}: expected 0 or more batches")
-
     def phases(self) -> Phases:
         end = taken_over("low", "high")
         if self.reestimate:

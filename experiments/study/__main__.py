@@ -20,10 +20,13 @@ from experiments.study.matrix import METHODS, base_settings, matrix_of, read_pai
 from experiments.study.plans import PLANS
 from experiments.study.study import run_study
 
+MOST_SEEDS = 1000
+
 
 def define_flags() -> None:
     flags.DEFINE_enum("preset", "quick", sorted(PLANS), "scale of the study")
-    flags.DEFINE_integer("seeds", 3, "seeds of the main pair, from 0", lower_bound=1)
+    about = "seeds of the main pair, from 0"
+    flags.DEFINE_integer("seeds", 3, about, lower_bound=1, upper_bound=MOST_SEEDS)
     flags.DEFINE_string("pairs", None, "low/high,...: the preset's by default")
     flags.DEFINE_list("methods", None, f"rows of the tables, of {list(METHODS)}")
     flags.DEFINE_bool("ablations", None, "run them too; else only without --pairs, --methods")
@@ -41,7 +44,7 @@ def main() -> None:
     clock = cli.Stopwatch()
     plan = PLANS[FLAGS.preset]
     base = base_settings(plan, read_settings(FLAGS.set))
-    pairs = read_pairs(FLAGS.pairs) if FLAGS.pairs else None
+    pairs = None if FLAGS.pairs is None else read_pairs(FLAGS.pairs)
     matrix = matrix_of(plan, base, FLAGS.seeds, pairs, FLAGS.methods, FLAGS.ablations)
     workdir = Path(FLAGS.workdir or f"runs/study-{FLAGS.preset}")
     typed = [text for text in sys.argv[1:] if not text.startswith("--run=")]

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +103,41 @@ def test_a_flag_that_only_others_read_is_refused(give, command, words, argument)
 def test_flags_below_their_bounds_are_refused(give, argument):
     with pytest.raises(flags.IllegalFlagValueError, match="is not"):
         give(benchmark.define_benchmark_flags, argument)
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [
+        (BENCHMARK, "--repeats=0"),
+        (BENCHMARK, "--repeats=many"),
+        (BENCHMARK, "--nothing=1"),
+        (BENCHMARK, "--batch_size=99999999999999999999"),
+        (BENCHMARK, "--model="),
+        (BENCHMARK, "--out="),
+        (DEPLOY, "--workdir="),
+        (DEPLOY, "--dataset="),
+        (DEPLOY, "--cost=much"),
+    ],
+)
+def test_wrong_flags_are_one_line(monkeypatch, command, argument):
+    values = flags.FlagValues()
+    command[1](values)
+    monkeypatch.setattr(cli, "FLAGS", values)
+    with pytest.raises(SystemExit) as stop:
+        cli._parse_flags(["command", argument])
+    assert re.fullmatch(r"error: [^\n]+; --help lists the flags", str(stop.value.code))
+
+
+@pytest.mark.parametrize("argument", ["--pairs=", "--methods=", "--seeds=1000000000000"])
+def test_an_empty_choice_starts_no_study(tmp_path, argument):
+    """Hours of work that nobody asked for."""
+    command = [sys.executable, "-m", "experiments.study", argument, f"--workdir={tmp_path / 'w'}"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*; --help lists the flags\n", done.stderr)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_no_code_imports_a_command_file():

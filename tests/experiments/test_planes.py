@@ -92,3 +92,28 @@ def test_refused(run, tmp_path):
         with pytest.raises(ValueError, match="expected some of 8, 16, 32, each once"):
             planes.activation_widths(names)
     assert planes.activation_widths(["16", "8"]) == [16, 8]
+
+
+ODD = [
+    "{}",
+    "[" * 100_000,
+    '{"experiment": {"mode": "float"' + ', "x": {"y": ' * 40 + "1" + "}}" * 40 + "}}",
+    '{"experiment": {}}',
+    '{"experiment": {"mode": ["float"]}}',
+    '{"experiment": {"mode": "float", "dataset": 3}}',
+    '{"experiment": {"mode": "float", "passes": "many"}}',
+    '{"experiment": {"mode": "float", "passes": 1' + "0" * 400 + "}}",
+    '{"experiment": {"mode": "float", "seed": 1.5}}',
+    '{"experiment": {"mode": "float", "seed": 99999999999999999999}}',
+    '{"experiment": {"mode": "float", "widths": 4}}',
+    '{"experiment": {"mode": "float", "learning_rate": NaN}}',
+]
+
+
+@pytest.mark.parametrize("text", ODD, ids=lambda text: text[:50])
+def test_odd_configs_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(planes, "load", lambda workdir: pytest.fail("loads"))
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"expected|is not a run's config") as caught:
+        planes.main(workdir=str(tmp_path), activations=["8"], test=True)
+    assert len(str(caught.value)) < 900

@@ -43,3 +43,47 @@ def test_refused(tmp_path):
     (tmp_path / "b" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="2 configs in 2 runs: expected all but the seed alike"):
         summary.main(one, two)
+
+
+ODD_ROWS = [
+    "3",
+    "[]",
+    "{}",
+    '{"rows": null}',
+    '{"rows": []}',
+    '{"rows": [3]}',
+    '{"rows": [{"validation": 80.0}]}',
+    '{"rows": [{"mode": 3, "validation": 80.0}]}',
+    '{"rows": [{"mode": "low", "validation": "80"}]}',
+    '{"rows": [{"mode": "low", "validation": NaN}]}',
+    '{"rows": [{"mode": "low", "validation": 1e400}]}',
+    '{"rows": [{"mode": "low", "validation": 80.0, "test": true}]}',
+    "[" * 100_000,
+    '{"rows": ' + "[" * 100 + "]" * 100 + "}",
+]
+
+
+@pytest.mark.parametrize("text", ODD_ROWS, ids=lambda text: text[:60])
+def test_odd_results_are_refused(tmp_path, text):
+    one = finished_run(tmp_path / "a", 0, validation=80.0)
+    (tmp_path / "a" / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json"):
+        summary.main(one)
+
+
+@pytest.mark.parametrize("text", ["3", "{}", '{"experiment": []}', "[" * 100_000])
+def test_odd_configs_are_refused(tmp_path, text):
+    one = finished_run(tmp_path / "a", 0, validation=80.0)
+    (tmp_path / "a" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not a run's config"):
+        summary.main(one)
+
+
+@pytest.mark.parametrize("modes", [["high"], ["low", "low"]])
+def test_runs_of_other_modes_are_no_mean(tmp_path, modes):
+    one = finished_run(tmp_path / "a", 0, validation=80.0)
+    two = finished_run(tmp_path / "b", 1, validation=82.0)
+    rows = [{"mode": mode, "bits": "w2a2", "validation": 82.0} for mode in modes]
+    (tmp_path / "b" / "results.json").write_text(json.dumps({"rows": rows}))
+    with pytest.raises(ValueError, match=r"b has rows of .*: expected the same modes in every run"):
+        summary.main(one, two)

@@ -1,5 +1,7 @@
 """metrics.jsonl: written, read, cut back to a checkpoint; the journal of a run."""
 
+import pytest
+
 from dual_precision.training.log import Journal, append_record, drop_records_after, read_records
 
 
@@ -19,6 +21,17 @@ def test_later_records_and_half_lines_are_dropped(tmp_path):
         out.write('{"step": 2, "lo')
     drop_records_after(path, 2)
     assert read_records(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "3", '{"step": "2"}', '{"step": null}', "[" * 100_000, '{"step": 1e999}']
+)
+def test_lines_of_another_hand_are_no_records(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{line}\n{{"step": 2}}\n')
+    assert read_records(path) == [{"step": 2}]
+    drop_records_after(path, 2)
+    assert path.read_text() == '{"step": 2}\n'
 
 
 def test_no_log_is_no_error(tmp_path):

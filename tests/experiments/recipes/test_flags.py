@@ -27,8 +27,10 @@ from experiments.recipes import flags as training_flags
         (["--set=passes=inf"], "passes=inf: expected a finite number"),
         (["--set=stored=4"], "wider weights than the 4 bits that are stored"),
         (["--seed=1", "--set=seed=2"], "--seed and --set seed=...: expected one of them"),
-        (["--init="], "--init= is empty: expected a value, or leave it out"),
-        (["--low="], "--low= is empty"),
+        (["--set=passes=1e7"], "passes=10000000.0: expected more than 0, up to 1,000,000"),
+        (["--seed=99999999999999999999"], "seed=99999999999999999999: expected 0 to 2^32 - 1"),
+        (["--set=seed=4294967296"], "seed=4294967296: expected 0 to 2^32 - 1"),
+        (["--low=w\uff12a2"], "precision 'w\uff12a2': expected w<bits>a<bits>"),
         (["--mode=low", "--order=refine"], "order='refine' with mode 'low': expected mode 'two_p"),
         (["--mode=joint", "--order=joint"], "order='joint' with mode 'joint': expected mode 'two"),
         (
@@ -41,7 +43,10 @@ from experiments.recipes import flags as training_flags
         ),
         (["--set=reestimate=2"], "setting 'reestimate' is unknown with mode 'two_phase' and order"),
         (["--set=distillation=0.1"], "distillation=0.1 with split=True: low and high see other"),
-        (["--mode=truncate", "--set=reestimate=-1"], "reestimate=-1: expected 0 or more batches"),
+        (
+            ["--mode=truncate", "--set=reestimate=-1"],
+            "reestimate=-1: expected a finite number, 0 or mo",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -60,6 +65,17 @@ def test_wrong_flags_are_one_line(parse):
         assert str(stop.value.code).startswith("error: ")
         assert says in str(stop.value.code)
         assert "\n" not in str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    "name", ["mode", "low", "high", "model", "dataset", "init", "workdir", "widths", "data_dir"]
+)
+def test_a_flag_without_a_value_is_not_one_that_is_left_out(parse, name):
+    parse()
+    with pytest.raises(SystemExit) as stop:
+        cli._parse_flags(["cifar", f"--{name}="])
+    says = f"error: --{name}= is empty: give a value, or leave it out; --help lists the flags"
+    assert stop.value.code == says
 
 
 def test_presets_follow_the_dataset_and_settings_the_flags(parse):
@@ -83,13 +99,25 @@ def written(path: Path, widths: object) -> str:
     [
         ("{", "Expecting property name"),
         ("[" * 100_000, "recursion"),
+        ("[" * 33 + "]" * 33, "nested deeper than 32 lists and fields"),
+        ('{"dense2": NaN}', "NaN is no number of JSON"),
         ([], 'expected JSON {"layer or pattern": {"mode": "w4a4"}}'),
         ({"dense2": "w4a4"}, 'expected JSON {"layer or pattern": {"mode": "w4a4"}}'),
         ({"dense2": {"low": 4}}, 'expected JSON {"layer or pattern": {"mode": "w4a4"}}'),
         ({"dense2": {"low": "w9a9"}}, "precision 'w9a9': expected w<bits>a<bits>"),
         ({"dense2": {"medium": "w4a4"}}, "layer 'dense2' has modes ['medium']: expected some of"),
     ],
-    ids=["not JSON", "deep", "a list", "no modes", "a number", "no width", "no such mode"],
+    ids=[
+        "not JSON",
+        "very deep",
+        "deep",
+        "NaN",
+        "a list",
+        "no modes",
+        "a number",
+        "no width",
+        "no such mode",
+    ],
 )
 def test_wrong_widths(parse, tmp_path, widths, says):
     parse("--dataset=digits", written(tmp_path / "widths.json", widths))
@@ -101,4 +129,10 @@ def test_wrong_widths(parse, tmp_path, widths, says):
 def test_widths_that_are_not_there(parse, tmp_path):
     parse("--dataset=digits", f"--widths={tmp_path / 'gone.json'}")
     with pytest.raises(OSError, match=r"gone\.json"):
+        training_flags.read_config()
+
+
+def test_widths_from_a_device_without_an_end(parse):
+    parse("--dataset=digits", "--widths=/dev/zero")
+    with pytest.raises(ValueError, match="/dev/zero: over 64 MiB"):
         training_flags.read_config()
