@@ -9,7 +9,7 @@ while a calibration is written into it. A run is killed up to seven times. At it
 its last checkpoint, its log (without the speed), its best step and its results must be bit for bit
 those of the undisturbed run. A packed file must at every time be the old one or the new one.
 
-About 25 minutes for 100 kills on two CPU cores: most of it is for Python and JAX to start.
+20 kills take four and a half minutes of processor time, most of it for Python and JAX to start.
 """
 
 import collections
