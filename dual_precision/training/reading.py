@@ -61,37 +61,56 @@ def read_shapes(folder: Path) -> Tree:
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
+    numpy, arrays, running = _NumpyReader(), _ArrayReader(), list[asyncio.Future]()
+    numpy.running = arrays.running = running
     return ocp.PyTreeCheckpointHandler(
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, _NumpyReader()), (jax.Array, _ArrayReader())
+            (np.ndarray, numpy), (jax.Array, arrays)
         )
     )
 
 
-async def _all_of(read: Callable[..., Awaitable[Sequence]], each: Iterable[tuple]) -> list[Any]:
-    """What read([a], [b], ...) gives for every (a, b, ...); raises when the last one is done."""
-    ways = [read(*([argument] for argument in arguments)) for arguments in each]
+async def _all_of(
+    running: list[asyncio.Future],
+    read: Callable[..., Awaitable[Sequence]],
+    each: Iterable[tuple],
+) -> list[Any]:
+    """What read([a], [b], ...) gives for every (a, b, ...); raises when the last one is done.
+
+    Args:
+      running: what is being read of the other kinds of arrays; it is waited for too.
+    """
+    ways = (read(*([argument] for argument in arguments)) for arguments in each)
+    running.append(reading := asyncio.gather(*ways, return_exceptions=True))
     leaves: list[Any] = []
-    for part in await asyncio.gather(*ways, return_exceptions=True):
+    for part in await reading:
         if isinstance(part, BaseException):
+            others = [other for other in running if not other.done()]
+            await asyncio.gather(*others, return_exceptions=True)
             raise part
         leaves += part
     return leaves
 
 
 class _NumpyReader(ocp.type_handlers.NumpyHandler):
+    running: list[asyncio.Future]
+
     async def metadata(self, infos: Sequence) -> Sequence:
-        return await _all_of(super().metadata, zip(infos))
+        return await _all_of(self.running, super().metadata, zip(infos))
 
     async def deserialize(self, infos: Sequence, args: Sequence | None = None) -> Sequence:
         given = args or [ocp.RestoreArgs()] * len(infos)
-        return await _all_of(super().deserialize, zip(infos, given, strict=True))
+        each = zip(infos, given, strict=True)
+        return await _all_of(self.running, super().deserialize, each)
 
 
 class _ArrayReader(ocp.type_handlers.ArrayHandler):
+    running: list[asyncio.Future]
+
     async def metadata(self, infos: Sequence) -> Sequence:
-        return await _all_of(super().metadata, zip(infos))
+        return await _all_of(self.running, super().metadata, zip(infos))
 
     async def deserialize(self, infos: Sequence, args: Sequence | None = None) -> Sequence:
         assert args is not None, "construct_restore_args gives them"
-        return await _all_of(super().deserialize, zip(infos, args, strict=True))
+        each = zip(infos, args, strict=True)
+        return await _all_of(self.running, super().deserialize, each)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,9 +23,14 @@ def workdir(tmp_path) -> Path:
     with Checkpoints(tmp_path, {"network": {}}) as checkpoints:
         for step in (1, 2):
             params = {f"leaf{i}": np.full((8, 8), step + i, np.float32) for i in range(LEAVES)}
-            state = {"step": np.int32(step), "params": params}
+            # Arrays of both kinds, which Orbax reads side by side.
+            state = {"step": np.int32(step), "params": params, "batch_stats": jax_arrays(step)}
             checkpoints.save(step, state, {"phase": 0}, score=0.5)
     return tmp_path
+
+
+def jax_arrays(step: int) -> dict[str, jax.Array]:
+    return {f"leaf{i}": jnp.full((8, 8), step + i, jnp.float32) for i in range(LEAVES)}
 
 
 def exchange(folder: Path) -> None:
