@@ -6,12 +6,12 @@ in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shar
 """
 
 import math
+import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
@@ -118,7 +118,7 @@ class QuantizedLayer(nn.Module):
         return f"layer {'/'.join(self.path)!r}"
 
     def _check_count(self, what: str, value: Any) -> None:
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not whole or value < 1:
             raise ValueError(f"{self._named} has {what}={value!r}: expected an integer, 1 or more")
 
