@@ -9,6 +9,12 @@ from dual_precision.deploy import Predictor
 from experiments.benchmark.reliability import soak
 from experiments.benchmark.reliability.damage_ways import save_tiny_packed
 
+# Once in five runs the interpreter reports a directory iterator that somebody below left open.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed scandir iterator:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
