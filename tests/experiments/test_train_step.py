@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
 from experiments.benchmark import train_peers as peers
 from experiments.benchmark import train_step as benchmark
@@ -35,7 +36,7 @@ def test_plain_network_is_ours_in_float(pixels: jax.Array) -> None:
     plain = peers.plain(**SIZES)
     variables = jax.jit(plain.init)(jax.random.key(1), pixels)
     model = benchmark.build_resnet("resnet8").clone(**SIZES)
-    initial = initial_variables(model, pixels.shape[1:], seed=0)
+    initial = initial_variables(model, Classification(pixels.shape[1:]).example, seed=0)
     ours = flatten_dict(initial["params"])
     for path, value in flatten_dict(variables["params"]).items():
         norm = path[-1] == "scale" or (path[-1] == "bias" and "classifier" not in path)
