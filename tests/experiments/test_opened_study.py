@@ -70,7 +70,7 @@ def test_stages_are_the_start_and_the_end_of_every_phase(
     ends = [jax.tree.map(lambda leaf, end=end: leaf + end, fresh) for end in (1.0, 2.0)]
     with Checkpoints(tmp_path, {"network": network}, milestones=[10, 20]) as checkpoints:
         for phase, end in enumerate(ends):
-            state = {"step": np.int32(0), **end, "carry": {}, "opt_state": ()}
+            state = {"step": np.int32(10 * (phase + 1)), **end, "carry": {}, "opt_state": ()}
             checkpoints.save(10 * (phase + 1), state, {"phase": phase}, score=0.0)
     found = opened_study.stages(tmp_path, MODEL, EXAMPLE)
     start = [] if init else ["before phase 1"]
