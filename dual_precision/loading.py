@@ -123,7 +123,6 @@ def _trained_before(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 STATISTICS = ("mean", "var")
-AFFINE = ("scale", "bias")
 
 
 def save_floats(path: str | Path, variables: Mapping[str, Any], structure: Structure) -> None:

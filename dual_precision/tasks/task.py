@@ -82,12 +82,10 @@ class Network:
         """
         mode = mode_of(precision)
         variables = {"params": params, "batch_stats": state["batch_stats"]}
-        inputs = batch["inputs"] if isinstance(batch["inputs"], tuple) else (batch["inputs"],)
         carried = state["carry"].get(mode, ())
-        given = inputs if _is_empty(carried) else (*inputs, carried)
         outputs, updates = self.model.apply(
             variables,
-            *given,
+            *arguments_of(batch, carried),
             precision=precision,
             train=train,
             mutable=["batch_stats"] if train else [],
@@ -99,6 +97,12 @@ class Network:
         outputs, carried = outputs
         carry = {**state["carry"], mode: carried}
         return outputs, {"batch_stats": statistics, "carry": carry}
+
+
+def arguments_of(batch: Batch, carried: Tree) -> tuple[Tree, ...]:
+    """What the model takes of a batch, and behind it the state that is carried, if any is."""
+    inputs = batch["inputs"] if isinstance(batch["inputs"], tuple) else (batch["inputs"],)
+    return inputs if _is_empty(carried) else (*inputs, carried)
 
 
 def _is_empty(tree: Tree) -> bool:

@@ -15,7 +15,7 @@ from dual_precision.layers import CALIBRATION
 from dual_precision.precision import FLOAT_NAME, Modes
 from dual_precision.primitives.quantizers import gaussian_weight_step
 from dual_precision.structure import Structure
-from dual_precision.tasks.task import Batch, Network, Tree
+from dual_precision.tasks.task import Batch, Network, Tree, arguments_of
 from dual_precision.training.phases import Moment, Phase
 from dual_precision.training.state import TrainState
 
@@ -118,9 +118,7 @@ def fit_input_steps(
     Raises:
       ValueError: a layer that takes its inputs for non-negative gets negative ones.
     """
-    inputs = batch["inputs"] if isinstance(batch["inputs"], tuple) else (batch["inputs"],)
-    carried = state.carry.get(mode, ())
-    given = (*inputs, carried) if jax.tree.leaves(carried) else inputs
+    given = arguments_of(batch, state.carry.get(mode, ()))
 
     @jax.jit
     def measure(variables: Tree, *given: Tree) -> Tree:

@@ -10,10 +10,7 @@ from experiments.benchmark.reliability import soak
 from experiments.benchmark.reliability.damage_ways import save_tiny_packed
 
 # Once in five runs the interpreter reports a directory iterator that somebody below left open.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed scandir iterator:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed scandir iterator:ResourceWarning")
 
 
 @pytest.fixture(scope="module")
