@@ -53,8 +53,11 @@ class SwitchableBatchNorm(nn.Module):
 
 
 def _initial_affine(_: jax.Array, channels: int) -> dict[str, jax.Array]:
-    return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
+    return {
+        "scale": jnp.ones(channels, jnp.float32),
+        "bias": jnp.zeros(channels, jnp.float32),
+    }
 
 
 def _initial_statistics(channels: int) -> dict[str, jax.Array]:
-    return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+    return {"mean": jnp.zeros(channels, jnp.float32), "var": jnp.ones(channels, jnp.float32)}

@@ -168,7 +168,9 @@ class QuantizedLayer(nn.Module):
             return y
         if not self.has_rng(ROUNDING):
             return refuse_gradient(y)
-        return quantize_gradient(y, jnp.asarray(asked.gradients), self.make_rng(ROUNDING))
+        return quantize_gradient(
+            y, jnp.asarray(asked.gradients, jnp.int32), self.make_rng(ROUNDING)
+        )
 
 
 def _first(earlier: Any, new: Any) -> Any:

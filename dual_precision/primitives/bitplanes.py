@@ -60,4 +60,5 @@ def unpack(planes: jax.Array, shape: Sequence[int]) -> jax.Array:
     check_bits(bits, 8)
     digits = jnp.unpackbits(planes, axis=1, count=size).astype(jnp.int32)
     weights = jnp.int32(1) << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)
-    return (jnp.sum(digits * weights[:, None], axis=0) - 2 ** (bits - 1)).reshape(tuple(shape))
+    unsigned = jnp.sum(digits * weights[:, None], axis=0, dtype=jnp.int32)
+    return (unsigned - 2 ** (bits - 1)).reshape(tuple(shape))

@@ -78,7 +78,8 @@ def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
     place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, WORD, 1)
     digits = ((words[:, :, None] >> place) & 1).astype(jnp.int32)
     weights = (1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)).reshape(-1, 1, 1, 1)
-    unsigned = jnp.sum(digits * weights, axis=0).reshape(words.shape[1] * WORD, words.shape[2])
+    unsigned = jnp.sum(digits * weights, axis=0, dtype=jnp.int32)
+    unsigned = unsigned.reshape(words.shape[1] * WORD, words.shape[2])
     return unsigned[:inputs] - 2 ** (bits - 1)
 
 
@@ -252,7 +253,8 @@ def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
 
 def centred(sums: jax.Array, x: jax.Array, planes: int) -> jax.Array:
     """sum x (2 c + 1) from sum x u; where twice the sum leaves int32, what wraps comes back."""
-    return 2 * sums - (2**planes - 1) * jnp.sum(x.astype(jnp.int32), axis=1, keepdims=True)
+    total = jnp.sum(x, axis=1, keepdims=True, dtype=jnp.int32)
+    return 2 * sums - (2**planes - 1) * total
 
 
 def check_words(words: jax.Array, inputs: int, planes: int) -> None:

@@ -69,7 +69,7 @@ def plane_dot_gpu(
         compiler_params=triton.CompilerParams(num_warps=4) if available() else None,
         interpret=interpret,
     )(bits, words)
-    return jnp.sum(partial_sums, axis=0)[:, :outputs]
+    return jnp.sum(partial_sums, axis=0, dtype=jnp.int32)[:, :outputs]
 
 
 def _kernel(bits_ref, words_ref, out_ref, *, rows: int, planes: int) -> None:
@@ -82,5 +82,5 @@ def _kernel(bits_ref, words_ref, out_ref, *, rows: int, planes: int) -> None:
                 weight = 2**j if j < 7 else -(2**7)
                 common = plane & lax.broadcast_in_dim(bits_ref[j, r], plane.shape, (0,))
                 counts += weight * lax.population_count(common).astype(jnp.int32)
-            total += jnp.sum(counts, axis=0) << (planes - 1 - b)
+            total += jnp.sum(counts, axis=0, dtype=jnp.int32) << (planes - 1 - b)
         out_ref[0, r] = total

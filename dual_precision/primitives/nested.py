@@ -36,6 +36,24 @@ def power_of_two(exponent: Bits) -> jax.Array:
     return (jnp.int32(1) << jnp.asarray(exponent, jnp.int32)).astype(jnp.float32)
 
 
+def cell_of(bits: Bits, stored: Bits) -> jax.Array:
+    """2^(N-n), the width of a cell at n of N bits, in steps of the store; float32 ().
+
+    >>> float(cell_of(2, 8))
+    64.0
+    """
+    return power_of_two(jnp.asarray(stored, jnp.int32) - jnp.asarray(bits, jnp.int32))
+
+
+def half_of(bits: Bits) -> jax.Array:
+    """2^(n-1), half of the codes of n bits; float32 ().
+
+    >>> float(half_of(8))
+    128.0
+    """
+    return power_of_two(jnp.asarray(bits, jnp.int32) - 1)
+
+
 def encode(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     """Codes of the `bits`-wide mode of weights that are stored with `stored` bits.
 
@@ -60,8 +78,7 @@ def encode(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array
     check_bits(bits, stored)
     check_finite(w)
     check_steps(step)
-    cell = power_of_two(jnp.asarray(stored) - bits)
-    half = power_of_two(jnp.asarray(bits) - 1)
+    cell, half = cell_of(bits, stored), half_of(bits)
     return midrise_code(w, per_channel(step, w.ndim), cell, half).astype(jnp.int32)
 
 
@@ -86,7 +103,7 @@ def decode(codes: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.A
     """
     check_bits(bits, stored)
     check_steps(step)
-    cell = power_of_two(jnp.asarray(stored) - bits)
+    cell = cell_of(bits, stored)
     return (codes.astype(jnp.float32) + 0.5) * (cell * per_channel(step, codes.ndim))
 
 

@@ -36,10 +36,9 @@ def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) ->
     nested.check_bits(bits, stored)
     nested.check_steps(step)
     per_step = max(w.size // max(step.size, 1), 1)
-    scale = jax.lax.rsqrt(per_step * power_of_two(jnp.asarray(stored) - 1))
+    scale = jax.lax.rsqrt(per_step * nested.half_of(stored))
     step = per_channel(scale_gradient(step, scale), w.ndim)
-    cell = power_of_two(jnp.asarray(stored) - bits)
-    return midrise_ste(w, step, cell, power_of_two(jnp.asarray(bits) - 1))
+    return midrise_ste(w, step, nested.cell_of(bits, stored), nested.half_of(bits))
 
 
 def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +56,7 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
         return jnp.float32(0.0), power_of_two(bits) - 1
     if not isinstance(bits, jax.core.Tracer) and int(bits) == 1:
         raise ValueError("signed activations of 1 bit: expected 2 or more; -1 and 0 are no range")
-    half = power_of_two(jnp.asarray(bits) - 1)
+    half = nested.half_of(bits)
     return -half, half - 1
 
 

@@ -11,7 +11,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     Args:
       logits: [batch, classes]; labels: int [batch].
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    targets = optax.smooth_labels(hot, smoothing)
     return jnp.mean(optax.softmax_cross_entropy(logits, targets))
 
 

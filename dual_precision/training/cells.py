@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.primitives.nested import power_of_two
+from dual_precision.primitives.nested import cell_of, half_of
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.ste import midrise_code
 from dual_precision.structure import Structure
@@ -38,7 +38,7 @@ def keep_in_cells(mode: str, structure: Structure) -> optax.GradientTransformati
 
 def _confine(w: jax.Array, move: jax.Array, step: jax.Array, bits: int, stored: int) -> jax.Array:
     step = per_channel(step, w.ndim)
-    cell, half = power_of_two(stored - bits), power_of_two(bits - 1)
+    cell, half = cell_of(bits, stored), half_of(bits)
     code = midrise_code(w, step, cell, half)
     width = cell * step
     lower = jnp.where(code > -half, (code + _MARGIN) * width, -jnp.inf)
