@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
 from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths
-from dual_precision.primitives.convolution import conv2d
+from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.quantizers import (
@@ -65,6 +65,18 @@ class QuantizedLayer(nn.Module):
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """The layer on float arrays: x [..., inputs] and the kernel -> [..., features]."""
+        raise NotImplementedError
+
+    def codes_pay(self, largest: tuple[int, int]) -> bool:
+        """Whether `product_of_codes` is faster here than `product` of the same numbers, for
+        inputs and weights of at most these magnitudes."""
+        del largest
+        return False
+
+    def product_of_codes(
+        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int]
+    ) -> jax.Array:
+        """As `product`, of uint8 and int8 codes; int32, exact. Asked where `codes_pay`."""
         raise NotImplementedError
 
     def check_call(self, x: jax.Array) -> None:
@@ -250,3 +262,11 @@ class Conv(QuantizedLayer):
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return conv2d(x, kernel, self.stride)
+
+    def codes_pay(self, largest: tuple[int, int]) -> bool:
+        return codes_pay(largest)
+
+    def product_of_codes(
+        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int]
+    ) -> jax.Array:
+        return conv2d_codes(x, kernel, self.stride, largest)

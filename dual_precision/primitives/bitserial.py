@@ -24,7 +24,7 @@ from jax import lax
 from dual_precision.primitives import bitserial_gpu
 from dual_precision.primitives.bitserial_gpu import MOST_ROWS
 from dual_precision.primitives.fixed_point import check_width, fixed_point
-from dual_precision.primitives.native import build as native
+from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import check_bits, check_codes
 
 WORD = 32  # inputs in a word

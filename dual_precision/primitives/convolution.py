@@ -1,11 +1,33 @@
-"""Two-dimensional convolution.
+"""Two-dimensional convolution, and who computes it.
 
-Other formulations (im2col and one product, nine products, batch innermost) were measured on two CPU
-cores and are slower than XLA's own once its library fusions are off, see training/compilation.py.
+On CPUs oneDNN does where it is installed, see native/convolution.py; XLA does everywhere else, and
+inside `xla_alone()`. In XLA other formulations (im2col and one product, nine products, batch
+innermost) were measured on two CPU cores and are slower than its own once its library fusions are
+off, see training/compilation.py.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 from jax import lax
+
+from dual_precision.primitives.native import convolution as native
+
+_XLA_ALONE = ContextVar("xla_alone", default=False)
+
+
+@contextlib.contextmanager
+def xla_alone() -> Iterator[None]:
+    """What is traced inside is a program of XLA alone: one that may leave this process."""
+    token = _XLA_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _XLA_ALONE.reset(token)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -18,7 +40,44 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
     Returns:
       float32 [N, ceil(H / stride), ceil(W / stride), out].
+
+    >>> conv2d(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)), 2).item()
+    4.0
     """
+    if x.size and kernel.size and not _XLA_ALONE.get() and native.floats("float32"):
+        return _by_library(x, kernel, stride)
+    return _by_xla(x, kernel, stride, jnp.float32)
+
+
+def conv2d_codes(
+    x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int]
+) -> jax.Array:
+    """As `conv2d` of integer codes, exact; without a gradient.
+
+    Args:
+      x: [N, H, W, in], uint8.
+      kernel: [k, k, in, out], int8.
+      stride: in both directions.
+      largest: no code of x, no magnitude in the kernel, is above these.
+
+    Returns:
+      int32 [N, ceil(H / stride), ceil(W / stride), out].
+
+    >>> x, kernel = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.int8)
+    >>> conv2d_codes(x, kernel, 2, (1, 1)).item()
+    4
+    """
+    if x.size and kernel.size and codes_pay(largest):
+        return native.convolve("forward", x, kernel, _shape(x, kernel, stride), jnp.int32, stride)
+    return _by_xla(x.astype(jnp.int32), kernel.astype(jnp.int32), stride, jnp.int32)
+
+
+def codes_pay(largest: tuple[int, int]) -> bool:
+    """Whether `conv2d_codes` is exact and faster here than `conv2d` of the same numbers."""
+    return not _XLA_ALONE.get() and native.codes(*largest)
+
+
+def _by_xla(x, kernel, stride, dtype):
     pad = (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
         x,
@@ -26,4 +85,29 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         window_strides=(stride, stride),
         padding=((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=dtype,
     )
+
+
+def _shape(x, kernel, stride):
+    n, height, width, _ = x.shape
+    return n, -(-height // stride), -(-width // stride), kernel.shape[-1]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_library(x, kernel, stride):
+    shape = _shape(x, kernel, stride)
+    return native.convolve("forward", x, kernel, shape, jnp.float32, stride)
+
+
+def _forward(x, kernel, stride):
+    return _by_library(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride, residuals, g):
+    x, kernel = residuals
+    to_x = native.convolve("input gradient", g, kernel, x.shape, jnp.float32, stride)
+    return to_x, native.convolve("weight gradient", x, g, kernel.shape, jnp.float32, stride)
+
+
+_by_library.defvjp(_forward, _backward)

@@ -26,7 +26,7 @@ from dual_precision.deploy.planes.bit_layers import BitLSTMCell, to_bit_layers
 from dual_precision.deploy.planes.packing import join_gates, pack_lstm
 from dual_precision.models import build
 from dual_precision.precision import modes
-from dual_precision.primitives.native import build as native
+from dual_precision.primitives.native import planes as native
 from experiments.benchmark.comparison import (
     Bar,
     Times,

@@ -17,7 +17,7 @@ from dual_precision.primitives.bitserial import (
     plane_product,
     unpack_words,
 )
-from dual_precision.primitives.native import build as native
+from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import truncate
 
 PLANES = range(1, 9)

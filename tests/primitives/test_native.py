@@ -1,5 +1,6 @@
 """Where the CPU kernel cannot be had, one log line says why, and nothing is raised."""
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dual_precision.primitives.native import build as native
+from dual_precision.primitives.native import build, convolution, planes
 
 
 def available() -> bool:
     """Without the answer of this process, which stays as it is."""
-    return native._why_not.__wrapped__() is None
+    return planes._why_not.__wrapped__() is None
 
 
 # Parts of a shell script that stands for a compiler; it finds no other command.
@@ -24,8 +25,8 @@ LAST = "for last; do :; done"  # the last argument is the file to write
 @pytest.fixture
 def lines(caplog, monkeypatch):
     """What is logged, whatever other tests did to the logger."""
-    monkeypatch.setattr(native._LOG, "propagate", True)
-    monkeypatch.delenv(native.SWITCH, raising=False)
+    monkeypatch.setattr(build._LOG, "propagate", True)
+    monkeypatch.delenv(build.SWITCH, raising=False)
     caplog.set_level(logging.INFO, "dual_precision")
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -33,8 +34,8 @@ def lines(caplog, monkeypatch):
 @pytest.fixture
 def fit_cpu(monkeypatch, tmp_path):
     """This CPU passes for one that has all that is needed."""
-    (tmp_path / "cpuinfo").write_text(f"flags : {' '.join(native._NEEDED)}\n")
-    monkeypatch.setattr(native, "_CPU", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags : {' '.join(planes.NEEDED)}\n")
+    monkeypatch.setattr(build, "_CPU", tmp_path / "cpuinfo")
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def left_out(line: str) -> str:
 
 
 def test_switched_off(lines, monkeypatch):
-    monkeypatch.setenv(native.SWITCH, "0")
-    monkeypatch.setattr(native, "_built", lambda: pytest.fail("it was built"))
+    monkeypatch.setenv(build.SWITCH, "0")
+    monkeypatch.setattr(build, "built", lambda kernel: pytest.fail("it was built"))
     assert available() is False
     (line,) = lines()
     assert left_out(line) == "DUAL_PRECISION_NATIVE=0 was set"
@@ -128,8 +129,8 @@ def test_another_cpu(lines, monkeypatch):
         def dual_precision_supported():
             return 0
 
-    monkeypatch.setattr(native, "_built", lambda: "library.so")
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Library)
+    monkeypatch.setattr(build, "built", lambda kernel: "library.so")
+    monkeypatch.setattr(planes.ctypes, "CDLL", lambda path: Library)
     assert available() is False
     (line,) = lines()
     assert left_out(line) == "this CPU has no AVX512-VNNI and GFNI"
@@ -137,14 +138,14 @@ def test_another_cpu(lines, monkeypatch):
 
 def test_another_cpu_builds_nothing(lines, monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text("flags : avx2 avx512bw avx512vl\n")
-    monkeypatch.setattr(native, "_CPU", tmp_path / "cpuinfo")
-    monkeypatch.setattr(native, "_built", lambda: pytest.fail("it was built"))
+    monkeypatch.setattr(build, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(build, "built", lambda kernel: pytest.fail("it was built"))
     assert available() is False
     assert left_out(lines()[0]) == "this CPU has no AVX512-VNNI and GFNI"
 
 
 def test_a_switch_without_meaning(monkeypatch):
-    monkeypatch.setenv(native.SWITCH, "false")
+    monkeypatch.setenv(build.SWITCH, "false")
     with pytest.raises(ValueError, match=r"NATIVE=false: expected 0, .* or 1"):
         available()
 
@@ -152,7 +153,7 @@ def test_a_switch_without_meaning(monkeypatch):
 def test_a_library_that_others_can_write(lines, compiler):
     """Nobody but the user may put code there that this process loads."""
     cache = compiler(f'{VERSION}\n{LAST}\n: > "$last"')
-    native._built()
+    build.built(planes.KERNEL)
     (library,) = cache.iterdir()
     library.chmod(0o722)
     assert available() is False
@@ -161,21 +162,21 @@ def test_a_library_that_others_can_write(lines, compiler):
 
 def test_a_relative_cache_is_none(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert native._folder() == Path.home() / ".cache" / "dual_precision"
+    assert build._folder() == Path.home() / ".cache" / "dual_precision"
 
 
 def test_where_it_can_be_built_it_is():
     """Else a mistake in its source would pass as a machine without a compiler."""
-    if os.environ.get(native.SWITCH) == "0" or not shutil.which("c++"):
+    if os.environ.get(build.SWITCH) == "0" or not shutil.which("c++"):
         pytest.skip("no compiler here")
     try:
-        native._check_cpu()
+        build.check_cpu(planes.NEEDED, planes.UNFIT)
     except OSError as error:
         pytest.skip(str(error))
-    assert native.available()
+    assert planes.available()
     strict = ("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
     done = subprocess.run(
-        [*strict, *native.include(), native.SOURCE], capture_output=True, text=True
+        [*strict, *build.include(), planes.KERNEL.sources[0]], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -183,13 +184,40 @@ def test_where_it_can_be_built_it_is():
 def test_it_is_built_once(compiler, monkeypatch, tmp_path):
     """The library that is there is taken; its name holds the source and the compiler."""
     cache = compiler(f'echo "$@" >> {tmp_path}/calls\n{VERSION}\n{LAST}\n: > "$last"')
-    first = native._built()
+    first = build.built(planes.KERNEL)
     assert first.parent == cache
-    assert native._built() == first
+    assert build.built(planes.KERNEL) == first
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call == "--version" for call in calls] == [True, False, True]
     other = tmp_path / "other.cc"
     other.write_text("another source")
-    monkeypatch.setattr(native, "_MADE_OF", (other,))
-    assert native._built() != first
+    changed = dataclasses.replace(planes.KERNEL, sources=(other,))
+    assert build.built(changed) != first
     assert len(list(cache.iterdir())) == 2
+
+
+def test_without_the_library_for_convolutions(lines, compiler, monkeypatch):
+    """XLA convolves then; the line says what to install."""
+    compiler("exit 3")
+    monkeypatch.setattr(convolution, "_PACKAGES", ("no-such-package", "nor-this"))
+    assert convolution._why_not.__wrapped__() is not None
+    (line,) = lines()
+    assert line.startswith("convolutions run without the compiled CPU kernel: oneDNN is not")
+    assert 'pip install "dual_precision[cpu]"' in line
+
+
+def test_where_convolutions_can_be_built_they_are():
+    """Else a mistake in the source would pass as a machine without oneDNN."""
+    if os.environ.get(build.SWITCH) == "0" or not shutil.which("c++"):
+        pytest.skip("no compiler here")
+    try:
+        kernel = convolution._kernel()
+    except OSError as error:
+        pytest.skip(str(error))
+    assert convolution.floats("float32")
+    strict = ("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
+    flags = [flag for flag in kernel.flags if not flag.startswith(("-L", "-l", "-W"))]
+    done = subprocess.run(
+        [*strict, *build.include(), *flags, kernel.sources[0]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -126,6 +126,12 @@ class IntegerLayer(QuantizedLayer):
 
     def _sum(self, x: jax.Array, precision: str, groups: int) -> jax.Array:
         bits, activations, stored = self._widths(precision)
+        if (
+            activations is not None
+            and not self.signed
+            and self.codes_pay(_largest(bits, activations))
+        ):
+            return self._sum_of_bytes(x, precision)
         kernel = odd_weights(self._value("kernel"), bits, stored)
         if activations is not None:
             step = self._value("input_step")[precision]
@@ -140,6 +146,27 @@ class IntegerLayer(QuantizedLayer):
         total = reduce(jnp.add, [part.astype(jnp.int32) for part in parts])
         # Rounded to float32 once; an integer has no NaN, so that one is carried beside it.
         return total.astype(jnp.float32) + 0.0 * reduce(jnp.add, parts)
+
+    def _sum_of_bytes(self, x: jax.Array, precision: str) -> jax.Array:
+        """The same sums in int32, which is faster where the CPU has units for it.
+
+        2 c + 1 of 8 bits is no int8: sum a (2c + 1) = 2 sum a c + sum a.
+        """
+        bits, activations, stored = self._widths(precision)
+        assert activations is not None
+        codes = activation_codes(x, self._value("input_step")[precision], activations)
+        bytes_, largest = codes.astype(jnp.uint8), _largest(bits, activations)
+        kernel = truncate(self._value("kernel"), bits, stored)
+        if bits < 8:
+            total = self.product_of_codes(bytes_, 2 * kernel + 1, largest)
+        else:
+            inputs = jnp.sum(codes, axis=-1, keepdims=True)
+            ones = jnp.ones((*kernel.shape[:-2], 1, 1), jnp.float32)
+            total = 2 * self.product_of_codes(bytes_, kernel, largest)
+            total = total + self.product(inputs, ones).astype(jnp.int32)
+        # Rounded to float32 once; an integer has no NaN, so that those of an example are carried.
+        lost = jnp.any(jnp.isnan(x), axis=tuple(range(1, x.ndim)), keepdims=True)
+        return jnp.where(lost, jnp.nan, total.astype(jnp.float32))
 
     def _shared(self, x: jax.Array, precision: str) -> jax.Array:
         """The sums of an input that every mode sees as it is: what other modes did is not redone.
@@ -197,6 +224,11 @@ class FoldedNorm(nn.Module):
             raise ValueError("train=True: an integer network is for inference; train a checkpoint")
         own = _of_mode(self.variables["params"], _name(precision))
         return scale_and_shift(x.astype(jnp.float32), own["multiplier"], own["offset"])
+
+
+def _largest(bits: int, activations: int) -> tuple[int, int]:
+    """The largest activation code, and the largest magnitude of an int8 weight, of a product."""
+    return 2**activations - 1, 2**bits - 1 if bits < 8 else 128
 
 
 def _name(precision: Asked) -> str:

@@ -1,98 +1,77 @@
-"""The CPU kernel for products on bit planes: built on first use, left out where it cannot be.
+"""Compiled CPU kernels: built on first use, left out with one log line where they cannot be.
 
-It needs a C++ compiler and a CPU with AVX512-VNNI and GFNI (since 2019); without, the XLA form of
-the same sum is used. The library stands in the user's cache, named after all that it was made of.
-DUAL_PRECISION_NATIVE=0 leaves it out.
+A kernel needs a C++ compiler, and what else its own module says. Its library stands in the user's
+cache, named after all that it was made of. DUAL_PRECISION_NATIVE=0 leaves all of them out.
 """
 
-import ctypes
-import functools
+import dataclasses
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-SOURCE = Path(__file__).with_name("planes.cc")
-_MADE_OF = (SOURCE, Path(__file__).with_name("plane_tiles.h"))
 SWITCH = "DUAL_PRECISION_NATIVE"
-_TARGET = "dual_precision_plane_product"
 _FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC")
-_NEEDED = {"avx512bw", "avx512vl", "avx512_vnni", "gfni"}
 _CPU = Path("/proc/cpuinfo")
-_UNFIT = "this CPU has no AVX512-VNNI and GFNI"
 _LOG = logging.getLogger("dual_precision")
 
 
-def plane_product(
-    x: jax.Array, words: jax.Array, scales: jax.Array, planes: int, activations: int
-) -> jax.Array:
-    """As `bitserial.plane_product`; on a CPU.
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What a library is made of.
 
-    Raises:
-      ValueError: it is not `available()`, whose log line says why.
+    Attributes:
+      name: of the file in the cache.
+      purpose: what it computes, in log lines.
+      sources: what is compiled, and then what that includes.
+      flags: of the compiler, beside those of every kernel; part of the library's name.
     """
-    if not available():
-        raise ValueError(f'there is no compiled kernel here, {_why_not()}: take form="xla"')
-    result = jax.ShapeDtypeStruct((x.shape[0], words.shape[2]), jnp.float32)
-    call = jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")
-    return call(x, words, scales, planes=np.int64(planes), digits=np.int64(activations // 8))
+
+    name: str
+    purpose: str
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...] = ()
 
 
-def available() -> bool:
-    """Whether the kernel can be called in this process; builds it if need be, once, in seconds.
+def left_out(purpose: str, prepare: Callable[[], None]) -> str | None:
+    """Makes a kernel ready; why it cannot be, in one line, which is logged.
+
+    Args:
+      purpose: see `Kernel`.
+      prepare: builds and registers it. An OSError, RuntimeError or SubprocessError says why not.
 
     Raises:
       ValueError: DUAL_PRECISION_NATIVE is neither 0 nor 1.
     """
-    return _why_not() is None
-
-
-@functools.cache
-def _why_not() -> str | None:
-    """Makes the kernel ready; why it cannot be, in one line, which is logged."""
     switch = os.environ.get(SWITCH, "1")
     if switch not in ("0", "1"):
-        raise ValueError(f"{SWITCH}={switch}: expected 0, without the compiled kernel, or 1")
+        raise ValueError(f"{SWITCH}={switch}: expected 0, without the compiled kernels, or 1")
     try:
         if switch == "0":
             raise OSError(f"{SWITCH}=0 was set")
-        _check_cpu()
-        library = ctypes.CDLL(str(_built()))
-        if not library.dual_precision_supported():
-            raise OSError(_UNFIT)
-        handler = jax.ffi.pycapsule(library.dual_precision_plane_product)
-        jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+        prepare()
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         # RuntimeError: there is no home folder, or XLA does not take the kernel.
         reason = _reason(error)
-        _LOG.warning("bit planes run without the compiled CPU kernel: %s", reason)
+        _LOG.warning("%s run without the compiled CPU kernel: %s", purpose, reason)
         return reason
     return None
 
 
-def _check_cpu() -> None:
+def check_cpu(needed: set[str], unfit: str) -> None:
     """Raises OSError where it is plain, before anything is built, that the CPU cannot do it."""
-    words = set(_CPU.read_text().split()) if _CPU.exists() else _NEEDED
-    if not words >= _NEEDED:
-        raise OSError(_UNFIT)
+    words = set(_CPU.read_text().split()) if _CPU.exists() else needed
+    if not words >= needed:
+        raise OSError(unfit)
 
 
-def _reason(error: Exception) -> str:
-    """In one line; of a compiler its first words, which say more than the whole command."""
-    text = str(error)
-    if isinstance(error, subprocess.CalledProcessError):
-        text = f"{error.cmd[0]} ended with status {error.returncode}: {error.stderr}"
-    return " ".join(text.split())[:300]
-
-
-def _built() -> Path:
+def built(kernel: Kernel) -> Path:
     """The library, from the cache or built now.
 
     Raises:
@@ -102,15 +81,18 @@ def _built() -> Path:
     if compiler is None:
         raise OSError("no C++ compiler was found")
     version = _run(compiler, "--version")
-    made_of = (*(path.read_text() for path in _MADE_OF), version, jax.lib.__version__, *_FLAGS)
+    flags = (*_FLAGS, *kernel.flags)
+    texts = (path.read_text() for path in kernel.sources)
+    made_of = (*texts, version, jax.lib.__version__, *flags)
     name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
-    library = _folder() / f"planes-{name}.so"
+    library = _folder() / f"{kernel.name}-{name}.so"
     if not library.exists():
-        _LOG.info("building the CPU kernel for bit planes, once: %s", library)
+        _LOG.info("building the CPU kernel for %s, once: %s", kernel.purpose, library)
         library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             part = Path(folder) / library.name
-            _run(compiler, *_FLAGS, *include(), str(SOURCE), "-o", str(part))
+            # The source comes before the libraries that it needs: linkers ask for that order.
+            _run(compiler, *include(), str(kernel.sources[0]), *flags, "-o", str(part))
             part.chmod(0o700)
             part.replace(library)  # whole or not at all, whoever else builds it too
     _check_ours(library)
@@ -120,6 +102,14 @@ def _built() -> Path:
 def include() -> tuple[str, str]:
     """The compiler's flags for jaxlib's header, whose warnings are not ours."""
     return "-isystem", jax.ffi.include_dir()
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of a compiler its first words, which say more than the whole command."""
+    text = str(error)
+    if isinstance(error, subprocess.CalledProcessError):
+        text = f"{error.cmd[0]} ended with status {error.returncode}: {error.stderr}"
+    return " ".join(text.split())[:300]
 
 
 def _check_ours(library: Path) -> None:

@@ -1,0 +1,162 @@
+"""Convolutions on CPUs by oneDNN, which comes with the extra [cpu]; else XLA computes them.
+
+oneDNN runs float32 on every x86 CPU, bfloat16 and integers where the CPU has units for them. What
+it can do here is found by asking it: every kind of operand is tried once on a small problem whose
+answer is known, and left out where the answer is another, or none.
+
+Integer products of codes: CPUs with VNNI sum products of bytes in int32. Older ones (AVX2) add
+them in pairs as int16 first, which holds at most 32767: exact for small codes alone.
+"""
+
+import ctypes
+import functools
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dual_precision.primitives.native import build
+
+Part = Literal["forward", "input gradient", "weight gradient"]
+PARTS: tuple[Part, ...] = ("forward", "input gradient", "weight gradient")
+Value = TypeVar("Value")
+PURPOSE = "convolutions"
+LARGEST_PAIR = 2**15 - 1
+
+_PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
+_TARGET = "dual_precision_convolution"
+
+
+def convolve(
+    part: Part, a: jax.Array, b: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, stride: int
+) -> jax.Array:
+    """One of the three sums of `convolution.conv2d`; on a CPU.
+
+    Args:
+      part: "forward" of x and kernel; "input gradient" of the gradient of y, and kernel; "weight
+        gradient" of x and the gradient of y.
+      a, b: those two, [N, H, W, channels] or [k, k, in, out]; N is 1 or more.
+      shape, dtype: of the result.
+      stride: of the convolution.
+    """
+    call = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    return call(a, b, part=np.int64(PARTS.index(part)), stride=np.int64(stride))
+
+
+def operands_of(part: Part, x: Value, kernel: Value, y: Value) -> tuple[Value, Value]:
+    """The two of these that a part is a sum of; y is the gradient in the gradients."""
+    return {PARTS[0]: (x, kernel), PARTS[1]: (y, kernel), PARTS[2]: (x, y)}[part]
+
+
+@functools.cache
+def floats(dtype: str) -> bool:
+    """Whether "float32", or "bfloat16", convolutions and their gradients can be had here."""
+    return _why_not() is None and _is_right(dtype, "float32", PARTS, 3, 3)
+
+
+@functools.cache
+def codes(largest_input: int, largest_weight: int) -> bool:
+    """Whether sums of uint8 times int8 are exact here for codes of at most these magnitudes."""
+    if _why_not() is not None:
+        return False
+    pairs_fit = 2 * largest_input * largest_weight <= LARGEST_PAIR
+    return _sums_bytes() and (pairs_fit or _sums_bytes_in_full())
+
+
+@functools.cache
+def _sums_bytes() -> bool:
+    return _is_right("uint8", "int32", PARTS[:1], 15, 15)
+
+
+@functools.cache
+def _sums_bytes_in_full() -> bool:
+    return _is_right("uint8", "int32", PARTS[:1], 255, 127)
+
+
+@functools.cache
+def _why_not() -> str | None:
+    return build.left_out(PURPOSE, _prepare)
+
+
+def _prepare() -> None:
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        # XLA does not cut a call to a library into one for each device of a mesh.
+        raise OSError("it is for a process with one CPU device")
+    library = ctypes.CDLL(str(build.built(_kernel())))
+    handler = jax.ffi.pycapsule(library.dual_precision_convolution)
+    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+
+
+def _kernel() -> build.Kernel:
+    """With the place where this environment has oneDNN.
+
+    Raises:
+      OSError: it has not.
+    """
+    try:
+        library, headers = map(metadata.distribution, _PACKAGES)
+    except metadata.PackageNotFoundError:
+        raise OSError(
+            'oneDNN is not installed: pip install "dual_precision[cpu]" brings it'
+        ) from None
+    folder = _folder_of(library, "libdnnl.so.3")
+    source = Path(__file__).with_name("convolution.cc")
+    header = ("-isystem", str(_folder_of(headers, "dnnl.hpp")))
+    link = (f"-L{folder}", "-l:libdnnl.so.3", f"-Wl,-rpath,{folder}")
+    return build.Kernel("convolution", PURPOSE, (source,), (*header, *link))
+
+
+def _folder_of(package: metadata.Distribution, name: str) -> Path:
+    for file in package.files or ():
+        if file.name == name and file.parent.name != "dnnl":
+            return Path(str(package.locate_file(file))).resolve().parent
+    raise OSError(f"package {package.metadata['Name']} has no {name}: install it again")
+
+
+def _is_right(operand: str, result: str, parts: tuple[Part, ...], top: int, largest: int) -> bool:
+    """Whether sums of integers come out exact, up to the largest that these operands make."""
+    rng = np.random.default_rng(0)
+    signed = operand != "uint8"
+    x = rng.integers(-top if signed else 0, top + 1, (3, 5, 6, 16))
+    kernel = rng.integers(-largest, largest + 1, (3, 3, 16, 16))
+    x[0], kernel[..., 0], kernel[..., 1] = top, largest, -largest
+    second = operand if signed else "int8"
+    for stride in (1, 2):
+        y = rng.integers(-top, top + 1, (3, -(-5 // stride), -(-6 // stride), 16))
+        wanted = dict(zip(PARTS, _sums(x, kernel, y, stride), strict=True))
+        for part in parts:
+            a, b = operands_of(part, x, kernel, y)
+            found = _tried(part, (a, operand), (b, second), wanted[part].shape, result, stride)
+            if found is None or not np.array_equal(found, wanted[part]):
+                return False
+    return True
+
+
+def _tried(
+    part: Part, a: Any, b: Any, shape: tuple[int, ...], result: str, stride: int
+) -> np.ndarray | None:
+    """What oneDNN answers, also while another program is traced; None: it has no such program."""
+    try:
+        with jax.ensure_compile_time_eval():
+            a, b = (jnp.asarray(values, kind) for values, kind in (a, b))
+            return np.asarray(convolve(part, a, b, shape, jnp.dtype(result), stride))
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+def _sums(x: np.ndarray, kernel: np.ndarray, y: np.ndarray, stride: int) -> tuple[np.ndarray, ...]:
+    """The three sums, written out over the places of the kernel; exact integers."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    forward = np.zeros(y.shape, np.int64)
+    to_padded = np.zeros(padded.shape, np.int64)
+    to_kernel = np.zeros(kernel.shape, np.int64)
+    for i, j in np.ndindex(3, 3):
+        rows = slice(i, i + (y.shape[1] - 1) * stride + 1, stride)
+        columns = slice(j, j + (y.shape[2] - 1) * stride + 1, stride)
+        forward += padded[:, rows, columns] @ kernel[i, j]
+        to_padded[:, rows, columns] += y @ kernel[i, j].T
+        to_kernel[i, j] = np.einsum("nhwi,nhwo->io", padded[:, rows, columns], y)
+    return forward, to_padded[:, 1:-1, 1:-1], to_kernel

@@ -1,0 +1,121 @@
+"""The library convolves as XLA does, which convolves as the written out sum does."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes, xla_alone
+from dual_precision.primitives.native import convolution as native
+
+needs_library = pytest.mark.skipif(
+    not native.floats("float32"), reason="there is no library here: its log line says why"
+)
+# batch, height, width, inputs, outputs, kernel, stride
+SHAPES = [
+    (1, 8, 8, 16, 16, 3, 1),
+    (5, 9, 7, 3, 10, 3, 2),
+    (2, 6, 6, 17, 33, 1, 2),
+    (3, 1, 2, 1, 1, 3, 1),
+    (4, 12, 12, 8, 64, 5, 2),
+    (0, 4, 4, 2, 3, 3, 1),
+]
+
+
+def some_integers(shape, low=-8, high=8):
+    return np.random.default_rng(3).integers(low, high, shape)
+
+
+def operands(batch, height, width, inputs, outputs, kernel, stride):
+    """Integers, so that every order of the sums is exact."""
+    x = jnp.asarray(some_integers((batch, height, width, inputs)), jnp.float32)
+    w = jnp.asarray(some_integers((kernel, kernel, inputs, outputs)), jnp.float32)
+    y = (batch, -(-height // stride), -(-width // stride), outputs)
+    return x, w, jnp.asarray(some_integers(y), jnp.float32)
+
+
+def all_three(x, w, g, stride):
+    """The sum, and its gradients of x and w, as one program."""
+
+    @jax.jit
+    def whole(x, w, g):
+        y, back = jax.vjp(lambda x, w: conv2d(x, w, stride), x, w)
+        return y, *back(g)
+
+    return whole(x, w, g)
+
+
+@needs_library
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_library_and_xla(shape):
+    x, w, g = operands(*shape)
+    with xla_alone():
+        wanted = all_three(x, w, g, shape[-1])
+    for found, right in zip(all_three(x, w, g, shape[-1]), wanted, strict=True):
+        np.testing.assert_array_equal(found, right)
+        assert found.dtype == right.dtype
+
+
+@needs_library
+def test_a_network_knows_who_computes():
+    x, w, _ = operands(*SHAPES[0])
+    text = str(jax.make_jaxpr(lambda x, w: conv2d(x, w, 1))(x, w))
+    with xla_alone():
+        alone = str(jax.make_jaxpr(lambda x, w: conv2d(x, w, 1))(x, w))
+    assert "ffi_call" in text
+    assert "ffi_call" not in alone
+
+
+@needs_library
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite(value):
+    """It reaches the outputs whose window holds it, and no other."""
+    x, w, _ = operands(2, 6, 6, 4, 4, 3, 1)
+    w = jnp.where(w == 0, 1.0, w)
+    x = x.at[1, 2, 3, 0].set(value)
+    y = conv2d(x, w, 1)
+    with xla_alone():
+        np.testing.assert_array_equal(y, conv2d(x, w, 1))
+    reached = np.zeros((2, 6, 6), bool)
+    reached[1, 1:4, 2:5] = True
+    np.testing.assert_array_equal(~np.isfinite(y).all(axis=-1), reached)
+
+
+@needs_library
+def test_mapped():
+    x, w, _ = operands(6, 5, 5, 4, 4, 3, 1)
+    several = x.reshape(3, 2, 5, 5, 4)
+    mapped = jax.vmap(lambda x: conv2d(x, w, 1))(several)
+    np.testing.assert_array_equal(mapped.reshape(6, 5, 5, 4), conv2d(x, w, 1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("largest", [(3, 3), (15, 15), (255, 128)])
+def test_codes(shape, largest):
+    """Exact at the largest sums, whoever computes them."""
+    *sizes, inputs, outputs, kernel, stride = shape
+    x = some_integers((*sizes, inputs), 0, largest[0] + 1)
+    w = some_integers((kernel, kernel, inputs, outputs), -largest[1], min(largest[1] + 1, 128))
+    x[:1], w[..., 0] = largest[0], -largest[1]
+    found = jax.jit(lambda x, w: conv2d_codes(x, w, stride, largest))(
+        jnp.asarray(x, jnp.uint8), jnp.asarray(w, jnp.int8)
+    )
+    with xla_alone():
+        right = conv2d(jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32), stride)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, right.astype(jnp.int32))
+
+
+@needs_library
+def test_codes_pay_where_their_sums_are_exact():
+    for smaller, larger in itertools.pairwise([(3, 3), (15, 15), (255, 128)]):
+        assert codes_pay(smaller) >= codes_pay(larger)
+
+
+@needs_library
+def test_what_the_library_lacks_is_left_to_xla():
+    """A program that oneDNN has nowhere: it says so, and nothing is raised."""
+    a, b = (np.ones((1, 4, 4, 2)), "uint8"), (np.ones((3, 3, 2, 2)), "uint8")
+    assert native._tried("forward", a, b, (1, 4, 4, 2), "int32", 1) is None
