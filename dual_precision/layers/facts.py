@@ -5,7 +5,6 @@ output. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -61,14 +60,23 @@ class Norm:
     epsilon: float
     momentum: float = 0.9
 
-    def gain(self, scale: jax.Array, var: jax.Array) -> jax.Array:
-        """scale / sqrt(var + epsilon), [channels], with the bits that the norm computes with."""
-        return _gain(scale, var, self.epsilon)
+    def affine(
+        self, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Gain and offset, [channels], with the bits that the norm computes with."""
+        return _affine(scale, bias, mean, var, self.epsilon)
 
 
-@partial(jax.jit, static_argnames="epsilon")
-def _gain(scale: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
-    return scale * jax.lax.rsqrt(var + epsilon)
+def gain_and_offset(
+    scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """scale / sqrt(var + epsilon), and bias - mean * gain."""
+    gain = scale * jax.lax.rsqrt(var + epsilon)
+    return gain, bias - mean * gain
+
+
+# As one program, which rounds the offset once, as the programs that a norm is a part of do.
+_affine = jax.jit(gain_and_offset, static_argnames="epsilon")
 
 
 def facts_of(module: nn.Module, x: jax.Array, y: Any) -> Layer | Norm | None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.layers.facts import Norm
+from dual_precision.layers.facts import Norm, gain_and_offset
 from dual_precision.layers.quantized import check_present
 from dual_precision.precision import Asked, Modes
 from dual_precision.primitives.normalization import normalize_batch, scale_and_shift
@@ -41,8 +41,9 @@ class SwitchableBatchNorm(nn.Module):
             statistics[name] = self.variable("batch_stats", name, _initial_statistics, channels)
         own, running = affine[mode], statistics[mode]
         if not train:
-            gain = own["scale"] * jax.lax.rsqrt(running.value["var"] + self.epsilon)
-            return scale_and_shift(x, gain, own["bias"] - running.value["mean"] * gain)
+            return scale_and_shift(
+                x, *gain_and_offset(**own, **running.value, epsilon=self.epsilon)
+            )
         y, mean, var = normalize_batch(x, own["scale"], own["bias"], self.epsilon)
         if not self.is_initializing():
             running.value = {

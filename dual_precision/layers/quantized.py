@@ -16,16 +16,20 @@ from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
 from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths
+from dual_precision.primitives.code_products import code_product
 from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.quantizers import (
+    InputGrid,
+    WeightGrid,
     activation_step,
     gaussian_weight_step,
-    quantize_activations,
-    quantize_weights,
+    input_grid,
     rescaled_step,
+    weight_grid,
 )
+from dual_precision.primitives.ste import uniform_ste
 
 # The collection that, when mutable, has every layer fit its input step to the batch at hand.
 CALIBRATION = "calibration"
@@ -91,8 +95,8 @@ class QuantizedLayer(nn.Module):
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
         asked = self.modes.resolve(self.path, precision)
-        kernel = self._kernel(asked, x.shape[-1])
-        y = self.product(self._input(asked, x), kernel)
+        kernel, weights = self._kernel(asked, x.shape[-1])
+        y = self._multiplied(x, kernel, self._input(asked, x), weights)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + per_channel(bias, y.ndim)
@@ -111,19 +115,31 @@ class QuantizedLayer(nn.Module):
             matrix=self.matrix,
         )
 
-    def _kernel(self, asked: Resolved, inputs: int) -> jax.Array:
-        """The kernel as the call sees it: latent in float, on the nested grid otherwise."""
+    def _multiplied(
+        self,
+        x: jax.Array,
+        kernel: jax.Array,
+        inputs: InputGrid | None,
+        weights: WeightGrid | None,
+    ) -> jax.Array:
+        """The product of what the call quantizes and of what it takes as it is."""
+        if weights is not None:
+            return code_product(self.product, x, kernel, inputs, weights)
+        return self.product(x if inputs is None else uniform_ste(x, *inputs), kernel)
+
+    def _kernel(self, asked: Resolved, inputs: int) -> tuple[jax.Array, WeightGrid | None]:
+        """The latent kernel, and the grid that the call sees it on; None in float."""
         self._check_inputs(inputs)
         shape = self.kernel_shape(inputs)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         stored = self.modes.stored_at(self.path)
         if stored is None:
-            return kernel
+            return kernel, None
         narrowest = min(p.weights for p in self.modes.at(self.path).values() if p.weights)
         step = self.param("step", lambda _: gaussian_weight_step(kernel, narrowest, stored))
         if asked.weights is None:
-            return kernel
-        return quantize_weights(kernel, step, asked.weights, stored)
+            return kernel, None
+        return kernel, weight_grid(kernel, step, asked.weights, stored)
 
     @property
     def _named(self) -> str:
@@ -144,21 +160,21 @@ class QuantizedLayer(nn.Module):
                 " give images of the size and channels that the model was made for"
             )
 
-    def _input(self, asked: Resolved, x: jax.Array) -> jax.Array:
-        """The input as the call sees it: as it is in float, codes times a step else."""
+    def _input(self, asked: Resolved, x: jax.Array) -> InputGrid | None:
+        """The grid that the call sees its input on; None in float."""
         table = self.modes.at(self.path)
         widths = {mode: p.activations for mode, p in table.items() if p.activations}
         if not widths:
-            return x
+            return None
         steps = self.param("input_step", _initial_input_steps, widths)
         if asked.activations is None or asked.own.activations is None:
-            return x
+            return None
         check_present(asked.mode, steps)
         if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
             self._calibrate(asked.mode, x, asked.own)
         step = self._calibrated(asked.mode, steps)
         step = rescaled_step(step, asked.own.activations, asked.activations, self.signed)
-        return quantize_activations(x, step, asked.activations, self.signed)
+        return input_grid(x, step, asked.activations, self.signed)
 
     def _calibrate(self, mode: str, x: jax.Array, own: Precision) -> None:
         """Leaves the input step that suits this batch, and the smallest input."""

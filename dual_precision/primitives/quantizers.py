@@ -1,12 +1,53 @@
 """Fake quantizers: float arrays in, float arrays with quantized values out, trainable steps."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives import nested
 from dual_precision.primitives.nested import Bits, power_of_two
 from dual_precision.primitives.normalization import per_channel
-from dual_precision.primitives.ste import in_steps, midrise_ste, scale_gradient, uniform_ste
+from dual_precision.primitives.ste import midrise_ste, scale_gradient, uniform_code, uniform_ste
+
+
+class WeightGrid(NamedTuple):
+    """The nested mid-rise grid at a width, as `ste.midrise_ste` takes it.
+
+    Attributes:
+      step: of the store, [1, ..., 1, out], of the rank of the weights; float32.
+      cell, half: see there; shape ().
+    """
+
+    step: jax.Array
+    cell: jax.Array
+    half: jax.Array
+
+
+class InputGrid(NamedTuple):
+    """The codes of activations, as `ste.uniform_ste` takes them: float32, all of shape ()."""
+
+    step: jax.Array
+    low: jax.Array
+    top: jax.Array
+
+
+def weight_grid(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> WeightGrid:
+    """The grid of `quantize_weights`, the gradient of its step scaled; arguments as there."""
+    nested.check_bits(bits, stored)
+    nested.check_steps(step)
+    per_step = max(w.size // max(step.size, 1), 1)
+    scale = jax.lax.rsqrt(per_step * nested.half_of(stored))
+    step = per_channel(scale_gradient(step, scale), w.ndim)
+    return WeightGrid(step, nested.cell_of(bits, stored), nested.half_of(bits))
+
+
+def input_grid(x: jax.Array, step: jax.Array, bits: Bits, signed: bool = False) -> InputGrid:
+    """The grid of `quantize_activations`, the gradient of its step scaled; arguments as there."""
+    nested.check_steps(step)
+    low, top = code_range(bits, signed)
+    per_example = max(x.size // max(x.shape[0], 1), 1)
+    return InputGrid(scale_gradient(step, jax.lax.rsqrt(per_example * top)), low, top)
 
 
 def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
@@ -33,12 +74,7 @@ def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) ->
     >>> quantize_weights(jnp.array([-0.3, 0.1, 0.9]), jnp.array([0.25]), 2, 3)
     Array([-0.25,  0.25,  0.75], dtype=float32)
     """
-    nested.check_bits(bits, stored)
-    nested.check_steps(step)
-    per_step = max(w.size // max(step.size, 1), 1)
-    scale = jax.lax.rsqrt(per_step * nested.half_of(stored))
-    step = per_channel(scale_gradient(step, scale), w.ndim)
-    return midrise_ste(w, step, nested.cell_of(bits, stored), nested.half_of(bits))
+    return midrise_ste(w, *weight_grid(w, step, bits, stored))
 
 
 def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
@@ -79,10 +115,7 @@ def quantize_activations(
     >>> quantize_activations(jnp.array([-1.0, 0.2, 0.6, 9.0]), jnp.array(0.5), 2)
     Array([0. , 0. , 0.5, 1.5], dtype=float32)
     """
-    nested.check_steps(step)
-    low, top = code_range(bits, signed)
-    per_example = max(x.size // max(x.shape[0], 1), 1)
-    return uniform_ste(x, scale_gradient(step, jax.lax.rsqrt(per_example * top)), low, top)
+    return uniform_ste(x, *input_grid(x, step, bits, signed))
 
 
 def rescaled_step(step: jax.Array, own: int, bits: Bits, signed: bool = False) -> jax.Array:
@@ -122,7 +155,7 @@ def activation_codes(x: jax.Array, step: jax.Array, bits: Bits, signed: bool = F
     """
     nested.check_steps(step)
     low, top = code_range(bits, signed)
-    return jnp.clip(jnp.round(in_steps(x, step)), low, top)
+    return uniform_code(x, step, low, top)
 
 
 def gaussian_weight_step(w: jax.Array, bits: int, stored: int) -> jax.Array:
@@ -146,7 +179,7 @@ def activation_step(x: jax.Array, bits: int, signed: bool = False) -> jax.Array:
     peak = jnp.maximum(jnp.max(jnp.abs(x) if signed else x), 1e-6)
 
     def error(step: jax.Array) -> jax.Array:
-        return jnp.mean((jnp.clip(jnp.round(in_steps(x, step)), low, top) * step - x) ** 2)
+        return jnp.mean((uniform_code(x, step, low, top) * step - x) ** 2)
 
     ladder = peak / top * 0.92 ** jnp.arange(48, dtype=jnp.float32)
     return ladder[jnp.argmin(jax.lax.map(error, ladder))]

@@ -96,18 +96,30 @@ def _midrise_forward(w, step, cell, half):
     return midrise_ste(w, step, cell, half), (w, step, cell, half)
 
 
-def _midrise_backward(residuals, g):
-    w, step, cell, half = residuals
+def midrise_gradients(
+    w: jax.Array, step: jax.Array, cell: jax.Array, half: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of w and step, of `midrise_ste`, for a gradient g of its value."""
     ratio = in_steps(w, step)
     inside = (ratio >= -half * cell) & (ratio < half * cell)
     level = (midrise_code(w, step, cell, half) + 0.5) * cell
     slope = level - jnp.where(inside, ratio, 0.0)
     shared = tuple(axis for axis in range(w.ndim) if step.shape[axis] == 1)
     to_step = jnp.sum(g * slope, axis=shared, keepdims=True)
-    return jnp.where(inside, g, 0.0), to_step, jnp.zeros_like(cell), jnp.zeros_like(half)
+    return jnp.where(inside, g, 0.0), to_step
+
+
+def _midrise_backward(residuals, g):
+    w, step, cell, half = residuals
+    return *midrise_gradients(w, step, cell, half, g), jnp.zeros_like(cell), jnp.zeros_like(half)
 
 
 midrise_ste.defvjp(_midrise_forward, _midrise_backward)
+
+
+def uniform_code(x: jax.Array, step: jax.Array, low: jax.Array, top: jax.Array) -> jax.Array:
+    """clip(round(x * (1/step)), low, top), as floats with integer values."""
+    return jnp.clip(jnp.round(in_steps(x, step)), low, top)
 
 
 @jax.custom_vjp
@@ -126,20 +138,27 @@ def uniform_ste(x: jax.Array, step: jax.Array, low: jax.Array, top: jax.Array) -
 
     Source: Esser et al. 2020, "Learned Step Size Quantization", arXiv 1902.08153, eq. 1 to 5.
     """
-    return jnp.clip(jnp.round(in_steps(x, step)), low, top) * step
+    return uniform_code(x, step, low, top) * step
 
 
 def _uniform_forward(x, step, low, top):
     return uniform_ste(x, step, low, top), (x, step, low, top)
 
 
-def _uniform_backward(residuals, g):
-    x, step, low, top = residuals
+def uniform_gradients(
+    x: jax.Array, step: jax.Array, low: jax.Array, top: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of x and step, of `uniform_ste`, for a gradient g of its value."""
     ratio = in_steps(x, step)
     inside = (ratio > low) & (ratio < top)
     slope = jnp.clip(jnp.round(ratio), low, top) - jnp.where(inside, ratio, 0.0)
     to_step = jnp.sum(g * slope)
-    return jnp.where(inside, g, 0.0), to_step, jnp.zeros_like(low), jnp.zeros_like(top)
+    return jnp.where(inside, g, 0.0), to_step
+
+
+def _uniform_backward(residuals, g):
+    x, step, low, top = residuals
+    return *uniform_gradients(x, step, low, top, g), jnp.zeros_like(low), jnp.zeros_like(top)
 
 
 uniform_ste.defvjp(_uniform_forward, _uniform_backward)

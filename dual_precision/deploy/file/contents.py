@@ -231,7 +231,7 @@ def _take_norms(leaves: Leaves, structure: Structure, owner: str | None) -> dict
     for path, norm in structure.norms.items():
         _neutral(norm.epsilon)
         own = {name: leaves.pop(p) for name, p in structure.norm_leaves(path, owner).items()}
-        gain = norm.gain(own["scale"], own["var"])
+        gain, _ = norm.affine(**own)
         taken[_norm_name(path, owner)] = np.stack([gain, own["bias"], own["mean"]])
     return taken
 

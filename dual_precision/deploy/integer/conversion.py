@@ -77,7 +77,7 @@ def to_integer(
         params |= _scaling(path, layer, leaves, present, scaled)
     for path in structure.norms:
         for mode in present:
-            params |= _fold(path, structure, leaves, mode)
+            params |= _norm(path, structure, leaves, mode)
     others = {path: leaf for path, leaf in leaves.items() if not structure.is_inside(path)}
     integers = unflatten_dict({("params", *path): leaf for path, leaf in params.items()} | others)
     integer_model = _with_integer_layers(model, structure, FrozenDict(plans))
@@ -195,12 +195,14 @@ def _widths(layer: Layer, mode: str) -> tuple[int, int | None, int]:
 
 
 def _scale(path: LayerPath, layer: Layer, leaves: Leaves, mode: str) -> np.ndarray:
-    """The factor of a layer's sums, step * 2^(N-n) / 2 * input_step; float64 [out]."""
+    """The factor of a layer's sums, step * 2^(N-n) / 2 * input_step, as the training forward
+    rounds it: float32 [out], the product alone is not exact."""
     weights, activations, stored = _widths(layer, mode)
-    scale = np.asarray(leaves["params", *path, "step"], np.float64) * 2.0 ** (stored - weights - 1)
+    step = np.asarray(leaves["params", *path, "step"], np.float32)
+    scale = step * np.float32(2.0 ** (stored - weights - 1))
     if activations is None:
         return scale
-    return scale * np.float64(leaves["params", *path, "input_step", mode])
+    return scale * np.float32(leaves["params", *path, "input_step", mode])
 
 
 def _scaling(
@@ -220,22 +222,17 @@ def _scaling(
     return {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}
 
 
-def _fold(path: LayerPath, structure: Structure, leaves: Leaves, mode: str) -> Leaves:
-    """Multiplier and offset of a normalisation in a mode, each rounded to float32 once."""
+def _norm(path: LayerPath, structure: Structure, leaves: Leaves, mode: str) -> Leaves:
+    """Gain and offset of a normalisation in a mode, and the scale of the layer before it."""
     own = {name: leaves[p] for name, p in structure.norm_leaves(path, mode).items()}
-    gain = np.asarray(structure.norms[path].gain(own["scale"], own["var"]), np.float64)
-    mean = np.asarray(own["mean"], np.float64)
-    scale: np.ndarray | float = 1.0
+    gain, offset = structure.norms[path].affine(**own)
+    values = {"gain": gain, "offset": offset}
     layer = structure.sources.get(path)
     if layer is not None:
-        scale = _scale(layer, structure.layers[layer], leaves, mode)
+        values["scale"] = jnp.asarray(_scale(layer, structure.layers[layer], leaves, mode))
         if ("params", *layer, "bias") in leaves:
-            mean = mean - np.asarray(leaves["params", *layer, "bias"], np.float64)
-    offset = np.asarray(own["bias"], np.float64) - mean * gain
-    return {
-        (*path, mode, "multiplier"): jnp.asarray(gain * scale, jnp.float32),
-        (*path, mode, "offset"): jnp.asarray(offset, jnp.float32),
-    }
+            values["shift"] = leaves["params", *layer, "bias"]
+    return {(*path, mode, name): jnp.asarray(v, jnp.float32) for name, v in values.items()}
 
 
 def _with_integer_layers(model: nn.Module, structure: Structure, plans: Plans) -> nn.Module:

@@ -8,8 +8,9 @@ step; an activation is a code, unsigned or signed, times its step. So a layer is
 and one factor per output channel, which a normalisation behind it takes into its own:
 
     acc = sum_k a_k * (2 c_k + 1)
-    y   = acc * (step * 2^(N-n) / 2 * input_step) + bias       or, with a normalisation,
-    y   = acc * multiplier + offset
+    y   = acc * (step * 2^(N-n) / 2 * input_step) + bias
+
+and a normalisation behind it, y * gain + offset, runs in the same pass.
 
 The weights are held once for all modes, as int8 c_N. The sums are exact, though float32 units
 compute them: XLA's integer convolutions are many times slower on CPUs, and a float32 sum of
@@ -27,8 +28,10 @@ Winograd's or Fourier's transform, as some on GPUs do, is not.
 What no mode quantizes stays float: the pixels, which are normalised per channel and padded with
 zeros after that, so that they are no integers times one step; and inputs in a mode such as w2a32.
 
-Against the training forward, u = 2^-24, S = sum |a_k| |w_k|, K terms: bit for bit the same where
-steps and gains are powers of two; a layer with the same input codes within (K + 6) u S else.
+The training forward takes the same sums of the same codes, see primitives/code_products.py, and
+the same factors after them: what is deployed has its bits, for every step and every gain, as long
+as XLA computes what lies between the layers alike in both programs, and no input stays float. Sums
+of floats, as of the pixels, depend on their order.
 """
 
 import dataclasses
@@ -215,15 +218,22 @@ class IntegerLayer(QuantizedLayer):
 class FoldedNorm(nn.Module):
     """The form of a norm with the scale of the layer before it: sums -> float32, per mode.
 
-    y = acc * multiplier + offset, multiplier = gain * step * 2^(N-n) / 2 * input_step,
-    offset = bias - mean * gain. Parameters: mode -> {multiplier, offset}, float32 [channels].
+        y = (acc * scale + shift) * gain + offset
+
+    rounded where the training forward rounds. Parameters: mode -> {gain, offset}, float32
+    [channels], and where a layer gives its bare sums, its scale, and its bias as the shift.
     """
 
     def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
         if train:
             raise ValueError("train=True: an integer network is for inference; train a checkpoint")
         own = _of_mode(self.variables["params"], _name(precision))
-        return scale_and_shift(x.astype(jnp.float32), own["multiplier"], own["offset"])
+        x = x.astype(jnp.float32)
+        if "scale" in own:
+            x = x * per_channel(own["scale"], x.ndim)
+        if "shift" in own:
+            x = x + per_channel(own["shift"], x.ndim)
+        return scale_and_shift(x, own["gain"], own["offset"])
 
 
 def _largest(bits: int, activations: int) -> tuple[int, int]:

@@ -222,8 +222,8 @@ def _pack_norm(
     structure: Structure, path: LayerPath, leaves: Leaves, mode: str
 ) -> dict[str, jax.Array]:
     own = {name: leaves[p] for name, p in structure.norm_leaves(path, mode).items()}
-    gain = structure.norms[path].gain(own["scale"], own["var"])
-    return {"gain": gain, "offset": own["bias"] - own["mean"] * gain}
+    gain, offset = structure.norms[path].affine(**own)
+    return {"gain": gain, "offset": offset}
 
 
 def _check_values(leaves: Leaves, structure: Structure, mode: str) -> None:
