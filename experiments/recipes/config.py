@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 from dual_precision.models import MODELS
 from dual_precision.precision import Modes, modes, parse
 from dual_precision.training.phases import check_recipe
+from experiments.recipes.cyclic import Cyclic, Static
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.single import Float, High, Low, Truncate
 from experiments.recipes.two_phase import Joint, Refine, TwoPhase
@@ -26,6 +27,8 @@ RECIPES: dict[str, type[Recipe]] = {
     "truncate": Truncate,
     "joint": Joint,
     "two_phase": TwoPhase,
+    "static": Static,
+    "cyclic": Cyclic,
 }
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
@@ -147,6 +150,7 @@ def config_from(values: Mapping[str, Any]) -> Config:
     recipe = recipe_of(mode, order)
     if mode == ORDERED:
         order = order or DEFAULT_ORDER
+    values = {**recipe.defaults, **values}
     known = fields_of(recipe)
     for name, value in values.items():
         if name in known:

@@ -6,6 +6,7 @@ them each: two twins cost what one dual network costs.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ class Recipe:
     Attributes:
       reported: the modes that it trains, or makes: the rows of its table.
       shares: fields that are a share, 0 to 1.
+      defaults: of fields of a run that this recipe has other defaults for.
     """
 
     passes: float = 400.0  # over all phases; one is one mode over one epoch
@@ -38,6 +40,7 @@ class Recipe:
 
     reported: ClassVar[tuple[str, ...]] = ("low", "high")
     shares: ClassVar[tuple[str, ...]] = ("warmup", "label_smoothing")
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
