@@ -44,6 +44,13 @@ from experiments.recipes import flags as training_flags
         (["--set=reestimate=2"], "setting 'reestimate' is unknown with mode 'two_phase' and order"),
         (["--set=distillation=0.1"], "distillation=0.1 with split=True: low and high see other"),
         (
+            ["--mode=cyclic", "--low=w8a8", "--high=w3a3"],
+            "from w8a8 up to w3a3, which is narrower: expected the bounds the other way round",
+        ),
+        (["--mode=cyclic", "--low=w3a3"], "w3a3 and w8a8g8 differ in it: expected the same in"),
+        (["--mode=cyclic", "--set=cycles=-1"], "cycles=-1: expected a finite number, 0 or more"),
+        (["--mode=static", "--set=cycles=4"], "setting 'cycles' is unknown with mode 'static'"),
+        (
             ["--mode=truncate", "--set=reestimate=-1"],
             "reestimate=-1: expected a finite number, 0 or mo",
         ),
