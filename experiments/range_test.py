@@ -159,7 +159,7 @@ def _first_state(
     return state
 
 
-def tested_widths(config: Config) -> list[int]:
+def widths_to_test(config: Config) -> list[int]:
     """The widths from low to high, weights and activations alike.
 
     Raises:
@@ -191,7 +191,7 @@ def draw(rows: Sequence[Mapping[str, Any]], bound: int, test: RangeTest, chance:
 
 def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> dict[str, Any]:
     """What range_test.json holds."""
-    bits = tested_widths(config)
+    bits = widths_to_test(config)
     assert isinstance(config.recipe, Cyclic)
     phase = one_width_each(config.recipe, len(bits), test.updates)
     chance = 1 / network.model.num_classes
@@ -213,7 +213,7 @@ def main(*, updates: int, window: int, threshold: float) -> None:
     config, preset = read_config()
     if not isinstance(config.recipe, Cyclic):
         raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")
-    tested_widths(config)
+    widths_to_test(config)
     folder = Path(FLAGS.workdir or f"runs/range_test-{config.dataset}-{config.model}")
     with only_user(folder):
         dataset = load_data(config)

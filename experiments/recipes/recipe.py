@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+from dual_precision.structure import Structure
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
@@ -28,6 +29,7 @@ class Recipe:
     Attributes:
       reported: the modes that it trains, or makes: the rows of its table.
       shares: fields that are a share, 0 to 1.
+      starts_trained: whether it needs a network to start from (--init).
       defaults: of fields of a run that this recipe has other defaults for.
     """
 
@@ -40,6 +42,7 @@ class Recipe:
 
     reported: ClassVar[tuple[str, ...]] = ("low", "high")
     shares: ClassVar[tuple[str, ...]] = ("warmup", "label_smoothing")
+    starts_trained: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
@@ -56,6 +59,11 @@ class Recipe:
     def phases(self) -> Phases:
         """The phases, in order."""
         raise NotImplementedError
+
+    def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
+        """File name -> JSON that a finished run leaves in its folder, besides its results."""
+        del params, structure
+        return {}
 
     @property
     def cost(self) -> float:

@@ -32,7 +32,8 @@ each_recipe = pytest.mark.parametrize(("mode", "order"), EVERY)
 
 
 def settings_of(mode: str, order: str = "", **more: Any) -> dict[str, Any]:
-    return {"mode": mode, **({"order": order} if order else {}), **more}
+    init = {"init": "trained"} if recipe_of(mode, order).starts_trained else {}
+    return {"mode": mode, **({"order": order} if order else {}), **init, **more}
 
 
 def made(mode: str, order: str = "", **settings: Any) -> Recipe:

@@ -17,6 +17,7 @@ from experiments.recipes.config import (
     PRESETS,
     RECIPES,
     make_config,
+    recipe_of,
 )
 from experiments.recipes.recipe import Recipe, fitted, phase, taken_over
 from experiments.recipes.single import Truncate
@@ -30,7 +31,8 @@ each_recipe = pytest.mark.parametrize(("mode", "order"), EVERY)
 
 
 def settings_of(mode: str, order: str = "", **more: Any) -> dict[str, Any]:
-    return {"mode": mode, **({"order": order} if order else {}), **more}
+    init = {"init": "trained"} if recipe_of(mode, order).starts_trained else {}
+    return {"mode": mode, **({"order": order} if order else {}), **init, **more}
 
 
 def made(mode: str, order: str = "", **settings: Any) -> Recipe:
@@ -78,6 +80,8 @@ def test_few_passes_still_run_every_phase(mode, order, passes):
 def test_recipes_can_run(mode, order, low, high):
     if mode == "cyclic" and high == "w8a32":
         pytest.skip("between 2 bits and float there are no widths")
+    if mode == "bsq":
+        low, high = (f"w32a{text.partition('a')[2]}" for text in (low, high))
     polish = {"polish_share": 0.1} if order == "joint" else {}
     recipe = made(mode, order, low=low, high=high, **polish)
     phases = recipe.phases()
