@@ -79,10 +79,10 @@ def test_bits_are_dropped_at_both_ends_and_not_between():
 
 
 def test_a_sum_that_has_outgrown_its_bits_gets_one_more():
-    bits = of([3, -2], 2)
+    bits = of([3, -1], 2)
     grown = adjusted(bits._replace(positive=bits.positive * 2))
-    np.testing.assert_array_equal(signed_codes(grown), [6, -2])
-    assert float(grown.step) * 6 == 6.0
+    np.testing.assert_array_equal(signed_codes(grown), [6, -1])
+    assert (grown.positive.shape[0], float(grown.step)) == (3, 1.0)
     full = of([255.0, -1], 8)
     capped = adjusted(full._replace(positive=full.positive * 2))
     np.testing.assert_array_equal(signed_codes(capped), [255, -1])

@@ -55,7 +55,11 @@ def split(size: int, seed: int) -> data.Images:
 TRAIN, VALIDATION = split(96, 0), split(40, 1)
 
 
-def bsq_phase(alpha: float, events=((1, WriteKernels()), (2, Adjust())), epochs=6) -> Phase:
+EVERY = 5  # epochs between adjustments
+EVENTS = ((1, WriteKernels()), (EVERY, Adjust()))
+
+
+def bsq_phase(alpha: float, events=EVENTS, epochs=4 * EVERY) -> Phase:
     peaks = {RATE: 0.1, STEP_RATE: 1e-2}
     return Phase(
         "bsq",
@@ -71,7 +75,7 @@ def bsq_phase(alpha: float, events=((1, WriteKernels()), (2, Adjust())), epochs=
 
 
 def run(workdir, phase, **more):
-    options = FitOptions(batch_size=16)
+    options = FitOptions(batch_size=16, epochs_per_evaluation=EVERY)
     return fit(MODEL, TASK, (phase,), TRAIN, VALIDATION, options, workdir, **more)
 
 
@@ -140,7 +144,7 @@ def test_bits_stay_in_range():
 def trained(tmp_path_factory):
     """Uninterrupted, at a price at which bits go."""
     workdir, records = tmp_path_factory.mktemp("bsq"), []
-    state = run(workdir, bsq_phase(3.0), listeners=[records.append])
+    state = run(workdir, bsq_phase(0.03), listeners=[records.append])
     return state, records, workdir
 
 
@@ -176,10 +180,10 @@ def without_speed(workdir):
     return [{**json.loads(line), "examples_per_second": 0} for line in lines]
 
 
-@pytest.mark.parametrize("epoch", [2, 4, 6])
+@pytest.mark.parametrize("epoch", [EVERY, 4 * EVERY])
 def test_a_run_stopped_in_an_adjustment_ends_with_the_same_bits(trained, tmp_path, epoch):
-    events = ((1, WriteKernels()), (2, Adjust()), (2, Stops(epoch)))
-    phase = bsq_phase(3.0, events)
+    events = (*EVENTS, (EVERY, Stops(epoch)))
+    phase = bsq_phase(0.03, events)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, phase)
     again = run(tmp_path, phase)

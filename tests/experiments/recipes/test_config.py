@@ -181,7 +181,7 @@ def test_a_field_of_another_recipe_is_unknown(mode, order):
 
 @each_recipe
 def test_low_may_be_wider_where_nothing_is_refined(mode, order):
-    if order != "refine":
+    if order != "refine" and mode not in ("cyclic", "bsq"):  # bounds; float weights
         make_config("paper", settings_of(mode, order, low="w8a8", high="w2a2"))
 
 
