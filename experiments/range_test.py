@@ -39,7 +39,7 @@ from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_steps
 from experiments import cli
 from experiments.cifar import describe_run, load_data, task_of
-from experiments.figures.drawing import COLOURS, GREY, pyplot_for_files, save_figure
+from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
 from experiments.recipes.config import Config
 from experiments.recipes.cyclic import Cyclic
@@ -174,21 +174,6 @@ def widths_to_test(config: Config) -> list[int]:
     return list(range(low.weights, (high.weights or MAX_BITS) + 1))
 
 
-def draw(rows: Sequence[Mapping[str, Any]], bound: int, test: RangeTest, chance: float) -> Any:
-    """Accuracy against bits, the bound in its colour."""
-    figure, axes = pyplot_for_files().subplots(figsize=(5, 3.2), layout="constrained")
-    colours = [COLOURS["high"] if row["bits"] >= bound else GREY for row in rows]
-    axes.bar([row["bits"] for row in rows], [row["accuracy"] for row in rows], color=colours)
-    top = rows[-1]["accuracy"]
-    needed = 100 * chance + test.threshold * (top - 100 * chance)
-    axes.axhline(needed, color=COLOURS["low"], lw=1, label=f"{test.threshold:g} of the widest")
-    axes.axhline(100 * chance, color=GREY, lw=1, ls=":", label="chance")
-    axes.set(xlabel="bits", ylabel=f"training accuracy % after {test.updates} updates")
-    axes.set_title(f"lower bound: {bound} bits")
-    axes.legend(loc="upper left", fontsize=8)
-    return figure
-
-
 def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> dict[str, Any]:
     """What range_test.json holds."""
     bits = widths_to_test(config)
@@ -222,7 +207,10 @@ def main(*, updates: int, window: int, threshold: float) -> None:
         found = run_test(config, Network(build_from(network), task), dataset.train, test)
         write_whole(folder / "range_test.json", json.dumps(found, indent=1) + "\n")
         picture = folder / "range_test.png"
-        save_figure(draw(found["rows"], found["bound"], test, found["chance"]), picture)
+        pyplot_for_files()  # before a figure is made
+        from experiments.figures.bits import draw_range_test
+
+        save_figure(draw_range_test(found), picture)
     print(f"\n{markdown_table(found['rows'], _COLUMNS)}\n")
     print(
         f"lower bound: {found['bound']} bits, the narrowest that learned {threshold:g} of what"

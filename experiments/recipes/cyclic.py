@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dual_precision.training.initialize import CopyNorms, EstimateNorms, KeepRanges
 from dual_precision.training.methods.cyclic import CYCLE, CyclicLoss
+from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import cosine_cycles
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
@@ -51,7 +52,6 @@ class Cyclic(Recipe):
             "cyclic",
             self.passes / 2,
             ("high",),
-            loss=CyclicLoss("high", "low"),
             start=fitted("high"),
             end=(
                 CopyNorms("low", "high"),
@@ -60,5 +60,10 @@ class Cyclic(Recipe):
             ),
             reports=("low",),
         )
-        schedules = {**own.schedules, CYCLE: partial(cosine_cycles, cycles=self.cycles)}
-        return (dataclasses.replace(own, schedules=schedules),)
+        return (in_cycles(own, self.cycles),)
+
+
+def in_cycles(own: Phase, cycles: int) -> Phase:
+    """A phase of high, whose widths swing up from those of low so many times."""
+    schedules = {**own.schedules, CYCLE: partial(cosine_cycles, cycles=cycles)}
+    return dataclasses.replace(own, loss=CyclicLoss("high", "low"), schedules=schedules)

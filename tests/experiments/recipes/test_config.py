@@ -150,7 +150,13 @@ def test_a_config_comes_back_from_its_json(settings):
 # -- a recipe has its own fields -------------------------------------------------------------------
 
 # Another value for every field that only a recipe has.
-ALTERNATIVES: dict[str, Any] = {"reestimate": 2, "split": False, "passes": 50.0}
+ALTERNATIVES: dict[str, Any] = {
+    "reestimate": 2,
+    "split": False,
+    "passes": 50.0,
+    "cycles": 8,
+    "bits": 4,
+}
 
 
 def alternative(name: str) -> Any:

@@ -175,6 +175,17 @@ def test_cycles_swing_between_the_modes():
     assert make_config("paper", {"mode": "cyclic", "low": "w4a4g8"}).low == "w4a4g8"
 
 
+def test_phase_1_may_swing():
+    first, second = made("two_phase", "joint", cycles=8).phases()
+    plain = made("two_phase", "joint").phases()
+    assert first.loss == CyclicLoss("high", "low")
+    assert first.schedules[CYCLE].keywords == {"cycles": 8}
+    assert repr(second) == repr(plain[1])
+    assert repr(dataclasses.replace(first, loss=plain[0].loss, schedules={})) == repr(
+        dataclasses.replace(plain[0], schedules={})
+    )
+
+
 def rates_of(recipe: Recipe, updates: int) -> list[float]:
     """The learning rate after every update, from none to all of them; `updates` to the epoch."""
     rates = []
