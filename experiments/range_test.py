@@ -17,13 +17,13 @@ threshold leaves 20 %. The paper (Fu et al. 2021, arXiv 2101.09868) publishes no
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ from dual_precision.tasks.task import Network, Task
 from dual_precision.training.feed import Feed
 from dual_precision.training.methods.cyclic import CYCLE
 from dual_precision.training.optimizers import RATE, STEP_RATE
-from dual_precision.training.phases import Moment, Phase, stages_of
+from dual_precision.training.phases import Moment, Phase, Schedule, stages_of
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_steps
 from experiments import cli
@@ -112,7 +112,7 @@ def one_width_each(recipe: Cyclic, widths: int, updates: int) -> Phase:
     """The phase of `cyclic` with a stair in the place of its cycle: one width after the other."""
     (own,) = recipe.phases()
 
-    def rising(peak: float) -> optax.Schedule:
+    def rising(peak: float) -> Schedule:
         return lambda count: (
             peak * jnp.minimum((jnp.mod(count, updates) + 1) / max(_WARMUP * updates, 1), 1)
         )
@@ -121,10 +121,14 @@ def one_width_each(recipe: Cyclic, widths: int, updates: int) -> Phase:
         return jnp.floor(count / updates) / max(widths - 1, 1)
 
     rates = {RATE: recipe.learning_rate, STEP_RATE: recipe.step_learning_rate}
-    schedules = {name: rising(peak) for name, peak in rates.items()} | {CYCLE: stair}
-    return dataclasses.replace(
-        own, schedules={name: lambda _, made=made: made for name, made in schedules.items()}
-    )
+    schedules: dict[str, Schedule] = {name: rising(peak) for name, peak in rates.items()}
+    schedules[CYCLE] = stair
+
+    def whole(_: int, made: Schedule) -> Schedule:
+        return made
+
+    made = {name: partial(whole, made=schedule) for name, schedule in schedules.items()}
+    return dataclasses.replace(own, schedules=made)
 
 
 def training_curves(
@@ -193,8 +197,9 @@ def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> d
 
 def main(*, updates: int, window: int, threshold: float) -> None:
     clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
-    FLAGS.test = False  # this command never reads it
-    FLAGS.mode, FLAGS.low = FLAGS.mode or "cyclic", FLAGS.low or "w1a1g8"
+    FLAGS["test"].value = False  # this command never reads it
+    for flag, value in (("mode", "cyclic"), ("low", "w1a1g8")):
+        FLAGS[flag].value = FLAGS[flag].value or value
     config, preset = read_config()
     if not isinstance(config.recipe, Cyclic):
         raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")

@@ -2,8 +2,8 @@
 
 - `python -m experiments.benchmark train`: the train step beside plain flax, Qwix and AQT, which the
   extra [benchmark] installs; see train_step.py
-- `python -m experiments.benchmark methods`: the step of cyclic precision and of BSQ beside the plain
-  quantized one; see method_steps.py
+- `python -m experiments.benchmark methods`: the steps of cyclic precision and of BSQ beside plain
+  quantized ones; see method_steps.py
 - `python -m experiments.benchmark inference`: bit planes beside float32 and int8, switching modes
   under load, the cascade; two to three minutes on two CPU cores; see inference.py
 - `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are

@@ -151,7 +151,8 @@ def _report(programs: Sequence[TrainingStep], times: Times, model: str, batch_si
     )
     for name, other, bar, goal in BARS:
         ratio = float(np.median(np.divide(times[name], times[other])))
+        state = size[name] / size[other]
         print(
             f"{name} against {other}: {ratio:.2f} x the time (bar {bar}, goal {goal})"
-            f" {verdict_of(ratio <= bar, ratio <= goal)}; {size[name] / size[other]:.2f} x the state"
+            f" {verdict_of(ratio <= bar, ratio <= goal)}; {state:.2f} x the state"
         )

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure
 from dual_precision.training.initialize import FitInputSteps
 from dual_precision.training.methods.bsq import (
@@ -13,6 +14,7 @@ from dual_precision.training.methods.bsq import (
     ToBits,
     WriteKernels,
     widths_found,
+    widths_within,
 )
 from experiments.recipes.recipe import Phases, Recipe, phase
 
@@ -22,16 +24,22 @@ class Bsq(Recipe):
     """The bits of a trained network (--init), each at a price, for half of the passes.
 
     Leaves widths.json, which --widths takes to train on with the widths that it found, and
-    widths_low.json, the same widths for the mode low.
+    widths_low.json for the mode low: by the same bits, as large as a uniform width of `low_bits`.
     """
 
     alpha: float = 5e-3  # price of a bit; the one hyper-parameter of the method
     adjustments: int = 4  # times that bits are made exact, and unused ones dropped
     bits: int = 8  # of every weight at the start
+    low_bits: float = 2.0  # per weight, in widths_low.json
 
     reported: ClassVar[tuple[str, ...]] = ("high",)
     starts_trained: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"low": "w32a4", "high": "w32a4"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.low_bits <= MAX_BITS:
+            raise ValueError(f"low_bits={self.low_bits}: expected 1 to {MAX_BITS}")
 
     def phases(self) -> Phases:
         own = phase(
@@ -49,5 +57,5 @@ class Bsq(Recipe):
 
     def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
         found = widths_found(params, structure, "high")
-        low = {path: {"low": entry["high"]} for path, entry in found.items()}
+        low = widths_within(params, structure, "low", self.low_bits)
         return {"widths.json": found, "widths_low.json": low}

@@ -65,5 +65,6 @@ class Cyclic(Recipe):
 
 def in_cycles(own: Phase, cycles: int) -> Phase:
     """A phase of high, whose widths swing up from those of low so many times."""
-    schedules = {**own.schedules, CYCLE: partial(cosine_cycles, cycles=cycles)}
-    return dataclasses.replace(own, loss=CyclicLoss("high", "low"), schedules=schedules)
+    cycle = {CYCLE: partial(cosine_cycles, cycles=cycles)}
+    loss = CyclicLoss("high", "low")
+    return dataclasses.replace(own, loss=loss, schedules={**own.schedules, **cycle})

@@ -12,6 +12,7 @@ import pytest
 from dual_precision import data, modes
 from dual_precision.models import MLP
 from dual_precision.precision import modes_from
+from dual_precision.primitives.signed_bits import adjusted, to_signed_bits
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
@@ -29,6 +30,8 @@ from dual_precision.training.methods.bsq import (
     keep_bits_in_range,
     price_of,
     widths_found,
+    widths_within,
+    with_bits,
 )
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
 from dual_precision.training.phases import Phase
@@ -203,6 +206,24 @@ def test_the_widths_found_are_a_map_that_the_project_reads(trained):
     own = modes_from(described)
     table = structure_of(dataclasses.replace(MODEL, modes=own), TASK.example).layers[BITWISE].table
     assert str(table["high"]) == found["dense2"]["high"]
+
+
+def test_widths_of_low_take_no_more_than_a_uniform_one():
+    """Of two layers, the one that needed more bits keeps more."""
+    own = MLP(num_classes=4, modes=OWN, hidden=(12, 12, 12))
+    structure = structure_of(own, TASK.example)
+    params = initial_variables(own, TASK.example, seed=0)["params"]
+    bits = {("dense2",): 5, ("dense3",): 2}
+    kernel = params["dense2"]["kernel"]
+    found = {path: adjusted(to_signed_bits(kernel, count)) for path, count in bits.items()}
+    params = with_bits(params, found)
+    assert bits_found(params) == bits
+    for mean, widths in ((2.0, (3, 1)), (3.0, (4, 2)), (3.5, (5, 2)), (1.0, (1, 1)), (8.0, (8, 8))):
+        own_widths = widths_within(params, structure, "low", mean)
+        expected = {"dense2": widths[0], "dense3": widths[1]}
+        assert own_widths == {name: {"low": f"w{w}a4"} for name, w in expected.items()}
+    with pytest.raises(ValueError, match=r"0\.5 bits per weight: expected 1 to 8"):
+        widths_within(params, structure, "low", 0.5)
 
 
 def test_a_layer_that_needs_no_bits():

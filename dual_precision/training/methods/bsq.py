@@ -83,6 +83,39 @@ def widths_found(params: Tree, structure: Structure, mode: str) -> dict[str, dic
     return found
 
 
+def widths_within(
+    params: Tree, structure: Structure, mode: str, mean: float
+) -> dict[str, dict[str, str]]:
+    """The map of `widths_found`, all widths moved by one number, so that weights have `mean` bits.
+
+        width = clip(round(bits + shift), 1, 8),   the largest shift of at most `mean` bits a weight
+
+    Layers that needed more bits than others keep more; a uniform width of `mean` bits takes as
+    many bytes.
+
+    Raises:
+      ValueError: less than 1 bit, the fewest that a weight has.
+    """
+    if not 1 <= mean <= MAX_BITS:
+        raise ValueError(f"{mean} bits per weight: expected 1 to {MAX_BITS}")
+    bits = bits_found(params)
+    sizes = {path: math.prod(structure.layers[path].kernel) for path in bits}
+
+    def shifted(shift: float) -> dict[LayerPath, int]:
+        return {path: min(max(round(own + shift), 1), MAX_BITS) for path, own in bits.items()}
+
+    def fits(shift: float) -> bool:
+        total = sum(sizes[path] * width for path, width in shifted(shift).items())
+        return total <= mean * sum(sizes.values())
+
+    shift = next(s / 100 for s in range(800, -901, -1) if fits(s / 100))
+    found = {}
+    for path, width in shifted(shift).items():
+        own = dataclasses.replace(structure.layers[path].table[mode], weights=width)
+        found["/".join(path)] = {mode: str(own)}
+    return found
+
+
 def mean_bits(bits: Mapping[LayerPath, SignedBits]) -> float:
     """Bits per weight, the sign not counted, of the layers that have them."""
     sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}

@@ -90,9 +90,11 @@ class CyclicLoss:
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> jax.Array:
         """The cost of an update, see `costs.update_cost`."""
         asked, gradients = self.widths(modes, values), modes.default[self.upper].gradients
-        floats = jnp.full_like(values[CYCLE], FLOAT_BITS, jnp.int32)
-        bits = (floats if width is None else width for width in (asked.weights, asked.activations))
-        found: jax.Array = update_cost(*bits, gradients or FLOAT_BITS)
+        weights, activations = (
+            jnp.full_like(values[CYCLE], FLOAT_BITS, jnp.int32) if bits is None else bits
+            for bits in (asked.weights, asked.activations)
+        )
+        found: jax.Array = update_cost(weights, activations, gradients or FLOAT_BITS)
         return found
 
     def __call__(
