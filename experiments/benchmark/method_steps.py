@@ -48,10 +48,10 @@ BARS = ((CYCLIC, STATIC, 1.05, 1.0), (BITS, PLAIN, 2.5, 1.5))
 class TrainingStep:
     """A phase of a recipe for one model: its program, its state."""
 
-    def __init__(self, name: str, phase: Phase, model: str, batch_size: int, **widths: str):
+    def __init__(self, name: str, phase: Phase, model: str, batch_size: int, low: str, high: str):
         images, labels = random_batch(batch_size)
         task = Classification(IMAGE)
-        built = MODELS[model](num_classes=10, modes=modes(**widths))
+        built = MODELS[model](num_classes=10, modes=modes(low=low, high=high))
         network, structure = Network(built, task), structure_of(built, task.example)
         rates: dict[str, Any] = dict.fromkeys(phase.schedules, _constant)
         if CYCLE in rates:
@@ -65,7 +65,7 @@ class TrainingStep:
         opt_state = jax.jit(stage.optimizer.init)(state.params)
         self.name, self._state = name, dataclasses.replace(state, opt_state=opt_state)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, opt_state)))
-        self._program = compile_steps(network, stage, jax.random.key(0))
+        self._program: Any = compile_steps(network, stage, jax.random.key(0))
         self._arrays = {"images": images, "labels": labels}
         self._order = jnp.arange(batch_size, dtype=jnp.int32)[None]
 
@@ -113,11 +113,10 @@ def measure_method_steps(
     if out:
         check_replaceable(Path(out))
     make = partial(TrainingStep, model=model, batch_size=batch_size)
-    plain, bounds = {"low": "w2a2", "high": "w8a8"}, {"low": "w3a3g8", "high": "w8a8g8"}
     programs = [
-        make(PLAIN, High().phases()[0], **plain),
-        make(STATIC, Static().phases()[0], **bounds),
-        make(CYCLIC, Cyclic().phases()[0], **bounds),
+        make(PLAIN, High().phases()[0], low="w2a2", high="w8a8"),
+        make(STATIC, Static().phases()[0], low="w3a3g8", high="w8a8g8"),
+        make(CYCLIC, Cyclic().phases()[0], low="w3a3g8", high="w8a8g8"),
         make(BITS, Bsq().phases()[0], low="w32a4", high="w32a4"),
     ]
     for each in programs:
