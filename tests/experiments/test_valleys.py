@@ -28,7 +28,7 @@ def test_losses_around_a_network():
     variables = initial_variables(MODEL, EXAMPLE, seed=0)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8)
-    labels = generator.integers(0, 4, 16)
+    labels = generator.integers(0, 4, 16).astype(np.int32)
     layers = [*structure_of(MODEL, EXAMPLE).layers]
     found = losses_around(MODEL, variables, layers, [-0.5, 0.0, 0.5], images, labels, 2)
     assert found.shape == (2, 3)
