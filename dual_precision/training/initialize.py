@@ -130,7 +130,8 @@ def copy_mode(tree: Tree, mode: str, source: str) -> Tree:
     for path in flat:
         if mode in path and "input_step" not in path:
             from_path = tuple(source if key == mode else key for key in path)
-            flat[path] = jnp.copy(flat[from_path])  # one buffer each: the step donates its state
+            if from_path in flat:  # a mode of float inputs has no range to give
+                flat[path] = jnp.copy(flat[from_path])  # one buffer each: the step donates them
     return unflatten_dict(flat)
 
 
