@@ -101,7 +101,12 @@ def _endless_cycles(count: jax.Array) -> jax.Array:
 
 
 def measure_method_steps(
-    *, repeats: int, steps: int | None, batch_size: int, model: str, out: str | None
+    *,
+    repeats: int,
+    batch_size: int,
+    model: str,
+    steps: int | None = None,
+    out: str | None = None,
 ) -> None:
     """The command `methods`; its arguments are the flags.
 
