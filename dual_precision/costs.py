@@ -1,6 +1,7 @@
 """What a mode costs: bytes, BitOps, and energy by a model with stated figures, not a measurement.
 
     BitOps       MACs * w * a, of every call of a layer
+    an update    MACs * (w * a + w * g + a * g) of an example, see `update_cost`
 
     arithmetic   MACs * (multiply * w * a / 64 + add), or MACs * float_mac where one is float
     weights      bits of all weights, each read once per image from DRAM
@@ -19,6 +20,7 @@ Figures: M. Horowitz, "Computing's energy problem (and what we can do about it)"
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME
 from dual_precision.structure import Layer, LayerPath
@@ -90,6 +92,27 @@ def reused_bit_operations(layers: Mapping[LayerPath, Layer], low: str, high: str
     if first is None or last is None or first > last:
         return 0
     return layers[path].macs * first * PIXEL_BITS
+
+
+def update_cost(weights: Any, activations: Any, gradients: Any) -> Any:
+    """Cost of a training update, where one of 32-bit floats costs 1; numbers or arrays.
+
+        (w * a + w * g + a * g) / (3 * 32^2)
+
+    The three products of an update: forward; gradient of the inputs; gradient of the weights. All
+    layers count as if they had these widths, as the figures of Cyclic Precision Training do
+    (Fu et al. 2021, arXiv 2101.09868), whose w = a makes it (w^2 + 2 w g) / (3 * 32^2).
+
+    >>> update_cost(32, 32, 32)
+    1.0
+    """
+    products = weights * activations + weights * gradients + activations * gradients
+    return products / (3 * FLOAT_BITS**2)
+
+
+def update_bit_operations(layers: Mapping[LayerPath, Layer], examples: float) -> float:
+    """BitOps of a float update on so many examples: what an `update_cost` of 1 stands for."""
+    return sum(layer.macs for layer in layers.values()) * 3 * FLOAT_BITS**2 * examples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,10 @@ Example = Any  # a pytree of ShapeDtypeStructs: what a model takes, of one examp
 # Collection -> what a norm has in it, of every mode with a normalisation of its own.
 NORM_LEAVES = {"params": ("scale", "bias"), "batch_stats": ("mean", "var")}
 # Names that the layers give to what stands in their part of the tree.
-LEAVES = frozenset({"kernel", "bias", "step", "input_step", "scale", "mean", "var"})
+LEAVES = frozenset(
+    {"kernel", "bias", "step", "input_step", "scale", "mean", "var", "range"}
+    | {"bits", "positive", "negative"}
+)
 
 
 class TooManyLayers(ValueError):

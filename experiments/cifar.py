@@ -74,6 +74,8 @@ def main() -> None:
             listeners=listeners(workdir),
         )
         rows = results(config, model, task, state.variables, dataset, FLAGS.test)
+        for name, found in config.recipe.leaves(state.params, structure).items():
+            write_whole(workdir / name, json.dumps(found, indent=1) + "\n")
         leave_results(rows, workdir)
     print(f"{clock} in all")
     print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 # One more in the first two where the modes disagree.
-FIGURES = {"01_switch_precision": 3, "02_two_phase": 5, "03_deploy": 5}
+FIGURES = {"01_switch_precision": 3, "02_two_phase": 5, "03_deploy": 5, "04_cyclic_and_bsq": 4}
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 

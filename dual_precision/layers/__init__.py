@@ -1,5 +1,6 @@
 """Layers whose precision is an argument of the call."""
 
+from dual_precision.layers.minmax import MinMaxConv, MinMaxDense
 from dual_precision.layers.norms import SwitchableBatchNorm
 from dual_precision.layers.quantized import (
     CALIBRATION,
@@ -15,6 +16,8 @@ __all__ = [
     "ROUNDING",
     "Conv",
     "Dense",
+    "MinMaxConv",
+    "MinMaxDense",
     "QuantizedLayer",
     "SwitchableBatchNorm",
     "check_named_layers",

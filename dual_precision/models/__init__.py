@@ -1,10 +1,12 @@
 """Networks that take their precision as an argument of the call, by name."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
 
+from dual_precision.layers import MinMaxConv, MinMaxDense
 from dual_precision.models.mlp import MLP, mlp_4096
 from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
 from dual_precision.precision import modes_from
@@ -17,6 +19,9 @@ MODELS: dict[str, Any] = {
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet56": resnet56,
+    "mlp_minmax": partial(MLP, dense=MinMaxDense),
+    "resnet8_fast_minmax": partial(resnet8_fast, conv=MinMaxConv),
+    "resnet20_minmax": partial(resnet20, conv=MinMaxConv),
 }
 
 

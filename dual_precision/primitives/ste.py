@@ -35,6 +35,19 @@ floor_ste.defvjp(lambda x: (jnp.floor(x), None), lambda _, g: (g,))
 
 
 @jax.custom_vjp
+def bounded_round_ste(x: jax.Array, top: float) -> jax.Array:
+    """clip(round(x), -top, top); gradient 1 everywhere, also where it is clipped.
+
+    >>> float(bounded_round_ste(9.7, 8.0)), float(jax.grad(bounded_round_ste)(9.7, 8.0))
+    (8.0, 1.0)
+    """
+    return jnp.clip(jnp.round(x), -top, top)
+
+
+bounded_round_ste.defvjp(lambda x, top: (bounded_round_ste(x, top), None), lambda _, g: (g, None))
+
+
+@jax.custom_vjp
 def scale_gradient(x: jax.Array, factor: float | jax.Array) -> jax.Array:
     """x, with its gradient multiplied by `factor` (which gets none).
 

@@ -22,6 +22,7 @@ from dual_precision.training.metrics import evaluate
 from dual_precision.training.phases import Event, Moment, Phase, Stage, check_recipe, stages_of
 from dual_precision.training.sharding import replicate
 from dual_precision.training.signals import Interrupted, Signals
+from dual_precision.training.spending import spending_of
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_steps
 
@@ -101,7 +102,8 @@ def fit(
     checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
     fresh = partial(_fresh, network, options, feed, variables)
     state, begun = resume(checkpoints, stages, task, options, feed) or (fresh(), -1)
-    journal = Journal(workdir, last, int(state.step), options.batch_size, listeners)
+    spending = spending_of(stages, structure, options.batch_size)
+    journal = Journal(workdir, last, int(state.step), options.batch_size, listeners, spending)
     with checkpoints, journal, Signals() as signals:
         for stage in [stage for stage in stages if stage.end > int(state.step)]:
             happen = _events_of(network, structure, stage, feed)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.layers import CALIBRATION
 from dual_precision.precision import FLOAT_NAME, Modes
-from dual_precision.primitives.quantizers import gaussian_weight_step
+from dual_precision.primitives.quantizers import gaussian_weight_step, rescaled_step
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, Tree, arguments_of
 from dual_precision.training.phases import Moment, Phase
@@ -71,6 +71,30 @@ class FitInputSteps:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeepRanges:
+    """The input steps of `mode` become those that cover the ranges of `source`: what `source` had
+    learned where it ran at the widths of `mode`."""
+
+    mode: str
+    source: str
+
+    def check(self, modes: Modes, phase: Phase) -> None:
+        for name in (self.mode, self.source):
+            modes.check_name(name)
+
+    def __call__(self, state: TrainState, moment: Moment) -> TrainState:
+        flat = flatten_dict(state.params)
+        for path, layer in moment.structure.layers.items():
+            own, source = (layer.table[name].activations for name in (self.mode, self.source))
+            step = flat.get((*path, "input_step", self.source))
+            if own is not None and source is not None and step is not None:
+                flat[*path, "input_step", self.mode] = jnp.copy(
+                    rescaled_step(step, source, own, layer.signed)
+                )
+        return dataclasses.replace(state, params=unflatten_dict(flat))
+
+
+@dataclasses.dataclass(frozen=True)
 class EstimateNorms:
     """The statistics of `mode` become their mean over so many training batches, weights as they
     are."""
@@ -106,7 +130,8 @@ def copy_mode(tree: Tree, mode: str, source: str) -> Tree:
     for path in flat:
         if mode in path and "input_step" not in path:
             from_path = tuple(source if key == mode else key for key in path)
-            flat[path] = jnp.copy(flat[from_path])  # one buffer each: the step donates its state
+            if from_path in flat:  # a mode of float inputs has no range to give
+                flat[path] = jnp.copy(flat[from_path])  # one buffer each: the step donates them
     return unflatten_dict(flat)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dual_precision.training.spending import Spending
+
 Record = dict[str, Any]
 Listener = Callable[[Record], None]
 
@@ -25,11 +27,19 @@ class Journal:
       done: updates that are behind it; what was written after them is dropped.
       batch_size: examples per update.
       listeners: called with every record.
+      spending: what the updates cost; None where nobody says.
     """
 
     def __init__(
-        self, folder: Path, total: int, done: int, batch_size: int, listeners: Sequence[Listener]
+        self,
+        folder: Path,
+        total: int,
+        done: int,
+        batch_size: int,
+        listeners: Sequence[Listener],
+        spending: Spending | None = None,
     ) -> None:
+        self._done, self._spending = done, spending
         self.path, self.batch_size, self.listeners = folder / "metrics.jsonl", batch_size, listeners
         folder.mkdir(parents=True, exist_ok=True)
         drop_records_after(self.path, done)
@@ -51,12 +61,17 @@ class Journal:
 
     def show(self, phase: str, loss: float, updates: int) -> None:
         """Moves the bar on."""
+        self._done += updates
+        shown = {"loss": f"{loss:.3f}"}
+        if self._spending:
+            shown["GBitOps"] = f"{self._spending.after(self._done)['gigabitops']:.3g}"
         self._bar.set_description(phase)
-        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update(updates * self.batch_size)
 
     def write(self, record: Record, scores: Mapping[str, float]) -> None:
         """Adds a record, tells the listeners, and prints a line with the scores of the modes."""
+        record = record | (self._spending.after(record["step"]) if self._spending else {})
         record = record | {"examples_per_second": round(self._speed(record["step"]), 1)}
         append_record(self.path, record)
         for listener in self.listeners:

@@ -1,5 +1,7 @@
 """Values that change from update to update: optax schedules, made for a phase of some length."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -16,3 +18,35 @@ def warmup_cosine(updates: int, peak: float, warmup: float, final: float = 0.0) 
     return optax.warmup_cosine_decay_schedule(
         0.0, peak, rising, max(updates, rising + 1), end_value=final * peak
     )
+
+
+def cosine_cycles(updates: int, cycles: int) -> optax.Schedule:
+    """Rises from 0 towards 1 by half a cosine, and drops back, so many times.
+
+        (1 - cos(pi * (t mod T) / T)) / 2,   T = floor(updates / cycles)
+
+    Updates that are left behind the last whole cycle stay at 1: the formula by itself would begin
+    another cycle there, and training would end at its lowest.
+
+    Source: Fu et al. 2021, "CPT", arXiv 2101.09868, equation 1, as a share of the way from the
+    lower to the upper bound.
+
+    Raises:
+      ValueError: fewer updates than cycles.
+
+    >>> [round(float(cosine_cycles(9, 2)(t)), 3) for t in (0, 1, 2, 3, 4, 8)]
+    [0.0, 0.146, 0.5, 0.854, 0.0, 1.0]
+    """
+    if not 1 <= cycles <= updates:
+        raise ValueError(
+            f"{cycles} cycles in a phase of {updates} updates: expected 1 or more, and an update"
+            " for each; make cycles smaller, or train for longer"
+        )
+    length = updates // cycles
+
+    def share(count: jax.typing.ArrayLike) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        risen = (1 - jnp.cos(jnp.float32(jnp.pi) * jnp.mod(count, length) / length)) / 2
+        return jnp.where(count < length * cycles, risen, jnp.float32(1))
+
+    return share

@@ -2,6 +2,8 @@
 
 - `python -m experiments.benchmark train`: the train step beside plain flax, Qwix and AQT, which the
   extra [benchmark] installs; see train_step.py
+- `python -m experiments.benchmark methods`: the steps of cyclic precision and of BSQ beside plain
+  quantized ones; see method_steps.py
 - `python -m experiments.benchmark inference`: bit planes beside float32 and int8, switching modes
   under load, the cascade; two to three minutes on two CPU cores; see inference.py
 - `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are
@@ -19,6 +21,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.benchmark.inference import measure_inference
+from experiments.benchmark.method_steps import measure_method_steps
 from experiments.benchmark.plane_speed import REQUESTS
 from experiments.benchmark.reliability.damage import measure_damage
 from experiments.benchmark.reliability.kills import measure_kills
@@ -28,6 +31,7 @@ from experiments.benchmark.train_step import STEPS, measure_train_step
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 COMMANDS: cli.Commands = {
     "train": measure_train_step,
+    "methods": measure_method_steps,
     "inference": measure_inference,
     "damage": measure_damage,
     "kills": measure_kills,
@@ -42,8 +46,8 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
     about = f"steps ({STEPS}), or requests ({REQUESTS}), of a program in a round"
     integer("steps", None, about, lower_bound=1)
-    integer("batch_size", 128, "train: images per step", lower_bound=8, upper_bound=2**16)
-    string("model", "resnet20", "train: one of the residual networks")
+    integer("batch_size", 128, "train, methods: images per step", lower_bound=8, upper_bound=2**16)
+    string("model", "resnet20", "train, methods: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
     string("network", NETWORK, "inference, soak: the packed file that answers")

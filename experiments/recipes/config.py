@@ -15,6 +15,8 @@ from flax.core import FrozenDict
 from dual_precision.models import MODELS
 from dual_precision.precision import Modes, modes, parse
 from dual_precision.training.phases import check_recipe
+from experiments.recipes.bsq import Bsq
+from experiments.recipes.cyclic import Cyclic, Static
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.single import Float, High, Low, Truncate
 from experiments.recipes.two_phase import Joint, Refine, TwoPhase
@@ -26,6 +28,9 @@ RECIPES: dict[str, type[Recipe]] = {
     "truncate": Truncate,
     "joint": Joint,
     "two_phase": TwoPhase,
+    "static": Static,
+    "cyclic": Cyclic,
+    "bsq": Bsq,
 }
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
@@ -63,6 +68,11 @@ class Config:
             raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 0 or more")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
+        if self.recipe.starts_trained and not self.init:
+            raise ValueError(
+                f"mode {self.mode!r} starts from a trained network: expected --init, such as"
+                " --init=runs/digits-float-w2a2-w8a8-digits-seed0"
+            )
         check_recipe(self.recipe.phases(), self.modes)
 
     @property
@@ -147,6 +157,7 @@ def config_from(values: Mapping[str, Any]) -> Config:
     recipe = recipe_of(mode, order)
     if mode == ORDERED:
         order = order or DEFAULT_ORDER
+    values = {**recipe.defaults, **values}
     known = fields_of(recipe)
     for name, value in values.items():
         if name in known:

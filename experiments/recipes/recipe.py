@@ -6,9 +6,11 @@ them each: two twins cost what one dual network costs.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+from dual_precision.structure import Structure
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
@@ -27,6 +29,8 @@ class Recipe:
     Attributes:
       reported: the modes that it trains, or makes: the rows of its table.
       shares: fields that are a share, 0 to 1.
+      starts_trained: whether it needs a network to start from (--init).
+      defaults: of fields of a run that this recipe has other defaults for.
     """
 
     passes: float = 400.0  # over all phases; one is one mode over one epoch
@@ -38,6 +42,8 @@ class Recipe:
 
     reported: ClassVar[tuple[str, ...]] = ("low", "high")
     shares: ClassVar[tuple[str, ...]] = ("warmup", "label_smoothing")
+    starts_trained: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -53,6 +59,11 @@ class Recipe:
     def phases(self) -> Phases:
         """The phases, in order."""
         raise NotImplementedError
+
+    def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
+        """File name -> JSON that a finished run leaves in its folder, besides its results."""
+        del params, structure
+        return {}
 
     @property
     def cost(self) -> float:

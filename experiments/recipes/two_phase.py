@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from dual_precision.training.initialize import FitInputSteps, FitWeightSteps
 from dual_precision.training.methods.modes import Split, Together
+from experiments.recipes.cyclic import in_cycles
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
 BOTH = ("high", "low")
@@ -30,6 +31,7 @@ class TwoPhase(Recipe):
     split: bool = True  # in phase 2 each mode has its own half of every batch
     distillation: float | None = None  # share of the loss of low for soft labels of high
     first_share: float = 0.5  # of the passes, for phase 1
+    cycles: int = 0  # of precision in phase 1, from low up to high; 0 trains high alone
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
     second_rate: float = 0.7  # learning rate of phase 2, relative to learning_rate
     polish_share: float = 0.0  # of the passes, for a last phase inside of the cells of low
@@ -66,6 +68,8 @@ class TwoPhase(Recipe):
             final=self.first_final,
             start=fitted("high", grid="low"),
         )
+        if self.cycles:
+            high = in_cycles(high, self.cycles)
         both = phase(
             self,
             "both",

@@ -86,6 +86,7 @@ DEPLOY = deploy.COMMANDS, deploy.define_deploy_flags
         (BENCHMARK, ["inference"], "--model=mlp"),
         (BENCHMARK, ["inference"], "--nopeers"),
         (BENCHMARK, ["train"], "--network=net.safetensors"),
+        (BENCHMARK, ["methods"], "--nopeers"),
         (BENCHMARK, ["train"], "--requests=100"),
         (DEPLOY, ["report", "net"], "--cost=0.5"),
         (DEPLOY, ["cascade", "net"], "--out=net"),

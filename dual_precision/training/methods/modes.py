@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from dual_precision.precision import Modes
+from dual_precision.costs import update_cost
+from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Modes
 from dual_precision.tasks.losses import distillation
 from dual_precision.tasks.task import Batch, Network, State, Tree
 
@@ -39,6 +40,11 @@ class Split:
                 f"phase {phase.name!r} splits batches among {self.precisions}: expected two modes"
                 " or more"
             )
+
+    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
+        """The cost of an update, see `costs.update_cost`: the mean of those of the modes."""
+        del values
+        return sum(_cost_of(modes, mode) for mode in self.precisions) / len(self.precisions)
 
     def __call__(
         self,
@@ -98,6 +104,11 @@ class Together:
                 f" expected one of {self.precisions}"
             )
 
+    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
+        """The cost of an update, see `costs.update_cost`: the sum of those of the modes."""
+        del values
+        return sum(_cost_of(modes, mode) for mode in self.precisions)
+
     def __call__(
         self,
         network: Network,
@@ -128,6 +139,13 @@ class Together:
                 loss = (1 - self.distillation) * loss + self.distillation * soft
             total = total + loss
         return total, (state, metrics)
+
+
+def _cost_of(modes: Modes, mode: str) -> float:
+    own = FLOAT if mode == FLOAT_NAME else modes.default[mode]
+    widths = (own.weights, own.activations, own.gradients)
+    found: float = update_cost(*(bits or FLOAT_BITS for bits in widths))
+    return found
 
 
 def _rows_of(batch: Batch) -> int:

@@ -44,6 +44,18 @@ from experiments.recipes import flags as training_flags
         (["--set=reestimate=2"], "setting 'reestimate' is unknown with mode 'two_phase' and order"),
         (["--set=distillation=0.1"], "distillation=0.1 with split=True: low and high see other"),
         (
+            ["--mode=cyclic", "--low=w8a8", "--high=w3a3"],
+            "from w8a8 up to w3a3, which is narrower: expected the bounds the other way round",
+        ),
+        (["--mode=cyclic", "--low=w3a3"], "w3a3 and w8a8g8 differ in it: expected the same in"),
+        (["--mode=cyclic", "--set=cycles=-1"], "cycles=-1: expected a finite number, 0 or more"),
+        (["--mode=bsq", "--init=a", "--set=low_bits=0.5"], "low_bits=0.5: expected 1 to 8"),
+        (["--mode=bsq"], "mode 'bsq' starts from a trained network: expected --init, such as"),
+        (["--mode=bsq", "--init=a", "--set=alpha=-1"], "alpha=-1.0: expected a finite number, 0"),
+        (["--mode=bsq", "--init=a", "--high=w8a8"], "weights are float in 'high', which is w8a8"),
+        (["--mode=bsq", "--init=a", "--set=bits=9"], "width 9: expected 1 to 8 bits"),
+        (["--mode=static", "--set=cycles=4"], "setting 'cycles' is unknown with mode 'static'"),
+        (
             ["--mode=truncate", "--set=reestimate=-1"],
             "reestimate=-1: expected a finite number, 0 or mo",
         ),

@@ -1,0 +1,267 @@
+"""Bit-level sparsity: the bits of weights are trained, and those that nobody needs are dropped.
+
+A layer whose weights are float in the mode that is trained gets, beside its kernel, the leaves
+"bits/positive", "bits/negative" and "bits/step"; see primitives/signed_bits.py. The loss computes
+with them. The kernel is written from them at the end of every epoch, for whoever evaluates.
+
+Source: Yang et al. 2021, "BSQ: Exploring Bit-Level Sparsity for Mixed-Precision Neural Network
+Quantization", arXiv 2102.10462. Of its published code the quirks are left out: only bits are kept
+in [0, 2], and neither they nor steps decay.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dual_precision.precision import FLOAT_NAME, MAX_BITS, Modes
+from dual_precision.primitives.nested import check_bits
+from dual_precision.primitives.signed_bits import (
+    LARGEST_BIT,
+    MOST_BITS,
+    SignedBits,
+    adjusted,
+    bits_in_use,
+    group_norms,
+    to_signed_bits,
+    weights_of,
+)
+from dual_precision.structure import LayerPath, Structure
+from dual_precision.tasks.task import Batch, Network, State, Tree
+from dual_precision.training.state import TrainState
+
+if TYPE_CHECKING:
+    from dual_precision.training.phases import Moment, Optimizer, Phase, Schedule
+
+log = logging.getLogger(__name__)
+
+BITS = "bits"
+Metrics = dict[str, jax.Array]
+
+
+def bits_of(params: Tree) -> dict[LayerPath, SignedBits]:
+    """Layer -> its bits, of those that have them."""
+    flat = flatten_dict(params)
+    layers = [path[:-2] for path in flat if path[-2:] == (BITS, "positive")]
+    return {
+        path: SignedBits(*(flat[*path, BITS, name] for name in SignedBits._fields))
+        for path in layers
+    }
+
+
+def with_bits(params: Tree, bits: Mapping[LayerPath, SignedBits]) -> Tree:
+    """The parameters with these bits, and with the kernels that they stand for."""
+    flat = dict(flatten_dict(params))
+    for path, own in bits.items():
+        flat[*path, "kernel"] = weights_of(own)
+        flat |= {(*path, BITS, name): value for name, value in own._asdict().items()}
+    return unflatten_dict(flat)
+
+
+def bits_found(params: Tree) -> dict[LayerPath, int]:
+    """Layer -> bits of a weight without its sign; 0 where all weights are 0."""
+    return {path: bits_in_use(own) for path, own in bits_of(params).items()}
+
+
+def widths_found(params: Tree, structure: Structure, mode: str) -> dict[str, dict[str, str]]:
+    """The map that --widths takes: layer -> {mode: "w4a4"}.
+
+    The sign is a bit here, so that n bits of a magnitude become a width of n + 1, at most 8: the
+    nested grid of that width has as many levels, and one more. A layer of zeros gets 1 bit.
+    """
+    found = {}
+    for path, bits in bits_found(params).items():
+        kept = structure.layers[path].table[mode]
+        width = dataclasses.replace(kept, weights=min(bits + 1, MAX_BITS))
+        found["/".join(path)] = {mode: str(width)}
+    return found
+
+
+def widths_within(
+    params: Tree, structure: Structure, mode: str, mean: float
+) -> dict[str, dict[str, str]]:
+    """The map of `widths_found`, all widths moved by one number, so that weights have `mean` bits.
+
+        width = clip(round(bits + shift), 1, 8),   the largest shift of at most `mean` bits a weight
+
+    Layers that needed more bits than others keep more; a uniform width of `mean` bits takes as
+    many bytes.
+
+    Raises:
+      ValueError: less than 1 bit, the fewest that a weight has.
+    """
+    if not 1 <= mean <= MAX_BITS:
+        raise ValueError(f"{mean} bits per weight: expected 1 to {MAX_BITS}")
+    bits = bits_found(params)
+    sizes = {path: math.prod(structure.layers[path].kernel) for path in bits}
+
+    def shifted(shift: float) -> dict[LayerPath, int]:
+        return {path: min(max(round(own + shift), 1), MAX_BITS) for path, own in bits.items()}
+
+    def fits(shift: float) -> bool:
+        total = sum(sizes[path] * width for path, width in shifted(shift).items())
+        return total <= mean * sum(sizes.values())
+
+    shift = next(s / 100 for s in range(800, -901, -1) if fits(s / 100))
+    found = {}
+    for path, width in shifted(shift).items():
+        own = dataclasses.replace(structure.layers[path].table[mode], weights=width)
+        found["/".join(path)] = {mode: str(own)}
+    return found
+
+
+def mean_bits(bits: Mapping[LayerPath, SignedBits]) -> float:
+    """Bits per weight, the sign not counted, of the layers that have them."""
+    sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
+    total = sum(own.positive.shape[0] * sizes[path] for path, own in bits.items())
+    return total / max(sum(sizes.values()), 1)
+
+
+def _check_mode(mode: str, modes: Modes, phase: "Phase") -> None:
+    modes.check_name(mode)
+    if mode == FLOAT_NAME or modes.default[mode].weights is not None:
+        raise ValueError(
+            f"phase {phase.name!r} trains the bits of layers whose weights are float in {mode!r},"
+            f" which is {modes.default.get(mode, mode)}: expected one such as w32a4"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ToBits:
+    """An event: the float weights of `mode` become `count` bits each, in one layer after another.
+
+    Bits that are not needed are dropped at once, as an adjustment would.
+    """
+
+    mode: str
+    count: int = MOST_BITS
+
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        _check_mode(self.mode, modes, phase)
+        check_bits(self.count, MOST_BITS)
+
+    def __call__(self, state: TrainState, moment: "Moment") -> TrainState:
+        found = {}
+        for path, layer in moment.structure.layers.items():
+            if layer.table[self.mode].weights is None:
+                kernel = flatten_dict(state.params)[*path, "kernel"]
+                found[path] = adjusted(to_signed_bits(kernel, self.count))
+        return dataclasses.replace(state, params=with_bits(state.params, found), opt_state=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adjust:
+    """An event: bits become exact again, and those that are 0 in a whole layer are dropped.
+
+    What the network computes stays, bit for bit; the optimizer begins anew.
+    """
+
+    def __call__(self, state: TrainState, moment: "Moment") -> TrainState:
+        found = {path: adjusted(own) for path, own in bits_of(state.params).items()}
+        log.info(
+            "epoch %d: %.2f bits per weight, layer by layer %s",
+            moment.epoch,
+            mean_bits(found),
+            " ".join(str(own.positive.shape[0]) for own in found.values()),
+        )
+        return dataclasses.replace(state, params=with_bits(state.params, found), opt_state=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteKernels:
+    """An event: kernels become what their bits stand for."""
+
+    def __call__(self, state: TrainState, moment: "Moment") -> TrainState:
+        del moment
+        found = bits_of(state.params)
+        return dataclasses.replace(state, params=with_bits(state.params, found))
+
+
+@dataclasses.dataclass(frozen=True)
+class BitLoss:
+    """The loss of `mode` with the weights that the bits stand for, and a price on every bit.
+
+        loss = task loss + alpha * sum_l (weights_l * n_l / all weights) * sum_b |bits_l,b|
+
+    n_l is the number of bits of layer l at present; |bits_l,b| is the norm of bit b of all of its
+    weights, positive and negative parts together (equation 5 of the paper).
+    """
+
+    mode: str
+    alpha: float
+
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        """Raises ValueError where the mode has codes already, or alpha rewards bits."""
+        _check_mode(self.mode, modes, phase)
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha}: expected a finite number, 0 or more")
+
+    def __call__(
+        self,
+        network: Network,
+        params: Tree,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        values: Mapping[str, jax.Array],
+    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+        del values
+        bits = bits_of(params)
+        weighted = with_bits(params, bits)
+        outputs, state = network(weighted, state, batch, precision=self.mode, train=True, key=key)
+        loss, price = network.task.loss(outputs, batch), price_of(bits)
+        measured = network.task.measures(outputs, batch)
+        metrics = {f"{self.mode}_{name}": jnp.mean(value) for name, value in measured.items()}
+        metrics |= {f"{self.mode}_loss": loss, "price": price}
+        metrics["bits_per_weight"] = jnp.float32(mean_bits(bits))
+        return loss + self.alpha * price, (state, metrics)
+
+
+def price_of(bits: Mapping[LayerPath, SignedBits]) -> jax.Array:
+    """What alpha is multiplied by, see `BitLoss`; shape ()."""
+    sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
+    whole, price = sum(sizes.values()), jnp.float32(0)
+    for path, own in bits.items():
+        share = sizes[path] * own.positive.shape[0] / whole
+        price = price + share * group_norms(own)
+    return price
+
+
+@dataclasses.dataclass(frozen=True)
+class BitOptimizer:
+    """Any optimizer, whose updates leave no bit below 0 or above 2."""
+
+    inner: "Optimizer"
+
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        if check := getattr(self.inner, "check", None):
+            check(modes, phase)
+
+    def __call__(
+        self,
+        structure: Structure,
+        precisions: Sequence[str],
+        schedules: "Mapping[str, Schedule]",
+    ) -> optax.GradientTransformation:
+        return optax.chain(self.inner(structure, precisions, schedules), keep_bits_in_range())
+
+
+def keep_bits_in_range() -> optax.GradientTransformation:
+    """Trims updates so that bits stay in 0 to LARGEST_BIT; it follows the learning rate."""
+
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        if params is None:
+            raise ValueError("keep_bits_in_range needs the parameters: update(g, state, params)")
+        flat, now = flatten_dict(updates), flatten_dict(params)
+        for path in flat:
+            if path[-2:] in ((BITS, "positive"), (BITS, "negative")):
+                flat[path] = jnp.clip(now[path] + flat[path], 0.0, LARGEST_BIT) - now[path]
+        return unflatten_dict(flat), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -1,0 +1,232 @@
+"""The precision range test: the narrowest width that a cycle of precision should go down to.
+
+- `python -m experiments.range_test --dataset=digits`: half a minute on two busy CPU cores
+- `python -m experiments.range_test`: CIFAR-10, preset quick, three minutes
+
+Every width trains a network of its own for --updates updates, from the same weights on the same
+batches, in one compiled program. What a width learned is its training accuracy, the mean over the
+last --window updates, above chance. The lower bound of the cycle is the narrowest width that
+learned at least --threshold of what the widest one did, as all wider ones must too. The folder gets
+range_test.json and range_test.png.
+
+The defaults: a window of 25 batches of 128 holds 3,200 answers, whose mean has a standard error of
+0.9 points or less; that is some 3 % of the 30 points that CIFAR-10 learns in 100 updates, and the
+threshold leaves 20 %. The paper (Fu et al. 2021, arXiv 2101.09868) publishes no threshold.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from dual_precision.models import build_from
+from dual_precision.precision import MAX_BITS
+from dual_precision.structure import structure_of
+from dual_precision.tasks.task import Network, Task
+from dual_precision.training.feed import Feed
+from dual_precision.training.methods.cyclic import CYCLE
+from dual_precision.training.optimizers import RATE, STEP_RATE
+from dual_precision.training.phases import Moment, Phase, Schedule, stages_of
+from dual_precision.training.state import TrainState, initial_variables
+from dual_precision.training.step import compile_steps
+from experiments import cli
+from experiments.cifar import describe_run, load_data, task_of
+from experiments.figures.drawing import pyplot_for_files, save_figure
+from experiments.figures.tables import markdown_table
+from experiments.recipes.config import Config
+from experiments.recipes.cyclic import Cyclic
+from experiments.recipes.flags import FLAGS, define_flags, read_config
+from experiments.workdir import only_user, write_whole
+
+_COLUMNS = (
+    ("bits", "bits", "{}"),
+    ("accuracy", "training accuracy %", "{:.2f}"),
+    ("share", "of what the widest learned", "{:.2f}"),
+)
+_WARMUP = 0.25  # share of the updates
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeTest:
+    """How the test decides; see the top of this file."""
+
+    updates: int = 100
+    window: int = 25
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= self.updates:
+            raise ValueError(
+                f"--window={self.window} of --updates={self.updates}: expected 1 to all of them"
+            )
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"--threshold={self.threshold}: expected more than 0, up to 1")
+
+    def judge(self, curves: Mapping[int, Sequence[float]], chance: float) -> list[dict[str, Any]]:
+        """A row for every width, narrowest first: bits, accuracy in %, share, passed.
+
+        Args:
+          curves: bits -> training accuracy of every update, 0 to 1.
+          chance: accuracy of a guess.
+
+        Raises:
+          ValueError: not even the widest learned anything.
+        """
+        last = {bits: float(np.mean(curves[bits][-self.window :])) for bits in sorted(curves)}
+        top = last[max(last)] - chance
+        if top <= 0:
+            raise ValueError(
+                f"after {self.updates} updates {max(last)} bits have a training accuracy of"
+                f" {last[max(last)]:.3f}, no more than chance: give more --updates"
+            )
+        return [
+            {
+                "bits": bits,
+                "accuracy": 100 * accuracy,
+                "share": (accuracy - chance) / top,
+                "passed": (accuracy - chance) / top >= self.threshold,
+            }
+            for bits, accuracy in last.items()
+        ]
+
+
+def lower_bound(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The narrowest width that passed, together with all wider ones."""
+    bound: int = rows[-1]["bits"]
+    for row in reversed(rows):
+        if not row["passed"]:
+            break
+        bound = row["bits"]
+    return bound
+
+
+def one_width_each(recipe: Cyclic, widths: int, updates: int) -> Phase:
+    """The phase of `cyclic` with a stair in the place of its cycle: one width after the other."""
+    (own,) = recipe.phases()
+
+    def rising(peak: float) -> Schedule:
+        return lambda count: (
+            peak * jnp.minimum((jnp.mod(count, updates) + 1) / max(_WARMUP * updates, 1), 1)
+        )
+
+    def stair(count: jax.Array) -> jax.Array:
+        return jnp.floor(count / updates) / max(widths - 1, 1)
+
+    rates = {RATE: recipe.learning_rate, STEP_RATE: recipe.step_learning_rate}
+    schedules: dict[str, Schedule] = {name: rising(peak) for name, peak in rates.items()}
+    schedules[CYCLE] = stair
+
+    def whole(_: int, made: Schedule) -> Schedule:
+        return made
+
+    made = {name: partial(whole, made=schedule) for name, schedule in schedules.items()}
+    return dataclasses.replace(own, schedules=made)
+
+
+def training_curves(
+    network: Network, train: Any, phase: Phase, config: Config, bits: Sequence[int], updates: int
+) -> dict[int, list[float]]:
+    """bits -> training accuracy of every update; see `one_width_each`."""
+    structure = structure_of(network.model, network.task.example)
+    feed = Feed(network.task, train, config.batch_size, config.seed, 1)
+    (stage,) = stages_of((phase,), structure, feed.steps_per_epoch)
+    start = _first_state(network, phase, config, feed, structure)
+    start = dataclasses.replace(start, opt_state=stage.optimizer.init(start.params))
+    program, curves = compile_steps(network, stage, feed.key), {}
+    for index, width in enumerate(tqdm(bits, unit=" widths", disable=None)):
+        state, found = jax.tree.map(jnp.copy, start), []
+        state = dataclasses.replace(state, step=jnp.int32(index * updates))
+        for update in range(updates):
+            state, metrics = program(state, feed.arrays, feed.order(update))
+            found.append(float(metrics["high_accuracy"][-1]))
+        curves[width] = found
+    return curves
+
+
+def _first_state(
+    network: Network, phase: Phase, config: Config, feed: Feed, structure: Any
+) -> TrainState:
+    """Fresh weights, and what the events at the start of the phase make of them."""
+    variables = initial_variables(network.model, network.task.example, config.seed)
+    state = TrainState(jnp.int32(0), **variables, carry={"high": ()}, opt_state=())
+    moment = Moment(network, structure, lambda count: feed.batches(0, count), feed.key, 0)
+    for event in phase.start:
+        state = event(state, moment)
+    return state
+
+
+def widths_to_test(config: Config) -> list[int]:
+    """The widths from low to high, weights and activations alike.
+
+    Raises:
+      ValueError: the two differ, or are float.
+    """
+    low, high = (config.modes.default[name] for name in ("low", "high"))
+    if low.weights is None or low.weights != low.activations or high.weights != high.activations:
+        raise ValueError(
+            f"a range test from low={low} to high={high}: expected the same bits of weights and of"
+            " activations, as in --low=w1a1g8 --high=w8a8g8"
+        )
+    return list(range(low.weights, (high.weights or MAX_BITS) + 1))
+
+
+def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> dict[str, Any]:
+    """What range_test.json holds."""
+    bits = widths_to_test(config)
+    assert isinstance(config.recipe, Cyclic)
+    phase = one_width_each(config.recipe, len(bits), test.updates)
+    chance = 1 / network.model.num_classes
+    curves = training_curves(network, train, phase, config, bits, test.updates)
+    rows = test.judge(curves, chance)
+    return {
+        **dataclasses.asdict(test),
+        "chance": chance,
+        "rows": rows,
+        "bound": lower_bound(rows),
+        "curves": curves,
+    }
+
+
+def main(*, updates: int, window: int, threshold: float) -> None:
+    clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
+    FLAGS["test"].value = False  # this command never reads it
+    for flag, value in (("mode", "cyclic"), ("low", "w1a1g8")):
+        FLAGS[flag].value = FLAGS[flag].value or value
+    config, preset = read_config()
+    if not isinstance(config.recipe, Cyclic):
+        raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")
+    widths_to_test(config)
+    folder = Path(FLAGS.workdir or f"runs/range_test-{config.dataset}-{config.model}")
+    with only_user(folder):
+        dataset = load_data(config)
+        network = describe_run(config, preset, dataset)["network"]
+        task: Task = task_of(config, dataset)
+        found = run_test(config, Network(build_from(network), task), dataset.train, test)
+        write_whole(folder / "range_test.json", json.dumps(found, indent=1) + "\n")
+        picture = folder / "range_test.png"
+        pyplot_for_files()  # before a figure is made
+        from experiments.figures.bits import draw_range_test
+
+        save_figure(draw_range_test(found), picture)
+    print(f"\n{markdown_table(found['rows'], _COLUMNS)}\n")
+    print(
+        f"lower bound: {found['bound']} bits, the narrowest that learned {threshold:g} of what"
+        f" {found['rows'][-1]['bits']} bits learned in {updates} updates (mean training accuracy"
+        f" of the last {window}, above chance)\nplot: {picture}\n{clock} in all"
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.DEFINE_integer("updates", RangeTest.updates, "that every width is trained for")
+    flags.DEFINE_integer("window", RangeTest.window, "last updates whose accuracy counts")
+    flags.DEFINE_float("threshold", RangeTest.threshold, "share of what the widest learned")
+    cli.run(main)

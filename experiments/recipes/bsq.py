@@ -1,0 +1,61 @@
+"""Bit-level sparsity: which layer needs how many bits, found while they are trained."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from dual_precision.precision import MAX_BITS
+from dual_precision.structure import Structure
+from dual_precision.training.initialize import FitInputSteps
+from dual_precision.training.methods.bsq import (
+    Adjust,
+    BitLoss,
+    BitOptimizer,
+    ToBits,
+    WriteKernels,
+    widths_found,
+    widths_within,
+)
+from experiments.recipes.recipe import Phases, Recipe, phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Bsq(Recipe):
+    """The bits of a trained network (--init), each at a price, for half of the passes.
+
+    Leaves widths.json, which --widths takes to train on with the widths that it found, and
+    widths_low.json for the mode low: by the same bits, as large as a uniform width of `low_bits`.
+    """
+
+    alpha: float = 5e-3  # price of a bit; the one hyper-parameter of the method
+    adjustments: int = 4  # times that bits are made exact, and unused ones dropped
+    bits: int = 8  # of every weight at the start
+    low_bits: float = 2.0  # per weight, in widths_low.json
+
+    reported: ClassVar[tuple[str, ...]] = ("high",)
+    starts_trained: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {"low": "w32a4", "high": "w32a4"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.low_bits <= MAX_BITS:
+            raise ValueError(f"low_bits={self.low_bits}: expected 1 to {MAX_BITS}")
+
+    def phases(self) -> Phases:
+        own = phase(
+            self,
+            "bsq",
+            self.passes / 2,
+            ("high",),
+            loss=BitLoss("high", self.alpha),
+            start=(FitInputSteps("high"), ToBits("high", self.bits)),
+            end=(Adjust(),),
+        )
+        every = max(own.epochs // max(self.adjustments, 1), 1)
+        events = ((1, WriteKernels()), (every, Adjust()))
+        return (dataclasses.replace(own, optimizer=BitOptimizer(own.optimizer), events=events),)
+
+    def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
+        found = widths_found(params, structure, "high")
+        low = widths_within(params, structure, "low", self.low_bits)
+        return {"widths.json": found, "widths_low.json": low}

@@ -1,0 +1,83 @@
+"""The precision range test: how it decides, and the command on digits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.range_test import RangeTest, lower_bound, widths_to_test
+from experiments.recipes.config import make_config
+
+
+def rows(shares: dict[int, float], threshold: float = 0.8):
+    """Of widths that learned so much of 0.5 above a chance of 0.1."""
+    curves = {bits: [0.0] * 6 + [0.1 + 0.5 * share] * 4 for bits, share in shares.items()}
+    return RangeTest(10, 4, threshold).judge(curves, 0.1)
+
+
+def test_the_bound_is_the_narrowest_width_that_learned_enough():
+    found = rows({2: 0.3, 3: 0.85, 4: 0.95, 8: 1.0})
+    assert lower_bound(found) == 3
+    assert [row["passed"] for row in found] == [False, True, True, True]
+    assert [row["share"] for row in found] == pytest.approx([0.3, 0.85, 0.95, 1.0])
+    assert [row["accuracy"] for row in found] == pytest.approx([25, 52.5, 57.5, 60])
+    assert lower_bound(rows({2: 0.3, 3: 0.85, 8: 1.0}, 0.2)) == 2
+    assert lower_bound(rows({2: 0.3, 3: 0.85, 8: 1.0}, 1.0)) == 8
+
+
+def test_a_lucky_narrow_width_is_no_bound():
+    assert lower_bound(rows({2: 0.9, 3: 0.5, 4: 0.9, 8: 1.0})) == 4
+
+
+def test_only_the_window_counts():
+    curve = list(np.linspace(0, 1, 11))
+    assert RangeTest(11, 1).judge({8: curve}, 0.1)[0]["accuracy"] == 100
+    assert RangeTest(11, 11).judge({8: curve}, 0.1)[0]["accuracy"] == pytest.approx(50)
+
+
+def test_nothing_learned():
+    with pytest.raises(ValueError, match=r"8 bits have a training accuracy of 0\.100"):
+        RangeTest(10, 4).judge({2: [0.1] * 10, 8: [0.1] * 10}, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((10, 11), "--window=11 of --updates=10: expected 1 to all"),
+        ((10, 0), "--window=0"),
+        ((10, 5, 0.0), "--threshold=0.0: expected more than 0, up to 1"),
+        ((10, 5, 1.1), "--threshold=1.1"),
+    ],
+)
+def test_tests_that_cannot_be(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        RangeTest(*arguments)
+
+
+def test_widths_are_those_between_the_modes():
+    config = make_config("digits", {"mode": "cyclic", "low": "w2a2g8", "high": "w6a6g8"})
+    assert widths_to_test(config) == [2, 3, 4, 5, 6]
+    with pytest.raises(ValueError, match="from low=w2a4g8 to high=w8a8g8: expected the same bits"):
+        widths_to_test(make_config("digits", {"mode": "cyclic", "low": "w2a4g8"}))
+
+
+def test_the_command(tmp_path: Path, child_environment):
+    arguments = ("--dataset=digits", "--updates=30", "--window=5", f"--workdir={tmp_path}")
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.range_test", *arguments, "--low=w2a2g8"],
+        cwd=Path(__file__).parents[2],
+        env=child_environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = json.loads((tmp_path / "range_test.json").read_text())
+    assert [row["bits"] for row in found["rows"]] == list(range(2, 9))
+    assert {len(curve) for curve in found["curves"].values()} == {30}
+    assert f"lower bound: {found['bound']} bits" in ended.stdout
+    assert (tmp_path / "range_test.png").read_bytes().startswith(b"\x89PNG")
+    assert "not read" in ended.stdout, "the test set is not touched"
