@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.layers.facts import Layer
-from dual_precision.layers.quantized import Conv, Dense, QuantizedLayer, check_present
+from dual_precision.layers.quantized import Conv, Dense, Grid, QuantizedLayer, check_present
 from dual_precision.precision import Resolved
 from dual_precision.primitives.minmax import quantize_between, range_of_batch, range_of_channels
 
@@ -28,32 +28,37 @@ class MinMaxLayer(QuantizedLayer):
         """As of every layer, but its weights are stored as floats."""
         return dataclasses.replace(super().facts(x, y), stored=None)
 
-    def _kernel(self, asked: Resolved, inputs: int) -> jax.Array:
+    def _multiplied(
+        self, x: jax.Array, kernel: jax.Array, inputs: Grid, weights: Grid
+    ) -> jax.Array:
+        x = x if inputs is None else quantize_between(x, *inputs)
+        return self.product(x, kernel if weights is None else quantize_between(kernel, *weights))
+
+    def _kernel(self, asked: Resolved, inputs: int) -> tuple[jax.Array, Grid]:
         self._check_inputs(inputs)
         kernel = self.param("kernel", self.kernel_init, self.kernel_shape(inputs), jnp.float32)
         if asked.weights is None:
-            return kernel
-        least, span = jax.lax.stop_gradient(range_of_channels(kernel))
-        return quantize_between(kernel, least, span, asked.weights)
+            return kernel, None
+        return kernel, (*jax.lax.stop_gradient(range_of_channels(kernel)), asked.weights)
 
-    def _input(self, asked: Resolved, x: jax.Array) -> jax.Array:
+    def _input(self, asked: Resolved, x: jax.Array) -> Grid:
         names = [mode for mode, p in self.modes.at(self.path).items() if p.activations]
         if not names:
-            return x
+            return None
         ranges = self.variable("batch_stats", "range", _initial_ranges, names)
         if asked.activations is None or asked.own.activations is None:
-            return x
+            return None
         check_present(asked.mode, ranges.value)
         running = ranges.value[asked.mode]
         if not self.is_mutable_collection("batch_stats") or self.is_initializing():
-            return quantize_between(x, running["least"], running["span"], asked.activations)
+            return running["least"], running["span"], asked.activations
         least, span = jax.lax.stop_gradient(range_of_batch(x))
         moved = {
             name: _MOMENTUM * running[name] + (1 - _MOMENTUM) * new
             for name, new in (("least", least), ("span", span))
         }
         ranges.value = {**ranges.value, asked.mode: moved}
-        return quantize_between(x, least, span, asked.activations)
+        return least, span, asked.activations
 
 
 def _initial_ranges(modes: list[str]) -> dict[str, Any]:

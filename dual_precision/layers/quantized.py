@@ -21,15 +21,13 @@ from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_code
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.quantizers import (
-    InputGrid,
-    WeightGrid,
     activation_step,
     gaussian_weight_step,
     input_grid,
     rescaled_step,
     weight_grid,
 )
-from dual_precision.primitives.ste import uniform_ste
+from dual_precision.primitives.ste import midrise_ste, uniform_ste
 
 # The collection that, when mutable, has every layer fit its input step to the batch at hand.
 CALIBRATION = "calibration"
@@ -40,6 +38,8 @@ WEIGHTS = ("kernel", "words")
 ROUNDING = "rounding"
 
 Initializer = Callable[..., Any]
+# What `_multiplied` of the same class takes: an InputGrid or a WeightGrid here; None is float.
+Grid = Any
 
 
 class QuantizedLayer(nn.Module):
@@ -61,6 +61,9 @@ class QuantizedLayer(nn.Module):
     use_bias: bool = False
 
     matrix: ClassVar[bool] = False  # see facts.Layer
+    # Whether output channel j is a sum of products with kernel[..., j] alone: then the sum is one
+    # of integers, and its factor comes after it.
+    channelwise: ClassVar[bool] = False
     kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.lecun_normal())
 
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
@@ -116,18 +119,15 @@ class QuantizedLayer(nn.Module):
         )
 
     def _multiplied(
-        self,
-        x: jax.Array,
-        kernel: jax.Array,
-        inputs: InputGrid | None,
-        weights: WeightGrid | None,
+        self, x: jax.Array, kernel: jax.Array, inputs: Grid, weights: Grid
     ) -> jax.Array:
         """The product of what the call quantizes and of what it takes as it is."""
-        if weights is not None:
+        if self.channelwise and weights is not None:
             return code_product(self.product, x, kernel, inputs, weights)
-        return self.product(x if inputs is None else uniform_ste(x, *inputs), kernel)
+        x = x if inputs is None else uniform_ste(x, *inputs)
+        return self.product(x, kernel if weights is None else midrise_ste(kernel, *weights))
 
-    def _kernel(self, asked: Resolved, inputs: int) -> tuple[jax.Array, WeightGrid | None]:
+    def _kernel(self, asked: Resolved, inputs: int) -> tuple[jax.Array, Grid]:
         """The latent kernel, and the grid that the call sees it on; None in float."""
         self._check_inputs(inputs)
         shape = self.kernel_shape(inputs)
@@ -160,7 +160,7 @@ class QuantizedLayer(nn.Module):
                 " give images of the size and channels that the model was made for"
             )
 
-    def _input(self, asked: Resolved, x: jax.Array) -> InputGrid | None:
+    def _input(self, asked: Resolved, x: jax.Array) -> Grid:
         """The grid that the call sees its input on; None in float."""
         table = self.modes.at(self.path)
         widths = {mode: p.activations for mode, p in table.items() if p.activations}
@@ -241,6 +241,7 @@ class Dense(QuantizedLayer):
     use_bias: bool = True
 
     matrix: ClassVar[bool] = True
+    channelwise: ClassVar[bool] = True
 
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
         return (inputs, self.features)
@@ -259,6 +260,7 @@ class Conv(QuantizedLayer):
     kernel_size: int = 3
     stride: int = 1
 
+    channelwise: ClassVar[bool] = True
     kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.he_normal())
 
     def check_call(self, x: jax.Array) -> None:

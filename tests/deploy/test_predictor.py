@@ -113,7 +113,7 @@ def test_two_modes_take_the_memory_of_one(predictor, path):
     """
     one = Predictor(path, batch_sizes=(1,), precisions=("high",))
     assert one.precisions == ("high",)
-    norms, input_steps, scale = 2 * 2 * 16, 2, 4
+    norms, input_steps, scale = 2 * 3 * 16, 2, 4  # gain, offset, and the scale of the layer
     assert predictor.bytes - one.bytes == 4 * (norms + input_steps + scale)
     assert one.bytes > 64 * 16 + 16 * 16 + 16 * 4
     for program in predictor._programs.values():
