@@ -6,7 +6,16 @@ from typing import Any
 from flax import linen as nn
 
 from dual_precision.models.mlp import MLP, mlp_4096
-from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
+from dual_precision.models.resnet import (
+    resnet8,
+    resnet8_fast,
+    resnet20,
+    resnet20b,
+    resnet32,
+    resnet32b,
+    resnet56,
+    resnet56b,
+)
 from dual_precision.precision import modes_from
 
 MODELS: dict[str, Any] = {
@@ -15,8 +24,11 @@ MODELS: dict[str, Any] = {
     "resnet8": resnet8,
     "resnet8_fast": resnet8_fast,
     "resnet20": resnet20,
+    "resnet20b": resnet20b,
     "resnet32": resnet32,
+    "resnet32b": resnet32b,
     "resnet56": resnet56,
+    "resnet56b": resnet56b,
 }
 
 
