@@ -25,7 +25,9 @@ DEEPEST_JSON = 32  # lists and objects in each other
 RESULTS = "results.json"  # that it is there says that the run is finished
 _LOCK = ".lock"
 # What runs did that were begun before these fields existed.
-_BEFORE: dict[str, Any] = {"split": False, "widths": {}, "stored": 8, "init": "", "reestimate": 0}
+_BEFORE: dict[str, Any] = {
+    "split": False, "widths": {}, "stored": 8, "init": "", "mean": "", "std": "", "reestimate": 0
+}  # fmt: skip
 
 
 def in_use(workdir: Path) -> bool:

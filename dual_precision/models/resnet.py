@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
 def shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
     """Option A: take every `stride`-th pixel and fill up with zero channels; no parameters."""
-    x = x[:, ::stride, ::stride]
+    x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 

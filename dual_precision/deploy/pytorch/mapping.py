@@ -65,7 +65,10 @@ def map_state(
     for path in structure.norms:
         found.norm(path, structure)
     left = [name for name in state if name not in found.read]
-    problems = [*found.problems, *(f"{name} {list(state[name].shape)}: only there" for name in left)]
+    problems = [
+        *found.problems,
+        *(f"{name} {list(state[name].shape)}: only there" for name in left),
+    ]
     return Mapped(found.leaves, found.theirs, problems)
 
 

@@ -1,5 +1,7 @@
 """Tensors by name from a file of PyTorch: the zip format, the one before it, and safetensors.
 
+Nothing in a file is executed, and no number is read that a tensor does not have:
+
     zip     archive/data.pkl, the table; archive/data/KEY, the numbers of each storage, not packed
     legacy  four pickles: a magic number, a version, the machine, the table; a list of keys; then
             of each key 8 bytes with the count of its numbers, little endian, and the numbers
@@ -11,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 

@@ -33,7 +33,7 @@ def make_network(name: str, biased: bool = False) -> Any:
     """The network of that name with random values, in evaluation mode."""
     import torch
     from torch import nn
-    from torch.nn import functional as F  # noqa: N812
+    from torch.nn import functional as F
 
     names, kind = NETWORKS[name]
 

