@@ -4,7 +4,8 @@
     EngineNetwork("net.onnx").predict(images, "high")
 
 A graph takes the images as they are, `images` uint8 [N, H, W, C], and has an output for each mode.
-With several modes they share what is equal, such as the preparation of the pixels.
+With several modes they share what is equal, such as the preparation of the pixels; ONNX Runtime
+computes all of them at every run, so that a file for each mode is the fast way.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.batching import checked_inputs
@@ -26,7 +28,7 @@ from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.precision import MAX_BITS
-from dual_precision.structure import LayerPath, Structure, batch_of
+from dual_precision.structure import Structure, batch_of
 
 _SHARE = 0.01  # percent of a normalisation's outputs that may lie outside of its range, each side
 
@@ -67,7 +69,7 @@ def save_onnx(
     for name in names:
         ranges = None
         if calibration is not None and runs_on_integers(structure, name):
-            ranges = norm_ranges(model, variables, structure.norms, calibration, name)
+            ranges = ranges_of(model, variables, structure, calibration, name)
         network = Network(graph, steps, structure, integers, name, ranges, graph.image, nibbles)
         outputs[name] = network.output()
     write_graph(path, graph, steps, example, outputs)
@@ -97,31 +99,41 @@ def write_graph(
     write_parts(path, [result.SerializeToString()])
 
 
-def norm_ranges(
-    model: Any,
-    variables: Mapping[str, Any],
-    norms: Mapping[LayerPath, Any],
-    images: np.ndarray,
-    precision: str,
+def ranges_of(
+    model: Any, variables: Mapping[str, Any], structure: Structure, images: np.ndarray, mode: str
 ) -> Ranges:
-    """Norm -> the range that holds all but the outermost of its outputs on these images."""
+    """Of these images the range of what each norm gives, but for the outermost of its numbers; and
+    of what each convolution takes, where that is floats in the mode."""
+    floats = {
+        path
+        for path, layer in structure.layers.items()
+        if layer.table[mode].activations is None and not layer.matrix
+    }
 
     @jax.jit
     def outputs(variables: Any, images: Any) -> Any:
-        _, found = model.apply(
-            variables,
-            images,
-            precision=precision,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: module.path in norms,
-        )
-        return found.get("intermediates", {})
+        found = {}
 
-    found = flatten_dict(dict(outputs(variables, images)))
-    return {
-        path[:-1]: tuple(np.percentile(np.asarray(calls[0]), (_SHARE, 100 - _SHARE)).tolist())
-        for path, calls in found.items()
-    }
+        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            made, path = call(*args, **kwargs), context.module.path
+            if context.method_name == "__call__" and path in structure.norms:
+                found["/".join(path)] = made
+            if context.method_name == "__call__" and path in floats:
+                found["/".join(path)] = args[0]
+            return made
+
+        with nn.intercept_methods(note):
+            model.apply(variables, images, precision=mode)
+        return found
+
+    ends = (_SHARE, 100 - _SHARE)
+    ranges = {}
+    for name, array in outputs(variables, images).items():
+        path = tuple(name.split("/"))
+        share = ends if path in structure.norms else (0, 100)
+        least, most = np.percentile(np.asarray(array), share)
+        ranges[path] = float(least), float(most)
+    return ranges
 
 
 class EngineNetwork:
@@ -152,8 +164,6 @@ class EngineNetwork:
         self.precisions = tuple(json.loads(about["precisions"]))
         self.example = example_from_json(json.loads(about["example"]))
         self._row = batch_of(self.example, 1)
-        self._options = engine.RunOptions()
-        self._options.only_execute_path_to_fetches = True
 
     def predict(self, images: Any, precision: str) -> np.ndarray:
         """Logits float32 [N, classes] of uint8 images [N, H, W, C].
@@ -164,5 +174,5 @@ class EngineNetwork:
         if precision not in self.precisions:
             raise ValueError(f"precision {precision!r}: expected one of {list(self.precisions)}")
         (given,) = checked_inputs(images, self._row)
-        found: np.ndarray = self.session.run([precision], {Graph.image: given}, self._options)[0]
+        found: np.ndarray = self.session.run([precision], {Graph.image: given})[0]
         return found

@@ -43,7 +43,7 @@ class Graph:
 
     def constant(self, value: Any, name: str = "c") -> str:
         """An initializer with the values and the dtype of an array."""
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")  # a scalar stays one: engines want scales so
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._known:
             made = self.onnx.numpy_helper.from_array(array, self._free(name))

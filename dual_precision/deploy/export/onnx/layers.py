@@ -10,8 +10,8 @@ channel and an offset. Two ways to write it:
              bits, which a mode of 8 has, are rounded to 255 levels of a channel, and the offset is
              an integer of 32 bits
 
-In "integer" a mode of 8-bit activations is all integers between its first and its last layer, if
-the residual sums are too: see residual sums in network.py.
+What a first convolution takes as floats is rounded to 8 bits in "integer" too, as pixels are. A
+mode of 8-bit activations is then all integers between its pixels and its last sums.
 """
 
 import dataclasses
@@ -34,13 +34,15 @@ class Seen:
 
     Attributes:
       bits: of an activation; None where they are floats.
-      step: of the activations, float32 ().
+      step: of the activations, float32 (); None where they are floats.
       signed: whether they may be negative.
+      zero: the code of 0.
     """
 
     bits: int | None
-    step: np.ndarray | None
+    step: np.ndarray | np.float32 | None
     signed: bool
+    zero: int = 0
 
     @property
     def whole(self) -> bool:
@@ -97,7 +99,20 @@ def codes(graph: Graph, x: str, seen: Seen) -> str:
     low, top = (np.float32(code) for code in code_range(seen.bits, seen.signed))
     if not seen.whole:
         x = graph.node("Clip", x, *(graph.constant(end * seen.step) for end in (low, top)))
-    return quantized(graph, x, seen.step, np.int8(0) if seen.signed else np.uint8(0))
+    return quantized(graph, x, seen.step, np.int8(0) if seen.signed else np.uint8(seen.zero))
+
+
+def in_range(least: float, most: float) -> Seen:
+    """Numbers of a known range as 8-bit codes, 0 among them: what padding adds stays exact."""
+    least, most = min(least, 0.0), max(most, 0.0)
+    step = np.float32((most - least) / 255 or 1.0)
+    return Seen(8, step, False, int(np.clip(np.round(-least / step), 0, 255)))
+
+
+def rounded_input(values: Values, seen: Seen) -> Values:
+    """A layer of float inputs that sees them as codes instead."""
+    assert values.seen.step is None
+    return dataclasses.replace(values, seen=seen, multiplier=values.multiplier * seen.step)
 
 
 def quantized(graph: Graph, x: str, scale: Any, zero: Any) -> str:
@@ -118,7 +133,7 @@ def weights(graph: Graph, values: Values, name: str, integer: bool) -> tuple[str
         odd, axis = odd.transpose(3, 2, 0, 1), 0
     if integer and values.seen.whole:
         return _integer_weights(graph, odd, scale, axis, values, name)
-    if values.seen.step is None and integer:
+    if values.seen.step is None and integer:  # of a mode such as w8a32
         shape = [-1 if a == axis else 1 for a in range(odd.ndim)]
         plain = (odd * scale.reshape(shape)).astype(np.float32)
         return graph.constant(plain, name), graph.constant(values.offset, f"{name}_offset")

@@ -16,7 +16,8 @@ from dual_precision.deploy.export.onnx.layers import (
     Seen,
     Values,
     codes,
-    quantized,
+    in_range,
+    rounded_input,
     seen_by,
     values_of,
     weights,
@@ -25,7 +26,7 @@ from dual_precision.deploy.export.onnx.nibbles import in_nibbles, odd_halves
 from dual_precision.deploy.export.onnx.steps import Part, Steps
 from dual_precision.structure import LayerPath, Structure
 
-Ranges = Mapping[LayerPath, tuple[float, float]]  # norm -> the least and the largest output
+Ranges = Mapping[LayerPath, tuple[float, float]]  # see file.ranges_of
 
 _BINARY = {
     "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max",
@@ -41,7 +42,8 @@ class Network:
     """The nodes of one mode.
 
     Attributes:
-      ranges: of the normalisations, for residual sums of integers; None writes "exact" layers.
+      ranges: norm -> the least and the largest output, for residual sums of integers; layer of
+        float inputs -> those of its input. None writes "exact" layers.
       nibbles: large matrices in halves of codes, see nibbles.py.
     """
 
@@ -156,7 +158,12 @@ class Network:
 
     def _layer(self, part: Part, norm: Any) -> str:
         values, name = self.layer_values(part.path, norm), "/".join(part.path)
-        x = self._codes(part.source, values.seen)
+        known = (self.ranges or {}).get(part.path)
+        if known is not None:
+            values = rounded_input(values, in_range(*known))
+            x = codes(self.graph, self.tensor(part.source), values.seen)
+        else:
+            x = self._codes(part.source, values.seen)
         if self.nibbles and in_nibbles(self.structure.layers[part.path], self.mode):
             return self._in_nibbles(part.path, x, values)
         kernel, offset = weights(self.graph, values, name, self.ranges is not None)
@@ -226,7 +233,8 @@ class Network:
         part, eqn = self.steps.parts.get(var), self.steps.made.get(var)
         if part is not None:
             x = self.tensor(var)
-            return x if part.path not in ranges else self._in_range(x, *ranges[part.path])
+            known = ranges.get(part.path) if part.path in self.structure.norms else None
+            return x if known is None else codes(self.graph, x, in_range(*known))
         for path in self.steps.users.get(var, ()):
             seen = self.seen(path) if path in self.structure.layers else None
             if seen is not None and seen.whole and not seen.signed:
@@ -244,11 +252,6 @@ class Network:
                 )
             return moved
         return self.tensor(var)
-
-    def _in_range(self, x: str, least: float, most: float) -> str:
-        least, most = min(least, 0.0), max(most, 0.0)
-        scale = np.float32((most - least) / 255 or 1.0)
-        return quantized(self.graph, x, scale, np.uint8(round(-least / float(scale))))
 
     # -- primitives ------------------------------------------------------------------------------
 
