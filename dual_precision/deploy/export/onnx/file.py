@@ -70,7 +70,7 @@ def save_onnx(
         ranges = None
         if calibration is not None and runs_on_integers(structure, name):
             ranges = ranges_of(model, variables, structure, calibration, name)
-        network = Network(graph, steps, structure, integers, name, ranges, graph.image, nibbles)
+        network = Network(graph, steps, structure, integers, name, ranges, nibbles)
         outputs[name] = network.output()
     write_graph(path, graph, steps, example, outputs)
 

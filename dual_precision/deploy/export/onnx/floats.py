@@ -32,7 +32,7 @@ def save_float_onnx(
     """
     structure = structure_of(model, example)
     steps, graph = trace_steps(model, structure, example), Graph()
-    network = _FloatNetwork(graph, steps, structure, variables, FLOAT_NAME, {}, graph.image)
+    network = _FloatNetwork(graph, steps, structure, variables, FLOAT_NAME, {})
     write_graph(path, graph, steps, example, {FLOAT_NAME: network.output()})
 
 
