@@ -72,7 +72,7 @@ def measure_engines(
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rows, times = measure_resnet(Path(checkpoint), Path(folder), repeats, steps)
-        lines = [*judge_bars(BARS, times), *_other_lines(rows, times)]
+        lines = [*judge_bars(BARS, times), *accuracy_lines(rows, times)]
         print(f"\n{markdown_table(rows, _COLUMNS, left=['program'])}\n")
         print(*(f"- {line}" for line in lines), sep="\n", flush=True)
         nibbles = nibble_speed.measure_nibbles(Path(folder), repeats, steps)
@@ -122,7 +122,7 @@ def measure_resnet(
     return rows, times
 
 
-def _other_lines(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> list[str]:
+def accuracy_lines(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> list[str]:
     """Accuracies against JAX and against the engine's own int8; the Predictor, which has no bar."""
     found = {row["program"]: row["accuracy"] for row in rows if "accuracy" in row}
     to_jax, to_static = (found[HIGH] - found[name] for name in (JAX_HIGH, STATIC))

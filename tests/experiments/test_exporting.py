@@ -8,6 +8,7 @@ import pytest
 
 from dual_precision import data
 from dual_precision.deploy import inspect_packed
+from experiments.benchmark import engines
 from experiments.benchmark.engine_networks import pack_checkpoint
 from experiments.benchmark.nibble_speed import bytes_lines
 from experiments.deploy import pack
@@ -92,6 +93,18 @@ def test_a_float_checkpoint_is_packed_without_training(tmp_path):
     far = {mode: np.abs(logits[mode] - logits["float"]).max() for mode in ("high", "low")}
     assert far["high"] < far["low"]
     assert far["high"] < 0.2 * np.abs(logits["float"]).max()
+
+
+def test_accuracies_are_judged_against_jax_and_the_engine_itself():
+    shares = {engines.HIGH: 91.0, engines.JAX_HIGH: 91.25, engines.STATIC: 91.05}
+    rows = [{"program": name, "accuracy": value} for name, value in shares.items()]
+    times = {engines.PREDICTOR: [4.0, 4.0], engines.STATIC: [1.0, 1.0]}
+    to_jax, to_static, ours = engines.accuracy_lines(rows, times)
+    assert "-0.25 points" in to_jax
+    assert to_jax.endswith("short")
+    assert "-0.05 points" in to_static
+    assert to_static.endswith("PASS")
+    assert "0.25 x (stated" in ours
 
 
 def test_bytes_of_both_modes_are_said_as_they_are():
