@@ -6,7 +6,8 @@
         --out=high.onnx
 
 `--target=onnx` has two forms: "exact", whose values are those of the mode, and "integer", for the
-integer kernels of ONNX Runtime, which rounds a little more; see deploy/export/onnx/layers.py. For
+integer kernels of ONNX Runtime, which rounds a little more, and as "vnni" is faster on processors
+that have VNNI, and wrong on others; see deploy/export/onnx/layers.py. For
 notebooks/networks/cifar10-w2a2-w8a8.safetensors the first differs by at most 0.03 from ours.
 """
 
@@ -27,7 +28,7 @@ from experiments.figures.tables import markdown_table
 from experiments.recipes.config import check_choice
 
 TARGETS = ("stablehlo", "onnx")
-FORMS = EXACT, INTEGER = "exact", "integer"
+FORMS = EXACT, INTEGER, VNNI = "exact", "integer", "vnni"
 CALIBRATE, CHECKED = 256, 512  # images of training, and of validation
 COLUMNS = (
     ("mode", "mode", "{}"),
@@ -68,8 +69,8 @@ def export_command(
             f"images of {loaded.name} are {loaded.image_shape}: expected {info.image_shape}, as"
             " the file takes"
         )
-    calibration = loaded.train.images[:CALIBRATE] if form == INTEGER else None
-    predict = export_to(target, file, out, modes, calibration)
+    calibration = loaded.train.images[:CALIBRATE] if form in (INTEGER, VNNI) else None
+    predict = export_to(target, file, out, modes, calibration, form == VNNI)
     split = loaded.validation
     rows = parity_rows(file, predict, modes, split.images[:CHECKED], split.labels[:CHECKED])
     print(f"{out}: {Path(out).stat().st_size:,} bytes, {target}{f', {form}' if form else ''}\n")
@@ -89,13 +90,18 @@ def dataset_of(info: PackedInfo) -> str:
 
 
 def export_to(
-    target: str, file: Any, out: str | Path, modes: list[str], calibration: Any = None
+    target: str,
+    file: Any,
+    out: str | Path,
+    modes: list[str],
+    calibration: Any = None,
+    vnni: bool = False,
 ) -> Predict:
     """Writes the file of a target; its modes in the engine."""
     if target == "stablehlo":
         save_programs(out, file, modes)
         return Programs(out).predict
-    save_onnx(out, file, modes, calibration)
+    save_onnx(out, file, modes, calibration, vnni=vnni)
     return EngineNetwork(out).predict
 
 

@@ -8,7 +8,8 @@ channel and an offset. Two ways to write it:
              DequantizeLinear; the product is of floats, whose values are those of the mode
     integer  for engines whose integer kernels take 8-bit weights and activations: numbers of 9
              bits, which a mode of 8 has, are rounded to 255 levels of a channel, and the offset is
-             an integer of 32 bits
+             an integer of 32 bits. Weights are UINT8 around 128: kernels for processors without
+             VNNI add two products of UINT8 and INT8 in 16 bits, which overflow
 
 What a first convolution takes as floats is rounded to 8 bits in "integer" too, as pixels are. A
 mode of 8-bit activations is then all integers between its pixels and its last sums.
@@ -25,6 +26,7 @@ from dual_precision.primitives.quantizers import code_range
 from dual_precision.structure import Layer
 
 LEVELS = 127
+MIDDLE = 128  # the code of 0 in UINT8 weights
 _WIDEST_BIAS = 2**30
 
 
@@ -121,7 +123,9 @@ def quantized(graph: Graph, x: str, scale: Any, zero: Any) -> str:
     return graph.node("DequantizeLinear", graph.node("QuantizeLinear", x, *own), *own)
 
 
-def weights(graph: Graph, values: Values, name: str, integer: bool) -> tuple[str, str]:
+def weights(
+    graph: Graph, values: Values, name: str, integer: bool, vnni: bool = False
+) -> tuple[str, str]:
     """Weights and offset as tensors of floats; those of a convolution are [out, in, h, w]."""
     scale = values.multiplier.astype(np.float64)
     if values.seen.step is not None:
@@ -132,7 +136,7 @@ def weights(graph: Graph, values: Values, name: str, integer: bool) -> tuple[str
     if odd.ndim == 4:  # [h, w, in, out] -> [out, in, h, w]
         odd, axis = odd.transpose(3, 2, 0, 1), 0
     if integer and values.seen.whole:
-        return _integer_weights(graph, odd, scale, axis, values, name)
+        return _integer_weights(graph, odd, scale, axis, values, name, vnni)
     if values.seen.step is None and integer:  # of a mode such as w8a32
         shape = [-1 if a == axis else 1 for a in range(odd.ndim)]
         plain = (odd * scale.reshape(shape)).astype(np.float32)
@@ -146,12 +150,18 @@ def weights(graph: Graph, values: Values, name: str, integer: bool) -> tuple[str
 
 
 def _integer_weights(
-    graph: Graph, odd: np.ndarray, scale: np.ndarray, axis: int, values: Values, name: str
+    graph: Graph,
+    odd: np.ndarray,
+    scale: np.ndarray,
+    axis: int,
+    values: Values,
+    name: str,
+    vnni: bool,
 ) -> tuple[str, str]:
     others = tuple(a for a in range(odd.ndim) if a != axis)
     most = np.abs(odd).max(axis=others, keepdims=True)
     fit = np.where(most > LEVELS, most / LEVELS, 1.0)
-    levels = np.round(odd / fit).astype(np.int8)
+    levels = np.round(odd / fit).astype(np.int32)
     step = np.float64(values.seen.step)
     own = scale * fit.reshape(-1)
     # The offset is an integer of 32 bits in units of step * own: a channel of no weight needs a
@@ -161,11 +171,12 @@ def _integer_weights(
     zeros = np.where(scale == 0, 0, 1).reshape([-1 if a == axis else 1 for a in range(odd.ndim)])
     unit = np.float32(step) * own
     offset = np.round(values.offset / unit.astype(np.float64)).astype(np.int32)
+    kind, middle = (np.int8, 0) if vnni else (np.uint8, MIDDLE)
     made = graph.node(
         "DequantizeLinear",
-        graph.constant((levels * zeros).astype(np.int8), name),
+        graph.constant((levels * zeros + middle).astype(kind), name),
         graph.constant(own, f"{name}_scale"),
-        graph.constant(np.zeros(len(own), np.int8)),
+        graph.constant(np.full(len(own), middle, kind)),
         axis=axis,
     )
     bias = graph.node(

@@ -32,6 +32,7 @@ class Network(Arrays):
       ranges: norm -> the least and the largest output, for residual sums of integers; layer of
         float inputs -> those of its input. None writes "exact" layers.
       nibbles: large matrices in halves of codes, see nibbles.py.
+      vnni: weights of the integer form as INT8, for processors whose sums do not overflow then.
     """
 
     structure: Structure
@@ -39,6 +40,7 @@ class Network(Arrays):
     mode: str
     ranges: Ranges | None
     nibbles: bool = False
+    vnni: bool = False
 
     # -- layers and normalisations ---------------------------------------------------------------
 
@@ -86,7 +88,7 @@ class Network(Arrays):
             x = self._codes(part.source, values.seen)
         if self.nibbles and in_nibbles(self.structure.layers[part.path], self.mode):
             return self._in_nibbles(part.path, x, values)
-        kernel, offset = weights(self.graph, values, name, self.ranges is not None)
+        kernel, offset = weights(self.graph, values, name, self.ranges is not None, self.vnni)
         whole = self.ranges is not None
         product = part.product
         if product.primitive.name == "dot_general":
