@@ -1,7 +1,7 @@
 """From a workdir or a file back to a model and its variables, and from one network to another."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +70,24 @@ class Trained:
       variables: params and batch_stats.
       modes: that were trained: whose normalisation and input steps are worth something.
       stored: layer -> width of the grid that its steps belong to; empty where there are no steps.
+      names: leaf -> what it is called where it comes from, if that is another name.
+      left: a line for everything there that has no place in a network of ours.
     """
 
     variables: Mapping[str, Any]
     modes: tuple[str, ...]
     stored: Mapping[LayerPath, int]
+    names: Mapping[LayerPath, str] = dataclasses.field(default_factory=dict)
+    left: Sequence[str] = ()
 
 
 def load_trained(source: str | Path, example: Example) -> Trained:
-    """What `start_from` takes, of a workdir, a packed file, or a safetensors file of floats.
+    """What `start_from` takes, of a workdir, a packed file, a file of floats or one of PyTorch.
 
     A safetensors file holds float32 parameters under the names of the layers: "stem/kernel",
-    "stem_norm/scale", "stem_norm/mean", "classifier/bias", see `save_floats`.
+    "stem_norm/scale", "stem_norm/mean", "classifier/bias", see `save_floats`; or those of a
+    PyTorch state dict, which a file of `torch.save` holds too: of a residual network, see
+    `deploy.pytorch.resnets`.
 
     Args:
       example: what the new network takes, see `structure_of`.
@@ -104,7 +110,22 @@ def load_trained(source: str | Path, example: Example) -> Trained:
             model, variables = file.load()
         modes = tuple(file.info.bytes_read)
         return Trained(variables, modes, _stored_of(source, model, example))
-    return Trained(_read_floats(source), (FLOAT_NAME,), {})
+    from dual_precision.deploy.pytorch.state import is_pytorch
+
+    if not is_pytorch(source):
+        floats = _read_floats(source)
+        if any("/" in name for name in floats):  # in the names of PyTorch stand dots
+            return Trained(_by_path(floats), (FLOAT_NAME,), {})
+    return _of_pytorch(source)
+
+
+def _of_pytorch(source: Path) -> Trained:
+    from dual_precision.deploy.pytorch.network import import_resnet
+    from dual_precision.deploy.pytorch.state import read_state
+
+    found = import_resnet(read_state(source))
+    left = [line for line in found.mapped.problems if line.endswith("only there")]
+    return Trained(found.variables, (FLOAT_NAME,), {}, found.mapped.theirs, left)
 
 
 def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPath, int]:
@@ -145,7 +166,7 @@ def save_floats(path: str | Path, variables: Mapping[str, Any], structure: Struc
     write_parts(path, [save(tensors)])
 
 
-def _read_floats(path: Path) -> dict[str, Any]:
+def _read_floats(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -153,13 +174,20 @@ def _read_floats(path: Path) -> dict[str, Any]:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path}: not a workdir, a packed file or a safetensors file of parameters ({error})"
+            f"{path}: not a workdir, a packed file, a file of torch.save or a safetensors file of"
+            f" parameters ({error})"
         ) from None
-    norms = {tuple(name.split("/")[:-1]) for name in tensors if name.endswith("/mean")}
-    leaves: dict[LayerPath, np.ndarray] = {}
     for name, array in tensors.items():
         if array.dtype != np.float32:
             raise ValueError(f"{path}: {name!r} is {array.dtype}: expected float32")
+    return tensors
+
+
+def _by_path(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Variables, of values under the names of the layers."""
+    norms = {tuple(name.split("/")[:-1]) for name in tensors if name.endswith("/mean")}
+    leaves: dict[LayerPath, np.ndarray] = {}
+    for name, array in tensors.items():
         *path_of, leaf = name.split("/")
         own = (*path_of, FLOAT_NAME, leaf) if tuple(path_of) in norms else (*path_of, leaf)
         leaves["batch_stats" if leaf in STATISTICS else "params", *own] = array
@@ -194,16 +222,15 @@ def start_from(
         place = _place_of(leaf, structure.owner(leaf), trained.modes, fallback)
         if place is None:
             continue
-        found = source.get(place)
+        found, said = source.get(place), _said(leaf, trained.names.get(place))
         if found is None:
             if not {*LOOSE} & {*leaf}:
-                notes.append(f"{'/'.join(leaf)}: missing there, starts fresh")
+                notes.append(f"{said}: missing there, starts fresh")
             continue
         seen.add(place)
         if found.shape != value.shape:
             notes.append(
-                f"{'/'.join(leaf)}: {list(found.shape)} there, {list(value.shape)} here,"
-                " starts fresh"
+                f"{said}: {list(found.shape)} there, {list(value.shape)} here, starts fresh"
             )
             continue
         if not np.isfinite(np.asarray(found)).all():
@@ -215,13 +242,21 @@ def start_from(
             assert now is not None, "what has a step has a grid"
             leaves[leaf] = leaves[leaf] * jnp.float32(2.0 ** (trained.stored[leaf[1:-1]] - now))
     unread = [leaf for leaf in source if leaf not in seen and not {*leaf} & {*names, *LOOSE}]
-    notes += [f"{'/'.join(leaf)}: only there, left out" for leaf in sorted(unread)]
+    notes += [
+        f"{_said(leaf, trained.names.get(leaf))}: only there, left out" for leaf in sorted(unread)
+    ]
+    notes += [f"{line}, left out" for line in trained.left]
     if not kernels:
         raise ValueError(
             "no kernel of that network fits this one: expected layers of the same names and shapes,"
             f" such as {sorted('/'.join(path) for path in structure.layers)[:3]}"
         )
     return unflatten_dict(leaves), notes
+
+
+def _said(leaf: LayerPath, there: str | None) -> str:
+    """A leaf as notes name it, with what it is called there, if that is something else."""
+    return f"{'/'.join(leaf)}{f' <- {there}' if there else ''}"
 
 
 LOOSE = ("step", "input_step")

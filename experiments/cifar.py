@@ -32,7 +32,7 @@ from dual_precision.training.metrics import evaluate
 from dual_precision.training.state import initial_variables
 from experiments import cli
 from experiments.figures import training as pictures
-from experiments.recipes.config import Config
+from experiments.recipes.config import Config, read_channels
 from experiments.recipes.flags import FLAGS, define_flags, read_config
 from experiments.workdir import (
     RESULTS,
@@ -106,12 +106,21 @@ def load_data(config: Config) -> data.Dataset:
 
 def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str, Any]:
     """What config.json holds: the experiment, and the network that `load` builds again."""
+    mean, std = (
+        read_channels(name, getattr(config, name)) or getattr(dataset, name)
+        for name in ("mean", "std")
+    )
+    if len({len(mean), len(std), len(dataset.mean)}) > 1:
+        raise ValueError(
+            f"mean={config.mean!r} and std={config.std!r}: expected {len(dataset.mean)} numbers"
+            f" each, as images of {dataset.name} have channels"
+        )
     network = {
         "name": config.model,
         "num_classes": dataset.num_classes,
         **config.modes.to_json(),
-        "mean": [float(value) for value in dataset.mean],
-        "std": [float(value) for value in dataset.std],
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
     }
     return {
         "preset": preset,

@@ -30,6 +30,8 @@ _BEFORE: dict[str, Any] = {
     "widths": {},
     "stored": 8,
     "init": "",
+    "mean": "",
+    "std": "",
     "reestimate": 0,
     "cycles": 0,
 }

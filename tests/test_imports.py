@@ -23,8 +23,8 @@ FLOORS = (
 # The same inside of deploy, whose parts are modules and folders.
 DEPLOY = (
     {"__init__"},
-    {"predictor", "server", "controller"},
-    {"integer", "planes", "export", "pytorch"},
+    {"predictor", "server", "controller", "export"},
+    {"integer", "planes", "pytorch"},
     {"file", "cascade", "forms", "batching", "layer_widths"},
 )
 ROOT_IMPORTS = {"precision", "loading"}  # what `dual_precision.load` needs, and no more

@@ -8,7 +8,16 @@ from flax import linen as nn
 
 from dual_precision.layers import MinMaxConv, MinMaxDense
 from dual_precision.models.mlp import MLP, mlp_4096
-from dual_precision.models.resnet import resnet8, resnet8_fast, resnet20, resnet32, resnet56
+from dual_precision.models.resnet import (
+    resnet8,
+    resnet8_fast,
+    resnet20,
+    resnet20b,
+    resnet32,
+    resnet32b,
+    resnet56,
+    resnet56b,
+)
 from dual_precision.precision import modes_from
 
 MODELS: dict[str, Any] = {
@@ -17,8 +26,11 @@ MODELS: dict[str, Any] = {
     "resnet8": resnet8,
     "resnet8_fast": resnet8_fast,
     "resnet20": resnet20,
+    "resnet20b": resnet20b,
     "resnet32": resnet32,
+    "resnet32b": resnet32b,
     "resnet56": resnet56,
+    "resnet56b": resnet56b,
     "mlp_minmax": partial(MLP, dense=MinMaxDense),
     "resnet8_fast_minmax": partial(resnet8_fast, conv=MinMaxConv),
     "resnet20_minmax": partial(resnet20, conv=MinMaxConv),

@@ -1,6 +1,7 @@
 """Residual networks for small images (He et al. 2015, arXiv 1512.03385, section 4.2).
 
-The standard ones: 6n + 2 layers, 16/32/64 channels, shortcuts without parameters (option A).
+The standard ones: 6n + 2 layers, 16/32/64 channels, shortcuts without parameters (option A), or,
+with `projections`, 1x1 convolutions where the shape changes (option B, names that end in "b").
 The first convolution and the classifier keep 8-bit weights in every mode.
 """
 
@@ -25,6 +26,7 @@ class BasicBlock(nn.Module):
     stride: int
     conv: ModuleDef
     norm: ModuleDef
+    projections: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, precision: Asked, train: bool) -> jax.Array:
@@ -32,12 +34,18 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="norm1")(y, precision=precision, train=train))
         y = self.conv(self.features, name="conv2")(y, precision=precision)
         y = self.norm(name="norm2")(y, precision=precision, train=train)
-        return nn.relu(y + shortcut(x, self.features, self.stride))
+        if self.projections and (self.stride > 1 or x.shape[-1] != self.features):
+            conv = self.conv(self.features, kernel_size=1, stride=self.stride, name="shortcut")
+            x = conv(x, precision=precision)
+            x = self.norm(name="shortcut_norm")(x, precision=precision, train=train)
+        else:
+            x = shortcut(x, self.features, self.stride)
+        return nn.relu(y + x)
 
 
 def shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
     """Option A: take every `stride`-th pixel and fill up with zero channels; no parameters."""
-    x = x[:, ::stride, ::stride]
+    x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
@@ -51,6 +59,7 @@ class ResNet(nn.Module):
       widths: channels per stage.
       transitions: halve the resolution by a convolution of its own, before a stage's blocks, so
         that every shortcut is an identity; else the first block of a stage does it.
+      projections: shortcuts that change the shape are 1x1 convolutions with a normalisation.
       space_to_depth: side of the pixel blocks that the stem stacks into channels; 1 is none.
       mean, std: per channel, in units of 1, to normalise uint8 pixels with.
       conv, dense, norm: layer classes.
@@ -61,6 +70,7 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, ...]
     widths: tuple[int, ...] = (16, 32, 64)
     transitions: bool = False
+    projections: bool = False
     space_to_depth: int = 1
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
@@ -89,9 +99,8 @@ class ResNet(nn.Module):
                 halve = stage > 0 and block == 0 and not self.transitions
                 stride = 2 if halve else 1
                 name = f"stage{stage + 1}_block{block + 1}"
-                x = BasicBlock(width, stride, conv, norm, name=name)(
-                    x, precision=precision, train=train
-                )
+                make = partial(BasicBlock, width, stride, conv, norm, self.projections)
+                x = make(name=name)(x, precision=precision, train=train)
         x = jnp.mean(x, axis=(1, 2))
         head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
         logits = head(x, precision=precision)
@@ -124,3 +133,6 @@ resnet8 = partial(ResNet, stage_sizes=(1, 1, 1))
 resnet20 = partial(ResNet, stage_sizes=(3, 3, 3))
 resnet32 = partial(ResNet, stage_sizes=(5, 5, 5))
 resnet56 = partial(ResNet, stage_sizes=(9, 9, 9))
+resnet20b = partial(resnet20, projections=True)
+resnet32b = partial(resnet32, projections=True)
+resnet56b = partial(resnet56, projections=True)

@@ -44,7 +44,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     >>> conv2d(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)), 2).item()
     4.0
     """
-    if x.size and kernel.size and not _XLA_ALONE.get() and native.floats("float32"):
+    if not _XLA_ALONE.get() and x.size and kernel.size and native.floats("float32"):
         return _by_library(x, kernel, stride)
     return _by_xla(x, kernel, stride, jnp.float32)
 
@@ -67,7 +67,7 @@ def conv2d_codes(
     >>> conv2d_codes(x, kernel, 2, (1, 1)).item()
     4
     """
-    if x.size and kernel.size and codes_pay(largest):
+    if codes_pay(largest) and x.size and kernel.size:
         return native.convolve("forward", x, kernel, _shape(x, kernel, stride), jnp.int32, stride)
     return _by_xla(x.astype(jnp.int32), kernel.astype(jnp.int32), stride, jnp.int32)
 

@@ -6,6 +6,8 @@
   quantized ones; see method_steps.py
 - `python -m experiments.benchmark inference`: bit planes beside float32 and int8, switching modes
   under load, the cascade; two to three minutes on two CPU cores; see inference.py
+- `python -m experiments.benchmark engines`: modes of ours in ONNX Runtime beside its own float32
+  and int8, which the extra [engines] installs; see engines.py
 - `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are
   killed, hours of requests; see reliability/ and docs/reliability.md
 
@@ -20,6 +22,7 @@ from functools import partial
 from absl import flags
 
 from experiments import cli
+from experiments.benchmark.engines import measure_engines
 from experiments.benchmark.inference import measure_inference
 from experiments.benchmark.method_steps import measure_method_steps
 from experiments.benchmark.plane_speed import REQUESTS
@@ -33,6 +36,7 @@ COMMANDS: cli.Commands = {
     "train": measure_train_step,
     "methods": measure_method_steps,
     "inference": measure_inference,
+    "engines": measure_engines,
     "damage": measure_damage,
     "kills": measure_kills,
     "soak": measure_soak,
@@ -50,6 +54,7 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("model", "resnet20", "train, methods: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
+    string("checkpoint", None, "engines: the PyTorch state dict of a CIFAR-10 network")
     string("network", NETWORK, "inference, soak: the packed file that answers")
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)

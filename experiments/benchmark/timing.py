@@ -20,6 +20,17 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
     return 1e3 * (time.perf_counter() - start), result
 
 
+def timed_request(request: Callable[[], object], steps: int) -> float:
+    """Median milliseconds of so many requests, one after the other."""
+    request()
+    found = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        request()
+        found.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(found))
+
+
 def shuffled_rounds(names: Sequence[Name], repeats: int, seed: int = 0) -> Iterator[list[Name]]:
     """Every name once a round, each round in an order of its own.
 

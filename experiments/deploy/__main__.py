@@ -1,5 +1,10 @@
-"""Packs a trained network into one file for all its modes, and says what such a file holds.
+"""Networks in from PyTorch, out into one file for all modes, and what such a file holds.
 
+- `python -m experiments.deploy import resnet20.th`: what is in a PyTorch state dict and where it
+  stands in a network of ours; see importing.py
+- `python -m experiments.deploy export net.safetensors --target=onnx --out=net.onnx`: for another
+  engine, checked in it; see exporting.py
+- `python -m experiments.deploy support`: which network runs in which engine; see support.py
 - `python -m experiments.deploy pack --workdir=runs/... --out=net.safetensors`: the last checkpoint
   of a run, with its config and its measured accuracies; seconds; see pack.py
 - `python -m experiments.deploy report net.safetensors`: what each mode reads and costs; see
@@ -14,10 +19,16 @@ from absl import flags
 
 from experiments import cli
 from experiments.deploy.cascade import calibrate_cascade
+from experiments.deploy.exporting import export_command
+from experiments.deploy.importing import import_command
 from experiments.deploy.pack import pack_command
 from experiments.deploy.report import report_command
+from experiments.deploy.support import support_command
 
 COMMANDS: cli.Commands = {
+    "import": import_command,
+    "export": export_command,
+    "support": support_command,
     "pack": pack_command,
     "report": report_command,
     "cascade": calibrate_cascade,
@@ -30,17 +41,27 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     number = partial(flags.DEFINE_float, flag_values=values)
     switch = partial(flags.DEFINE_bool, flag_values=values)
     string("workdir", None, "pack: folder of a run; cascade: of what it leaves")
-    string("out", None, "pack: the file to write")
+    string("out", None, "pack, import, export, support: the file to write")
     string("widths", None, 'pack, report: JSON file, {layer or pattern: {mode: "w4a4"}}')
-    string("dataset", None, "cascade: by default what the network was trained on")
+    string("model", None, "import: which network of ours it is, where it is no residual one")
+    string("names", None, "import: JSON file, {layer of ours: module of theirs}")
+    string("padding", None, "import: where option A has zero channels, both or behind")
+    string("mean", None, "import: per channel, what its images were normalised with")
+    string("std", None, "import: likewise")
+    string("network", None, "support: the packed file that is tried, with fresh networks beside it")
+    string("target", None, "export: stablehlo or onnx")
+    string("mode", None, "export: one mode of the file; by default all")
+    string("form", None, "export to onnx: exact, integer, or vnni, for processors that have it")
+    about = "cascade, export: by default what the network was trained on; import: to test"
+    string("dataset", None, about)
     number("accuracy", None, "cascade: wanted difference to high, points; -0.1")
     number("cost", None, "cascade: wanted share of the BitOps of high, instead of accuracy")
     switch("mirror", None, "cascade: low looks at the mirrored image before high does")
     number("blend", None, "cascade: weight of the logits of low in the answers of high")
-    switch("test", True, "cascade: read the test set, once, at the end")
+    switch("test", True, "cascade, import: read the test set, once, at the end")
     switch("write", False, "cascade: write the calibration into the file")
-    string("data_dir", None, "cascade: folder of prepared TFDS data sets")
-    string("archive", None, "cascade: archive of the data set")
+    string("data_dir", None, "cascade, import, export, support: folder of prepared TFDS data sets")
+    string("archive", None, "cascade, import, export: archive of the data set")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class Config:
     model: str = "resnet20"
     dataset: str = "cifar10"
     init: str = ""  # a trained network to start from; "" starts from random weights
+    mean: str = ""  # of pixels per channel, "0.485,0.456,0.406"; "" is that of the training images
+    std: str = ""  # likewise; what `init` was trained with, if that is known
     seed: int = 0  # initial weights, data order, augmentation
     batch_size: int = 128
     steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
@@ -66,6 +68,10 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if self.steps_per_dispatch < 0:
             raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 0 or more")
+        if bool(self.mean) != bool(self.std):
+            raise ValueError(f"mean={self.mean!r} and std={self.std!r}: expected both or none")
+        for name in ("mean", "std"):
+            read_channels(name, getattr(self, name))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
         if self.recipe.starts_trained and not self.init:
@@ -171,6 +177,24 @@ def config_from(values: Mapping[str, Any]) -> Config:
     record = recipe(**{name: value for name, value in values.items() if name in own})
     rest = {name: value for name, value in values.items() if name not in own}
     return Config(**{**rest, "order": order}, recipe=record)
+
+
+def read_channels(name: str, text: str) -> tuple[float, ...]:
+    """The numbers in a text such as "0.485,0.456,0.406"; none of "".
+
+    Raises:
+      ValueError: something else than numbers from 0 to 1; a deviation of 0.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        values = (-1.0,)
+    if not all(0 <= value <= 1 and (value or name == "mean") for value in values):
+        raise ValueError(
+            f"{name}={text!r:.99}: expected a number for each channel, in units where white is 1,"
+            " as in 0.485,0.456,0.406"
+        )
+    return values
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from dual_precision.models import MODELS
 from experiments import cli
 from experiments.recipes.config import Config, make_config, read_settings, read_widths
 from experiments.workdir import read_json
@@ -24,9 +25,10 @@ def define_flags() -> None:
     flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
     flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
     flags.DEFINE_string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a4"}}')
-    flags.DEFINE_string("model", None, "mlp, resnet8_fast, resnet8, resnet20, resnet32, resnet56")
+    flags.DEFINE_string("model", None, ", ".join(sorted(MODELS)))
     flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
-    flags.DEFINE_string("init", None, "start from this workdir, packed file or safetensors file")
+    about = "start from this workdir, packed file, safetensors file or PyTorch state dict"
+    flags.DEFINE_string("init", None, about)
     flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
     flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
     flags.DEFINE_bool("resume", True, "go on where the workdir stands")

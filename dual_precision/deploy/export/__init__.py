@@ -1,0 +1,1 @@
+"""Trained networks for other engines, from the integers of a packed file."""

@@ -1,0 +1,181 @@
+"""ONNX files of the modes of a packed network, and the check that an engine answers as we do.
+
+    save_onnx("net.onnx", "net.safetensors", ["high"])
+    EngineNetwork("net.onnx").predict(images, "high")
+
+A graph takes the images as they are, `images` uint8 [N, H, W, C], and has an output for each mode.
+With several modes they share what is equal, such as the preparation of the pixels; ONNX Runtime
+computes all of them at every run, so that a file for each mode is the fast way.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dual_precision.deploy.batching import checked_inputs
+from dual_precision.deploy.export.extras import needed
+from dual_precision.deploy.export.onnx.graph import Graph
+from dual_precision.deploy.export.onnx.network import Network, Ranges
+from dual_precision.deploy.export.onnx.steps import Steps, trace_steps
+from dual_precision.deploy.file.examples import example_from_json, example_to_json
+from dual_precision.deploy.file.packed import PackedFile, Source
+from dual_precision.deploy.file.writer import write_parts
+from dual_precision.deploy.integer.conversion import to_integer
+from dual_precision.precision import MAX_BITS
+from dual_precision.structure import Structure, batch_of
+
+_SHARE = 0.01  # percent of a normalisation's outputs that may lie outside of its range, each side
+
+
+def save_onnx(
+    path: str | os.PathLike,
+    source: Source,
+    precisions: Sequence[str] | None = None,
+    calibration: np.ndarray | None = None,
+    nibbles: bool = False,
+    vnni: bool = False,
+) -> None:
+    """Writes modes of a packed file as an ONNX graph.
+
+    Args:
+      precisions: the modes; None is all.
+      calibration: images such as those of training, for the integer form: modes of 8-bit
+        activations then run on integer kernels, residual sums included. None writes the exact
+        form, whose values are those of the mode. See layers.py.
+      nibbles: large matrices of 4 and 8 bits as MatMulNBits of ONNX Runtime, whose weights the
+        modes share; see nibbles.py.
+      vnni: with `calibration`, weights as INT8: faster, and right on processors with VNNI alone;
+        on others ONNX Runtime gives wrong numbers then, without a word.
+
+    Raises:
+      ValueError: onnx is missing; no such mode; a network that is not exported, and why.
+      PackedError, OSError: as `load_packed`.
+    """
+    needed("onnx", "an ONNX export")
+    with PackedFile(source) as file:
+        names = [*file.info.bytes_read] if precisions is None else [*precisions]
+        if not names or not {*names} <= {*file.info.bytes_read}:
+            raise ValueError(f"precisions {names}: expected some of {[*file.info.bytes_read]}")
+        last = max(names, key=[*file.info.bytes_read].index)
+        model, variables = file.load(last)
+        structure, example = file.structure, file.info.example
+    read = {p: v for p, v in flatten_dict(variables).items() if structure.is_read(p, names)}
+    _, integers = to_integer(model, unflatten_dict(read), example)
+    steps = trace_steps(model, structure, example)
+    graph, outputs = Graph(), {}
+    for name in names:
+        ranges = None
+        if calibration is not None and runs_on_integers(structure, name):
+            ranges = ranges_of(model, variables, structure, calibration, name)
+        network = Network(graph, steps, structure, integers, name, ranges, nibbles, vnni)
+        outputs[name] = network.output()
+    write_graph(path, graph, steps, example, outputs)
+
+
+def runs_on_integers(structure: Structure, mode: str) -> bool:
+    """Whether the integer form of a mode is another than the exact one: all of its layers take
+    8-bit codes, or floats, and some take codes."""
+    found = {layer.table[mode].activations for layer in structure.layers.values()}
+    return MAX_BITS in found and found <= {MAX_BITS, None}
+
+
+def write_graph(
+    path: str | os.PathLike, graph: Graph, steps: Steps, example: Any, outputs: Mapping[str, str]
+) -> None:
+    """Writes a graph with an output for each mode, name -> tensor."""
+    helper = graph.onnx.helper
+    kinds = helper.np_dtype_to_tensor_dtype
+    for name, tensor in outputs.items():
+        graph.nodes.append(helper.make_node("Identity", [tensor], [name], name=f"output_{name}"))
+    shape = ["rows", *steps.output.aval.shape[1:]]
+    result = graph.model(
+        [(graph.image, kinds(np.dtype(example.dtype)), ["rows", *example.shape])],
+        [(name, kinds(np.dtype(np.float32)), shape) for name in outputs],
+        {"example": json.dumps(example_to_json(example)), "precisions": json.dumps([*outputs])},
+    )
+    write_parts(path, [result.SerializeToString()])
+
+
+def ranges_of(
+    model: Any, variables: Mapping[str, Any], structure: Structure, images: np.ndarray, mode: str
+) -> Ranges:
+    """Of these images the range of what each norm gives, but for the outermost of its numbers; and
+    of what each convolution takes, where that is floats in the mode."""
+    floats = {
+        path
+        for path, layer in structure.layers.items()
+        if layer.table[mode].activations is None and not layer.matrix
+    }
+
+    @jax.jit
+    def outputs(variables: Any, images: Any) -> Any:
+        found = {}
+
+        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            made, path = call(*args, **kwargs), context.module.path
+            if context.method_name == "__call__" and path in structure.norms:
+                found["/".join(path)] = made
+            if context.method_name == "__call__" and path in floats:
+                found["/".join(path)] = args[0]
+            return made
+
+        with nn.intercept_methods(note):
+            model.apply(variables, images, precision=mode)
+        return found
+
+    ends = (_SHARE, 100 - _SHARE)
+    ranges = {}
+    for name, array in outputs(variables, images).items():
+        path = tuple(name.split("/"))
+        share = ends if path in structure.norms else (0, 100)
+        least, most = np.percentile(np.asarray(array), share)
+        ranges[path] = float(least), float(most)
+    return ranges
+
+
+class EngineNetwork:
+    """An ONNX file of `save_onnx` in ONNX Runtime.
+
+    Attributes:
+      precisions: the modes that it holds.
+      example: what one row is.
+
+    Raises:
+      ValueError: onnxruntime is missing; no file of `save_onnx`, or one that it cannot load.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int = 0) -> None:
+        engine = needed("onnxruntime", "to run an ONNX file")
+        options = engine.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = engine.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its own classes, which it does not export
+            raise ValueError(f"{path}: ONNX Runtime does not load it: {error}") from None
+        about = self.session.get_modelmeta().custom_metadata_map
+        if "precisions" not in about:
+            raise ValueError(f"{path}: no file of save_onnx: expected its metadata")
+        self.precisions = tuple(json.loads(about["precisions"]))
+        self.example = example_from_json(json.loads(about["example"]))
+        self._row = batch_of(self.example, 1)
+
+    def predict(self, images: Any, precision: str) -> np.ndarray:
+        """Logits float32 [N, classes] of uint8 images [N, H, W, C].
+
+        Raises:
+          ValueError: other images; a mode that the file does not hold.
+        """
+        if precision not in self.precisions:
+            raise ValueError(f"precision {precision!r}: expected one of {list(self.precisions)}")
+        (given,) = checked_inputs(images, self._row)
+        found: np.ndarray = self.session.run([precision], {Graph.image: given})[0]
+        return found

@@ -1,0 +1,88 @@
+"""A graph of ONNX that is built node after node; equal nodes are one node."""
+
+from typing import Any
+
+import numpy as np
+
+from dual_precision.deploy.export.extras import needed
+
+OPSET = 21  # the first whose QuantizeLinear knows 4 bits
+IR_VERSION = 10
+PURPOSE = "an ONNX export"
+CONTRIB = "com.microsoft"
+
+
+class Graph:
+    """Nodes, initializers and their names.
+
+    A tensor is its name, and `image` that of what the network takes. Values that are known are
+    initializers of their own, one for equal ones.
+    """
+
+    image = "images"
+
+    def __init__(self) -> None:
+        self.onnx: Any = needed("onnx", PURPOSE)
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._known: dict[Any, str] = {}
+        self._domains: set[str] = set()
+
+    def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """The output of a node with these inputs; "" stands for one that is left out."""
+        key = op, inputs, domain, repr(sorted(attributes.items()))
+        if key not in self._known:
+            name = f"{op.lower()}_{len(self.nodes)}"
+            made = self.onnx.helper.make_node(
+                op, [*inputs], [name], name=name, domain=domain, **attributes
+            )
+            self.nodes.append(made)
+            self._domains |= {domain} - {""}
+            self._known[key] = name
+        return self._known[key]
+
+    def constant(self, value: Any, name: str = "c") -> str:
+        """An initializer with the values and the dtype of an array."""
+        array = np.asarray(value, order="C")  # a scalar stays one: engines want scales so
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._known:
+            made = self.onnx.numpy_helper.from_array(array, self._free(name))
+            self.initializers.append(made)
+            self._known[key] = made.name
+        return self._known[key]
+
+    def four_bits(self, values: np.ndarray, name: str) -> str:
+        """An initializer of type INT4, of integers from -8 to 7, two in a byte."""
+        kind = self.onnx.TensorProto.INT4
+        flat = values.reshape(-1).astype(np.int8)
+        flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 15
+        packed = (flat[::2] | flat[1::2] << 4).astype(np.uint8).tobytes()
+        made = self.onnx.helper.make_tensor(self._free(name), kind, values.shape, packed, raw=True)
+        self.initializers.append(made)
+        return made.name
+
+    def _free(self, name: str) -> str:
+        return f"{name}_{len(self.initializers)}"
+
+    def model(self, inputs: list[Any], outputs: list[Any], about: dict[str, str]) -> Any:
+        """The ModelProto, checked.
+
+        Args:
+          inputs, outputs: (name, elem_type of ONNX, shape) each.
+          about: its metadata.
+        """
+        helper = self.onnx.helper
+        infos = [
+            [helper.make_tensor_value_info(*own) for own in side] for side in (inputs, outputs)
+        ]
+        graph = helper.make_graph(self.nodes, "network", *infos, self.initializers)
+        opsets = [
+            helper.make_opsetid("", OPSET),
+            *(helper.make_opsetid(d, 1) for d in self._domains),
+        ]
+        model = helper.make_model(
+            graph, opset_imports=opsets, producer_name="dual_precision", ir_version=IR_VERSION
+        )
+        helper.set_model_props(model, about)
+        self.onnx.checker.check_model(model)
+        return model

@@ -1,0 +1,190 @@
+"""A whole mode as a graph of ONNX: its layers, and what stands between them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dual_precision.deploy.export.onnx.arrays import Arrays
+from dual_precision.deploy.export.onnx.layers import (
+    Seen,
+    Values,
+    codes,
+    folded,
+    in_range,
+    rounded_input,
+    seen_by,
+    values_of,
+    weights,
+)
+from dual_precision.deploy.export.onnx.nibbles import in_nibbles, odd_halves
+from dual_precision.deploy.export.onnx.steps import Part
+from dual_precision.structure import LayerPath, Structure
+
+Ranges = Mapping[LayerPath, tuple[float, float]]  # see file.ranges_of
+
+
+@dataclasses.dataclass
+class Network(Arrays):
+    """The nodes of one mode.
+
+    Attributes:
+      ranges: norm -> the least and the largest output, for residual sums of integers; layer of
+        float inputs -> those of its input. None writes "exact" layers.
+      nibbles: large matrices in halves of codes, see nibbles.py.
+      vnni: weights of the integer form as INT8, for processors whose sums do not overflow then.
+    """
+
+    structure: Structure
+    integers: Mapping[str, Any]
+    mode: str
+    ranges: Ranges | None
+    nibbles: bool = False
+    vnni: bool = False
+
+    # -- layers and normalisations ---------------------------------------------------------------
+
+    def _part(self, part: Part) -> str:
+        if part.path in self.structure.layers:
+            return self._layer(part, None)
+        norm = self.norm_values(part.path)
+        source = self.structure.sources.get(part.path)
+        layer = self.steps.parts.get(self.steps.origin(part.source))
+        if source is not None and layer is not None and layer.path == source:
+            return self._layer(layer, norm)
+        x = self.tensor(part.source)
+        rank = len(self.steps.origin(part.source).aval.shape)
+        shape = (1,) * (rank - 1) + (-1,)
+        both = [np.asarray(norm[name]).reshape(shape) for name in ("multiplier", "offset")]
+        return self.graph.node(
+            "Add", self.graph.node("Mul", x, self._constant(both[0])), self._constant(both[1])
+        )
+
+    def _params(self, path: LayerPath) -> Any:
+        own: Any = self.integers["params"]
+        for part in path:
+            own = own[part]
+        return own
+
+    def norm_values(self, path: LayerPath) -> Any:
+        """{multiplier, offset} of a normalisation, float32 [channels]."""
+        return folded(self._params(path)[self.mode])
+
+    def layer_values(self, path: LayerPath, norm: Any) -> Values:
+        """The numbers of a layer, with those of the normalisation that takes its output."""
+        return values_of(self.structure.layers[path], self.mode, self._params(path), norm)
+
+    def seen(self, path: LayerPath) -> Seen:
+        """How a layer sees its input."""
+        return seen_by(self.structure.layers[path], self.mode, self._params(path))
+
+    def _layer(self, part: Part, norm: Any) -> str:
+        values, name = self.layer_values(part.path, norm), "/".join(part.path)
+        known = (self.ranges or {}).get(part.path)
+        if known is not None:
+            values = rounded_input(values, in_range(*known))
+            x = codes(self.graph, self.tensor(part.source), values.seen)
+        else:
+            x = self._codes(part.source, values.seen)
+        if self.nibbles and in_nibbles(self.structure.layers[part.path], self.mode):
+            return self._in_nibbles(part.path, x, values)
+        kernel, offset = weights(self.graph, values, name, self.ranges is not None, self.vnni)
+        whole = self.ranges is not None
+        product = part.product
+        if product.primitive.name == "dot_general":
+            flat = len(product.invars[0].aval.shape) == 2
+            if whole and flat:
+                return self.graph.node("Gemm", x, kernel, offset)
+            # As with convolutions below; a sum would become a Gemm, whose offset is rounded.
+            less = self.graph.constant(-np.asarray(values.offset, np.float32))
+            return self.graph.node("Sub", self.graph.node("MatMul", x, kernel), less)
+        if whole:
+            return self._convolution(product, name, x, kernel, offset)
+        # ONNX Runtime rounds the offset of a convolution of dequantized numbers to a multiple of
+        # input step times weight step, which is coarse at 2 bits: here it is added behind.
+        made = self._convolution(product, name, x, kernel)
+        return self.graph.node("Add", made, self._per_channel(values.offset))
+
+    def _in_nibbles(self, path: LayerPath, x: str, values: Values) -> str:
+        bits = self.structure.layers[path].table[self.mode].weights or 0
+        codes_of = np.asarray(self._params(path)["kernel"])
+        made = odd_halves(self.graph, x, codes_of, bits, "/".join(path))
+        scale = 2 * values.multiplier / (1 if values.seen.step is None else values.seen.step)
+        scaled = self.graph.node("Mul", made, self.graph.constant(scale.astype(np.float32)))
+        return self.graph.node("Add", scaled, self.graph.constant(values.offset))
+
+    def _per_channel(self, vector: np.ndarray) -> str:
+        return self.graph.constant(np.asarray(vector, np.float32).reshape(1, -1, 1, 1))
+
+    def _convolution(self, product: Any, name: str, *inputs: str) -> str:
+        about = product.params
+        if set(about["lhs_dilation"]) != {1} or about["batch_group_count"] != 1:
+            raise ValueError(f"layer {name!r} is a transposed convolution, which is not exported")
+        return self.graph.node(
+            "Conv", *inputs,
+            kernel_shape=[*product.invars[1].aval.shape[:2]],
+            strides=[*about["window_strides"]],
+            pads=[pair[side] for side in (0, 1) for pair in about["padding"]],
+            dilations=[*about["rhs_dilation"]], group=about["feature_group_count"],
+        )  # fmt: skip
+
+    def _codes(self, var: Any, seen: Seen) -> str:
+        """The input of a layer as its mode sees it; what is unsigned needs no rectifier before."""
+        if seen.bits is not None and not seen.signed:
+            var = self._before_rectifier(var)
+        return codes(self.graph, self.tensor(var), seen)
+
+    def _before_rectifier(self, var: Any) -> Any:
+        var = self.steps.origin(var)
+        eqn = self.steps.made.get(var)
+        if var in self.steps.parts or eqn is None or eqn.primitive.name != "max":
+            return var
+        left, right = eqn.invars
+        zero = self._known(right)
+        return left if zero is not None and not zero.any() else var
+
+    # -- residual sums of integers ---------------------------------------------------------------
+
+    def _summand(self, var: Any) -> str:
+        """An operand of a residual sum, in 8 bits where that is known to hold it.
+
+        The output of a normalisation has the range that was measured; what a layer takes too has
+        the codes that this layer sees.
+        """
+        var, ranges = self.steps.origin(var), self.ranges or {}
+        part, eqn = self.steps.parts.get(var), self.steps.made.get(var)
+        if part is not None:
+            x = self.tensor(var)
+            known = ranges.get(part.path) if part.path in self.structure.norms else None
+            return x if known is None else codes(self.graph, x, in_range(*known))
+        for path in self.steps.users.get(var, ()):
+            seen = self.seen(path) if path in self.structure.layers else None
+            if seen is not None and seen.whole and not seen.signed:
+                return self._codes(var, seen)
+        if eqn is not None and eqn.primitive.name in ("slice", "pad"):
+            inner = self._summand(eqn.invars[0])
+            moved = (
+                self._slice(eqn, inner) if eqn.primitive.name == "slice" else self._pad(eqn, inner)
+            )
+            back = [n for n in self.graph.nodes if n.output[0] == inner]
+            if back and back[0].op_type == "DequantizeLinear" and moved != inner:
+                own = back[0].input[1:]
+                return self.graph.node(
+                    "DequantizeLinear", self.graph.node("QuantizeLinear", moved, *own), *own
+                )
+            return moved
+        return self.tensor(var)
+
+    def _sum(self, eqn: Any) -> str | None:
+        if not self._is_residual_sum(eqn):
+            return None
+        return self.graph.node("Add", *map(self._summand, eqn.invars))
+
+    def _is_residual_sum(self, eqn: Any) -> bool:
+        """Of integers: where a layer takes the sum in 8 bits, and both operands are not known."""
+        if self.ranges is None:
+            return False
+        return len(eqn.outvars[0].aval.shape) == 4 and all(
+            self._known(var) is None for var in eqn.invars
+        )

@@ -1,0 +1,1 @@
+"""State dicts of PyTorch, read without PyTorch, and where their values stand in our networks."""

@@ -1,0 +1,172 @@
+"""Modes of ours in ONNX Runtime, beside its own float32 and int8.
+
+    python -m experiments.benchmark engines --checkpoint=resnet20-12fca82f.th --repeats=9
+
+One to two minutes on two CPU cores. The networks: the ResNet-20 of a PyTorch checkpoint, packed
+without training (low w4a8, high w8a8), and the MLP 784-4096-4096-10 with random weights (low 4,
+high 8 bits, as two nibbles). ONNX Runtime's own int8 is `quantize_static` of the float graph, per
+channel, calibrated on the same images as ours. It has INT8 weights, whose sums overflow in kernels
+for processors without VNNI; ours have UINT8, and INT8 in a row of their own. Accuracies are of the
+test set.
+"""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dual_precision import data
+from dual_precision.deploy import Predictor, load_packed
+from dual_precision.deploy.export.extras import needed
+from dual_precision.deploy.export.onnx.file import EngineNetwork, save_onnx
+from dual_precision.deploy.export.onnx.floats import save_float_onnx
+from dual_precision.deploy.file.writer import check_replaceable
+from experiments.benchmark import nibble_speed
+from experiments.benchmark.comparison import (
+    Bar,
+    judge_bars,
+    median_and_range,
+    speed_ratio,
+    verdict_of,
+)
+from experiments.benchmark.engine_networks import pack_checkpoint
+from experiments.benchmark.machine import describe_machine
+from experiments.benchmark.timing import time_rounds, timed_request
+from experiments.figures.tables import markdown_table
+from experiments.workdir import write_whole
+
+CALIBRATE = 256
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FLOAT, STATIC, HIGH, LOW = "ORT float32", "ORT static int8", "ORT, our high", "ORT, our low"
+VNNI = "ORT, our high, INT8 weights"
+PREDICTOR, JAX_HIGH = "our Predictor, high", "JAX, our high"
+BARS = (
+    Bar("ResNet-20, batch 1: our high against float32", HIGH, FLOAT, 1.8, 2.2),
+    Bar("ResNet-20, batch 1: our high against ORT's static int8", HIGH, STATIC, 0.952, 1.0),
+)
+_COLUMNS = (
+    ("program", "program", "{}"),
+    ("milliseconds", "ms, batch 1", "{}"),
+    ("accuracy", "test %", "{:.2f}"),
+    ("bytes", "file bytes", "{:,}"),
+)
+Request = Callable[[], Any]
+
+
+def measure_engines(
+    *, checkpoint: str, repeats: int, steps: int | None = None, out: str | None = None
+) -> None:
+    """The sub-command `engines`; its arguments are the flags.
+
+    Raises:
+      ValueError: onnx or onnxruntime is missing; no checkpoint of such a network.
+    """
+    if out:
+        check_replaceable(out)
+    steps = steps or 100
+    engine = needed("onnxruntime", "this measurement")
+    about = {**describe_machine(), "onnxruntime": engine.__version__, "requests a round": steps}
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows, times = measure_resnet(Path(checkpoint), Path(folder), repeats, steps)
+        lines = [*judge_bars(BARS, times), *accuracy_lines(rows, times)]
+        print(f"\n{markdown_table(rows, _COLUMNS, left=['program'])}\n")
+        print(*(f"- {line}" for line in lines), sep="\n", flush=True)
+        nibbles = nibble_speed.measure_nibbles(Path(folder), repeats, steps)
+    if out:
+        found = {"about": about, "milliseconds": times, "rows": rows, "bars": lines, **nibbles}
+        write_whole(Path(out), json.dumps(found, indent=2) + "\n")
+
+
+def measure_resnet(
+    checkpoint: Path, folder: Path, repeats: int, steps: int
+) -> tuple[list[dict[str, Any]], Mapping[str, list[float]]]:
+    """Rows of programs, and the milliseconds of a request in each round."""
+    loaded = data.load("cifar10")
+    images = loaded.train.images[:CALIBRATE]
+    packed = folder / "net"
+    model, variables = pack_checkpoint(checkpoint, packed, images, MEAN, STD)
+    files = {
+        name: folder / f"{index}.onnx"
+        for index, name in enumerate((FLOAT, STATIC, HIGH, LOW, VNNI))
+    }
+    example = jax.ShapeDtypeStruct(loaded.image_shape, np.uint8)
+    save_float_onnx(files[FLOAT], model, variables, example)
+    quantize_static(files[FLOAT], files[STATIC], images)
+    save_onnx(files[HIGH], packed, ["high"], images)
+    save_onnx(files[LOW], packed, ["low"], images)
+    save_onnx(files[VNNI], packed, ["high"], images, vnni=True)
+    modes = {FLOAT: "float", STATIC: "float", HIGH: "high", LOW: "low", VNNI: "high"}
+    engines = {name: EngineNetwork(files[name]) for name in files}
+    one = loaded.test.images[:1]
+    requests: dict[str, Request] = {
+        name: partial(engine.predict, one, modes[name]) for name, engine in engines.items()
+    }
+    predictor = Predictor(packed, batch_sizes=(1,), precisions=["high"])
+    requests[PREDICTOR] = partial(predictor.predict, one, "high")
+    times = time_rounds({k: partial(timed_request, r, steps) for k, r in requests.items()}, repeats)
+    rows = [
+        {
+            "program": name,
+            "milliseconds": median_and_range(times[name], 3),
+            "accuracy": accuracy_of(partial(engine.predict, precision=modes[name]), loaded.test),
+            "bytes": files[name].stat().st_size,
+        }
+        for name, engine in engines.items()
+    ]
+    rows.append({"program": PREDICTOR, "milliseconds": median_and_range(times[PREDICTOR], 3)})
+    network, own = load_packed(packed)
+    ours = jax.jit(partial(network.apply, own, precision="high"))
+    rows.append({"program": JAX_HIGH, "accuracy": accuracy_of(ours, loaded.test)})
+    return rows, times
+
+
+def accuracy_lines(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> list[str]:
+    """Accuracies against JAX and against the engine's own int8; the Predictor, which has no bar."""
+    found = {row["program"]: row["accuracy"] for row in rows if "accuracy" in row}
+    to_jax, to_static = (found[HIGH] - found[name] for name in (JAX_HIGH, STATIC))
+    ratio = speed_ratio(times, PREDICTOR, STATIC)
+    return [
+        f"our high in ORT against JAX: {to_jax:+.2f} points (goal within 0.1)"
+        f" {verdict_of(abs(to_jax) <= 0.1)}",
+        f"our high against ORT's static int8: {to_static:+.2f} points (bar -0.1, goal 0)"
+        f" {verdict_of(to_static >= -0.1, to_static >= 0)}",
+        f"our Predictor against ORT's static int8: {ratio:.2f} x (stated; goal 1.0)",
+    ]
+
+
+def accuracy_of(predict: Callable[[np.ndarray], Any], split: Any, batch: int = 500) -> float:
+    """Percent of a split."""
+    right = 0
+    for start in range(0, len(split.images), batch):
+        part = slice(start, start + batch)
+        right += int(np.sum(np.argmax(predict(split.images[part]), 1) == split.labels[part]))
+    return 100 * right / len(split.images)
+
+
+def quantize_static(source: Path, out: Path, images: np.ndarray) -> None:
+    """ONNX Runtime's own static int8 of a float graph: Q/DQ nodes, weights per channel."""
+    needed("onnxruntime", "this measurement")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on what its tools are to become
+        from onnxruntime import quantization
+
+        class Images(quantization.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+            def __init__(self) -> None:
+                self.left = [images[i : i + 32] for i in range(0, len(images), 32)]
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return {"images": self.left.pop()} if self.left else None
+
+        quantization.quantize_static(
+            str(source), str(out), Images(),
+            quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )  # fmt: skip

@@ -1,0 +1,114 @@
+"""The commands around engines: what they write is checked in the engine, and said as it is."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dual_precision import data
+from dual_precision.deploy import inspect_packed
+from experiments.benchmark import engines
+from experiments.benchmark.engine_networks import pack_checkpoint
+from experiments.benchmark.nibble_speed import bytes_lines
+from experiments.deploy import pack
+from experiments.deploy.exporting import dataset_of, export_command
+from experiments.deploy.support import INTEGER, Subject, support_rows
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("flatbuffers")
+
+FILES = Path(__file__).parents[1] / "deploy" / "pytorch"
+
+
+@pytest.fixture(scope="module")
+def packed(digits_study, tmp_path_factory):
+    (run,) = digits_study.glob("cells/two_phase*0")
+    path = tmp_path_factory.mktemp("export") / "digits.safetensors"
+    pack.pack_run(run, path)
+    return path
+
+
+@pytest.fixture
+def folder(digits_study):
+    return str(digits_study.parent / "data")
+
+
+@pytest.mark.parametrize(("target", "form"), [("stablehlo", None), ("onnx", "exact")])
+def test_an_export_answers_as_the_file(packed, folder, target, form, tmp_path, capsys):
+    out = tmp_path / "net"
+    export_command(str(packed), target=target, form=form, out=str(out), data_dir=folder)
+    said = capsys.readouterr().out
+    rows = re.findall(r"^\| +(low|high) \| +([\d.e-]+) \| +([\d.]+) \|", said, re.MULTILINE)
+    assert [row[0] for row in rows] == ["low", "high"]
+    assert all(float(same) > 99 for _, _, same in rows)
+    assert f"{out.stat().st_size:,} bytes" in said
+
+
+def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
+    how = {"target": "onnx", "form": "integer", "mode": "high", "data_dir": folder}
+    export_command(str(packed), **how, out=str(tmp_path / "net.onnx"))
+    (same,) = re.findall(r"^\| +high \| +[\d.e-]+ \| +([\d.]+) \|", capsys.readouterr().out, re.M)
+    assert float(same) > 98
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"target": "tflite"}, "target 'tflite' is unknown: expected one of"),
+        ({"target": "onnx", "form": "int4"}, "form 'int4' is unknown"),
+        ({"target": "stablehlo", "form": "exact"}, "--form=exact has no effect on --target=stab"),
+        ({"target": "onnx", "mode": "float"}, r"precisions \['float'\]: expected some of"),
+    ],
+)
+def test_exports_that_are_none(packed, folder, flags, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_command(str(packed), **flags, out=str(tmp_path / "net"), data_dir=folder)
+
+
+def test_a_row_says_what_runs_and_why_another_does_not(packed, folder, tmp_path):
+    loaded = data.load(dataset_of(inspect_packed(packed)), data_dir=folder)
+    rows = list(support_rows(Subject("digits", packed, True, loaded), tmp_path))
+    assert len(rows) == 6
+    for row in rows:
+        if (row["mode"], row["target"]) == ("low", INTEGER):
+            assert row["works"] == "no"
+            assert "not 8-bit activations" in row["reason"]
+        else:
+            assert row["works"] == "yes"
+            assert row["agree"] > 98
+            assert abs(row["accuracy"] - row["ours"]) < 1
+
+
+def test_a_float_checkpoint_is_packed_without_training(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    out = tmp_path / "net"
+    model, variables = pack_checkpoint(FILES / "both.pt", out, images, mean, std)
+    assert [*inspect_packed(out).bytes_read] == ["low", "high"]
+    logits = {
+        mode: np.asarray(model.apply(variables, images, precision=mode))
+        for mode in ("float", "high", "low")
+    }
+    far = {mode: np.abs(logits[mode] - logits["float"]).max() for mode in ("high", "low")}
+    assert far["high"] < far["low"]
+    assert far["high"] < 0.2 * np.abs(logits["float"]).max()
+
+
+def test_accuracies_are_judged_against_jax_and_the_engine_itself():
+    shares = {engines.HIGH: 91.0, engines.JAX_HIGH: 91.25, engines.STATIC: 91.05}
+    rows = [{"program": name, "accuracy": value} for name, value in shares.items()]
+    times = {engines.PREDICTOR: [4.0, 4.0], engines.STATIC: [1.0, 1.0]}
+    to_jax, to_static, ours = engines.accuracy_lines(rows, times)
+    assert "-0.25 points" in to_jax
+    assert to_jax.endswith("short")
+    assert "-0.05 points" in to_static
+    assert to_static.endswith("PASS")
+    assert "0.25 x (stated" in ours
+
+
+def test_bytes_of_both_modes_are_said_as_they_are():
+    lines = bytes_lines({"low": 10, "high": 20, "both": 20})
+    assert "both modes as two sessions against high alone: 1.500 x" in lines[0]
+    assert lines[0].endswith("short")
+    assert "1.000 x" in lines[1]
