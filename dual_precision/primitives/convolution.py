@@ -74,7 +74,7 @@ def conv2d_codes(
 
 def codes_pay(largest: tuple[int, int]) -> bool:
     """Whether `conv2d_codes` is exact and faster here than `conv2d` of the same numbers."""
-    return not _XLA_ALONE.get() and native.codes(*largest)
+    return not _XLA_ALONE.get() and native.exact_bytes(*largest)
 
 
 def _by_xla(x, kernel, stride, dtype):

@@ -1,6 +1,6 @@
 """How wide the valley is that a network ended in: the loss around its weights.
 
-For experiments/valleys.py and notebooks/04_cyclic_and_bsq.ipynb.
+For experiments/methods/valleys.py and notebooks/04_cyclic_and_bsq.ipynb.
 """
 
 from collections.abc import Mapping, Sequence

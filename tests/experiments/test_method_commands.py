@@ -12,7 +12,7 @@ import pytest
 from dual_precision.deploy import load_packed
 from dual_precision.loading import load
 from dual_precision.structure import structure_of
-from experiments import bit_sweep, valleys
+from experiments.methods import bit_sweep, valleys
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,9 +60,11 @@ def test_a_map_is_for_every_command(found, child_environment):
     command(child_environment, "deploy", "pack", f"--workdir={found / 'tuned'}", f"--out={packed}")
     again, loaded = load_packed(packed)
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
-    predict = jax.jit(model.apply, static_argnames="precision")
-    wanted = predict(variables, images, precision="high")
-    np.testing.assert_array_equal(again.apply(loaded, images, precision="high"), wanted)
+    wanted, found_again = (
+        jax.jit(network.apply, static_argnames="precision")(values, images, precision="high")
+        for network, values in ((model, variables), (again, loaded))
+    )
+    np.testing.assert_array_equal(found_again, wanted)
 
 
 def test_widths_of_low_fit_into_the_bytes_asked_for(found):

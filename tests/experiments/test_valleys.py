@@ -8,8 +8,8 @@ from dual_precision.models import MLP
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
-from experiments import bit_sweep, valleys
 from experiments.figures.valleys import draw_valleys, losses_around, sharpness
+from experiments.methods import bit_sweep, valleys
 
 MODEL = MLP(num_classes=4, modes=modes(low="w2a2", high="w8a8"), hidden=(16, 16))
 EXAMPLE = Classification((8, 8, 1)).example

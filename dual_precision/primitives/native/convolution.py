@@ -58,7 +58,7 @@ def floats(dtype: str) -> bool:
 
 
 @functools.cache
-def codes(largest_input: int, largest_weight: int) -> bool:
+def exact_bytes(largest_input: int, largest_weight: int) -> bool:
     """Whether sums of uint8 times int8 are exact here for codes of at most these magnitudes."""
     if _why_not() is not None:
         return False

@@ -108,7 +108,7 @@ def folded(norm: Mapping[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def codes(graph: Graph, x: str, seen: Seen) -> str:
+def as_codes(graph: Graph, x: str, seen: Seen) -> str:
     """The activations as floats that are codes times the input step: a Q and a DQ node."""
     if seen.bits is None or seen.step is None:
         return x

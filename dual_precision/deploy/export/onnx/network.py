@@ -10,7 +10,7 @@ from dual_precision.deploy.export.onnx.arrays import Arrays
 from dual_precision.deploy.export.onnx.layers import (
     Seen,
     Values,
-    codes,
+    as_codes,
     folded,
     in_range,
     rounded_input,
@@ -84,7 +84,7 @@ class Network(Arrays):
         known = (self.ranges or {}).get(part.path)
         if known is not None:
             values = rounded_input(values, in_range(*known))
-            x = codes(self.graph, self.tensor(part.source), values.seen)
+            x = as_codes(self.graph, self.tensor(part.source), values.seen)
         else:
             x = self._codes(part.source, values.seen)
         if self.nibbles and in_nibbles(self.structure.layers[part.path], self.mode):
@@ -133,7 +133,7 @@ class Network(Arrays):
         """The input of a layer as its mode sees it; what is unsigned needs no rectifier before."""
         if seen.bits is not None and not seen.signed:
             var = self._before_rectifier(var)
-        return codes(self.graph, self.tensor(var), seen)
+        return as_codes(self.graph, self.tensor(var), seen)
 
     def _before_rectifier(self, var: Any) -> Any:
         var = self.steps.origin(var)
@@ -157,7 +157,7 @@ class Network(Arrays):
         if part is not None:
             x = self.tensor(var)
             known = ranges.get(part.path) if part.path in self.structure.norms else None
-            return x if known is None else codes(self.graph, x, in_range(*known))
+            return x if known is None else as_codes(self.graph, x, in_range(*known))
         for path in self.steps.users.get(var, ()):
             seen = self.seen(path) if path in self.structure.layers else None
             if seen is not None and seen.whole and not seen.signed:

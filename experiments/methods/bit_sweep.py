@@ -3,7 +3,7 @@
     for alpha in 0.1 0.2 0.3; do
     python -m experiments.cifar --mode=bsq --dataset=digits --init=runs/digits-float \\
         --set alpha=$alpha --workdir=runs/bsq-$alpha; done
-    python -m experiments.bit_sweep runs/bsq-*
+    python -m experiments.methods.bit_sweep runs/bsq-*
 
 Bits per weight are those of BSQ: of the layers whose bits are trained, the sign not counted.
 Compression is of the network that the project stores: bytes of all weights in float, over bytes of

@@ -2,7 +2,7 @@
 
     for seed in 0 1 2; do for mode in cyclic static; do
     python -m experiments.cifar --mode=$mode --dataset=digits --seed=$seed; done; done
-    python -m experiments.valleys runs/digits-cyclic-*-seed? runs/digits-static-*-seed?
+    python -m experiments.methods.valleys runs/digits-cyclic-*-seed? runs/digits-static-*-seed?
 
 Sharpness is the mean rise of the validation loss of mode high at a distance of --radius times the
 norm of every filter, both ways along random directions (experiments/figures/valleys.py). Of runs

@@ -1,0 +1,1 @@
+"""Commands that look at what the methods of training leave."""
