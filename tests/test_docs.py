@@ -23,7 +23,7 @@ EXPERIMENTS = ROOT / "experiments"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"python -m experiments\.(\w+)([^\n`;&#]*)")
+COMMAND = re.compile(r"python -m experiments\.([\w.]+)([^\n`;&#]*)")
 FLAG = re.compile(r"(?<![\w-])--([a-z_]+)")
 SETTING = re.compile(r"--set (\w+)=(?!value)")
 PATH = re.compile(r"`((?:dual_precision|experiments|notebooks|tests|docs)/[\w/.]*)`")
@@ -42,7 +42,8 @@ def anchors(page: Path) -> set[str]:
 
 def sources(command: str) -> str:
     """What may define a flag of a command: its file or folder, and what commands share."""
-    own = [EXPERIMENTS / f"{command}.py", *(EXPERIMENTS / command).glob("*.py")]
+    folder = EXPERIMENTS / command.replace(".", "/")
+    own = [folder.with_suffix(".py"), *folder.glob("*.py")]
     shared = [EXPERIMENTS / "cli.py", EXPERIMENTS / "recipes" / "flags.py"]
     return "\n".join(path.read_text() for path in own + shared if path.exists())
 
@@ -77,8 +78,8 @@ def test_commands_are_there(page):
     """And the flags beside them; flags that stand alone belong to some command."""
     text = page.read_text()
     for command, rest in COMMAND.findall(text):
-        file, folder = EXPERIMENTS / f"{command}.py", EXPERIMENTS / command / "__main__.py"
-        assert file.exists() or folder.exists(), command
+        folder = EXPERIMENTS / command.replace(".", "/")
+        assert folder.with_suffix(".py").exists() or (folder / "__main__.py").exists(), command
         assert not [flag for flag in FLAG.findall(rest) if not defines(sources(command), flag)]
     everything = "\n".join(path.read_text() for path in EXPERIMENTS.rglob("*.py"))
     assert not [flag for flag in FLAG.findall(text) if not defines(everything, flag)]

@@ -81,3 +81,9 @@ def test_memory_that_grows_is_not_flat():
     assert flat(1000, 1000, 1049), "5 % of it where that is more"
     assert not flat(1000, 1000, 1060)
     assert flat(400, 300, 300)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_time_to_soak_for(minutes):
+    with pytest.raises(ValueError, match="expected a number above 0, and an end"):
+        soak.measure_soak(network="net.safetensors", minutes=minutes)

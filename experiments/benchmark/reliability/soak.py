@@ -10,6 +10,7 @@ it must not be more than 5 %, or 32 MiB where that is more, above that of the fi
 
 import collections
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -101,8 +102,10 @@ def measure_soak(*, network: str, minutes: float = 10.0, threads: int = 8) -> No
     """The sub-command `soak`; its arguments are the flags.
 
     Raises:
-      ValueError: an answer was wrong, something was compiled, or memory grew.
+      ValueError: no time to soak for; an answer was wrong, something was compiled, or memory grew.
     """
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"minutes={minutes:g}: expected a number above 0, and an end")
     predictor = Predictor(Path(network), BATCHES)
     print(f"{network}: {threads} threads, {minutes:g} minutes", flush=True)
     found = soak(predictor, 60 * minutes, threads)
