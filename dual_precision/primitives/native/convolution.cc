@@ -12,18 +12,16 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "parts.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -37,10 +35,10 @@ void omp_set_num_threads(int);
 namespace {
 
 using dnnl::memory;
+using native::in_parts;
 
 enum Part : int64_t { kForward, kInputGradient, kWeightGradient };
 
-constexpr int kPatience = 4096;  // pauses before a waiting thread gives way
 constexpr int64_t kAlign = 64;
 
 const dnnl::engine& cpu() {
@@ -201,27 +199,6 @@ std::shared_ptr<const Convolution> convolution(Part part, const Shape& s,
   auto& found = made[key];
   if (!found) found = std::make_shared<const Convolution>(part, s, types);
   return found;
-}
-
-// Parts are taken from a counter by whoever is free, the caller too: it never waits for a part
-// that nobody has begun, so that a pool whose threads are all busy cannot lock up.
-void in_parts(ffi::ThreadPool& pool, int64_t parts, const std::function<void(int64_t)>& work) {
-  struct Progress {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto progress = std::make_shared<Progress>();
-  // A late thread finds no part left and touches nothing but `progress`, which it owns a share of.
-  auto run = [progress, parts, &work] {
-    for (int64_t part; (part = progress->next.fetch_add(1)) < parts;) {
-      work(part);
-      progress->done.fetch_add(1);
-    }
-  };
-  for (int64_t i = 1; i < parts; ++i) pool.Schedule(std::function<void()>(run));
-  run();
-  for (int waited = 0; progress->done.load() < parts; ++waited) {
-    if (waited >= kPatience) std::this_thread::yield();  // its core may be what the others need
-  }
 }
 
 int64_t row_bytes(const ffi::AnyBuffer& buffer) {

@@ -105,10 +105,12 @@ def _kernel() -> build.Kernel:
             'oneDNN is not installed: pip install "dual_precision[cpu]" brings it'
         ) from None
     folder = _folder_of(library, "libdnnl.so.3")
-    source = Path(__file__).with_name("convolution.cc")
+    here = Path(__file__).parent
     header = ("-isystem", str(_folder_of(headers, "dnnl.hpp")))
     link = (f"-L{folder}", "-l:libdnnl.so.3", f"-Wl,-rpath,{folder}")
-    return build.Kernel("convolution", PURPOSE, (source,), (*header, *link))
+    return build.Kernel(
+        "convolution", PURPOSE, (here / "convolution.cc", here / "parts.h"), (*header, *link)
+    )
 
 
 def _folder_of(package: metadata.Distribution, name: str) -> Path:

@@ -9,15 +9,13 @@
 // same arithmetic than a plane of a 4096 x 4096 matrix takes. Inside, x is rows of int8 digits.
 // Built by native.py, with the header that jaxlib ships.
 
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
-#include <thread>
 
+#include "parts.h"
 #include "plane_tiles.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -25,6 +23,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+using native::in_parts;
 using planes::kLanes;
 using planes::kMostRegisters;
 using planes::Operands;
@@ -32,7 +31,6 @@ using planes::Way;
 
 constexpr int64_t kShare = 32 * 1024;       // words of planes that are worth another thread
 constexpr int64_t kMostInputs = 64 * 1024;  // 2^16 * 255 * 128 still fits int32
-constexpr int kPatience = 4096;             // pauses before a waiting thread gives way
 
 int tile_rows(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
@@ -151,31 +149,6 @@ void scaled(const int32_t* sums, int count, int64_t distance, float step, const 
     for (int d = count - 2; d >= 0; --d)
       value = value * 256.0f + static_cast<float>(sums[d * distance + i]);
     y[i] = value * (0.5f * step) * scales[i];
-  }
-}
-
-// Parts are taken from a counter by whoever is free, the caller too: it never waits for a part
-// that nobody has begun, so that a pool whose threads are all busy cannot lock up.
-void in_parts(ffi::ThreadPool& pool, int64_t parts, const std::function<void(int64_t)>& work) {
-  struct Progress {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto progress = std::make_shared<Progress>();
-  // A late thread finds no part left and touches nothing but `progress`, which it owns a share of.
-  auto run = [progress, parts, &work] {
-    for (int64_t part; (part = progress->next.fetch_add(1)) < parts;) {
-      work(part);
-      progress->done.fetch_add(1);
-    }
-  };
-  for (int64_t i = 1; i < parts && i < pool.num_threads(); ++i)
-    pool.Schedule(std::function<void()>(run));
-  run();
-  for (int waited = 0; progress->done.load() < parts; ++waited) {
-    if (waited < kPatience)
-      _mm_pause();
-    else
-      std::this_thread::yield();  // its core may be what the others wait for
   }
 }
 

@@ -16,7 +16,9 @@ from dual_precision.primitives.native import build
 
 _HERE = Path(__file__).parent
 KERNEL = build.Kernel(
-    "planes", "bit planes", sources=(_HERE / "planes.cc", _HERE / "plane_tiles.h")
+    "planes",
+    "bit planes",
+    sources=(_HERE / "planes.cc", _HERE / "plane_tiles.h", _HERE / "parts.h"),
 )
 NEEDED = {"avx512bw", "avx512vl", "avx512_vnni", "gfni"}
 UNFIT = "this CPU has no AVX512-VNNI and GFNI"
