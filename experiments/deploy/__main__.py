@@ -68,8 +68,8 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("port", 8000, "serve: 0 is one that is free", lower_bound=0, upper_bound=65535)
     about = "serve: a network of matrix products on bit planes, with these numbers of them: 2,8"
     flags.DEFINE_list("planes", None, about, flag_values=values)
-    string("budget", "latency", "serve: what a budget holds: latency, bit_operations or energy")
-    number("target", 50.0, "serve: of the budget: ms, BitOps or nJ of an image")
+    about = "serve: latency:MS, the p95; bit_operations:N or energy:NJ, the mean of an image"
+    string("budget", "latency:50", about)
     number("rate", None, "serve: bytes a second that the file is read with, to see a slow source")
     switch("samples", True, "serve: test images on the page, where the data set is prepared")
     string("data_dir", None, "cascade, import, export, support: folder of prepared TFDS data sets")

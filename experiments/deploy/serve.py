@@ -1,16 +1,17 @@
 """Serves a packed file over HTTP, on loopback, with a page in the browser; until SIGTERM.
 
     python -m experiments.deploy serve net.safetensors --port=8000
-    python -m experiments.deploy serve mnist.safetensors --planes=2,8 --budget=latency --target=50
+    python -m experiments.deploy serve mnist.safetensors --planes=2,8 --budget=latency:50
 
 The file, or its http:// address, is read from its begin on: low answers before the rest is there.
-`--budget` says what `?precision=budget` holds: "latency", the p95 of the requests, --target in ms;
-"bit_operations" or "energy" (nJ, a model), the mean of an image. See docs/serving.md.
+`--budget` says what `?precision=budget` holds: latency:50, the p95 of the requests in ms;
+bit_operations:2e7 or energy:50000 (nJ, a model), the mean of an image. See docs/serving.md.
 """
 
 import asyncio
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,15 +31,14 @@ def serve_command(
     host: str = "127.0.0.1",
     port: int = 8000,
     planes: Sequence[str] | None = None,
-    budget: str = "latency",
-    target: float = 50.0,
+    budget: str = "latency:50",
     rate: float | None = None,
     samples: bool = True,
 ) -> None:
     """The sub-command `serve`; its keyword arguments are the flags.
 
     Raises:
-      ValueError: a budget, target, planes or rate that mean nothing; no extra [pages].
+      ValueError: a budget, planes or rate that mean nothing; no extra [pages].
     """
     try:
         from dual_precision.deploy.server.app import make_app
@@ -47,7 +47,7 @@ def serve_command(
     except ImportError as error:
         raise ValueError(f"{error}: pip install -e '.[pages]' has what a server needs") from None
     counts = [_count(text) for text in planes] if planes else None
-    service = Service(BudgetSettings(budget, target), Limits())
+    service = Service(BudgetSettings.parse(budget), Limits())
     load = functools.partial(_load, service, file, counts, rate)
     shown = _samples(file) if samples else None
     hosts = _KNOWN if host in _KNOWN else ("*",)
@@ -66,7 +66,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-async def _load(service, file: str, planes: list[int] | None, rate: float | None) -> None:  # type: ignore[no-untyped-def]
+async def _load(service: Any, file: str, planes: list[int] | None, rate: float | None) -> None:
     """Puts low into service, then all modes; on planes, all of them at once."""
     from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
     from dual_precision.deploy.server.service import measured
@@ -87,7 +87,7 @@ async def _load(service, file: str, planes: list[int] | None, rate: float | None
         service.put(*ready, complete=True)
 
 
-def _samples(file: str):  # type: ignore[no-untyped-def]
+def _samples(file: str) -> Any:
     """Test images for the page, where the data set of the file is prepared; else None."""
     from dual_precision.deploy.server.app import Samples
 

@@ -1,5 +1,7 @@
 """The laws of the controller: it reacts, it recovers, it does not flap, it holds its mean."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,7 +75,7 @@ def test_what_fails_is_tried_ever_more_rarely():
         state = LATENCY.next(state, seen(10.0 if state.choice == 0 else 150.0))
         if state.choice > before:
             tries.append(window)
-    gaps = [b - a for a, b in zip(tries[:-1], tries[1:], strict=True)]
+    gaps = [b - a for a, b in itertools.pairwise(tries)]
     assert gaps == sorted(gaps)  # they double, up to the most
     assert gaps[-1] > MOST_PATIENCE
     assert len(tries) < 1000 / MOST_PATIENCE + 6

@@ -124,7 +124,6 @@ class _Pages:
 
     async def predict(self, request: Request) -> Response:
         service, asked = self._service, request.query_params.get("precision", "budget")
-        known = True
         try:
             service.check_asked(asked)
             limits, shape = service.limits, service.ready.shape
@@ -132,8 +131,9 @@ class _Pages:
             images = decode_upload(body, shape, limits.rows)
             reply, cost = await service.answer(images, asked)
         except Refused as error:
-            known = error.status != 400
-            service.metrics.requests.labels(asked if known else "refused", error.status).inc()
+            # Names that nobody knows share one label: clients do not make new series.
+            label = asked if asked in service.names else "unknown"
+            service.metrics.requests.labels(label, error.status).inc()
             raise
         service.metrics.requests.labels(asked, 200).inc()
         found = reply.found

@@ -132,7 +132,8 @@ class Batcher:
     def _next(self) -> tuple[str, list[_Waiting]]:
         """The first one, and those of its mode that fit into a batch with it."""
         mode = self._choose(self._waiting[0].asked)
-        taken, left, rows = [], deque[_Waiting](), 0
+        taken: list[_Waiting] = []
+        left, rows = deque[_Waiting](), 0
         for entry in self._waiting:
             count = len(entry.images)
             if entry.reply.done():  # its client has gone

@@ -65,10 +65,18 @@ class Engine(Protocol):
       network: its name.
     """
 
-    shape: tuple[int, ...]
-    priced: Sequence[Priced]
     cascade: bool
     network: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See above."""
+        ...
+
+    @property
+    def priced(self) -> Sequence[Priced]:
+        """See above."""
+        ...
 
     def answer(self, images: np.ndarray, mode: str) -> Answered:
         """The logits of a mode, or of "auto"."""
@@ -113,7 +121,7 @@ class PlanesEngine:
         Raises:
           ValueError: no number of planes, or one that there is not; as `to_bit_layers`.
         """
-        if not planes or sorted(set(planes)) != list(planes) or not 1 <= planes[0]:
+        if not planes or sorted(set(planes)) != list(planes) or not planes[0] >= 1:
             raise ValueError(f"planes {list(planes)}: expected some of 1 to {STORED}, ascending")
         with PackedFile(source) as file:
             info, (model, variables) = file.info, file.load()

@@ -43,6 +43,21 @@ class BudgetSettings:
         if self.kind not in KINDS:
             raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(KINDS)}")
 
+    @classmethod
+    def parse(cls, text: str) -> "BudgetSettings":
+        """Of "latency:50".
+
+        Raises:
+          ValueError: something else.
+        """
+        kind, _, number = text.partition(":")
+        try:
+            return cls(kind, float(number))
+        except ValueError as error:
+            raise ValueError(
+                f"a budget {text!r} ({error}): expected one such as latency:50"
+            ) from None
+
     def budget_of(self, engine: Engine) -> Budget:
         """The controller of an engine."""
         if self.kind == "latency":
@@ -136,14 +151,20 @@ class Service:
     def check_asked(self, asked: str) -> None:
         """Raises Refused where nothing is called so, or it is not there yet."""
         engine = self.ready
-        names = [own.name for own in engine.priced]
-        known = {*names, LOW, HIGH, BUDGET} | ({AUTO} if engine.cascade else set())
-        late = asked in (HIGH, AUTO) and not self.complete
-        if late:
-            raise Refused(503, f"{asked!r} is loading, {names} is there", {"Retry-After": "1"})
-        if asked not in known:
-            why = "; it has no cascade" if asked == AUTO else ""
-            raise Refused(400, f"precision {asked!r}: expected one of {sorted(known)}{why}")
+        if asked in (HIGH, AUTO) and not self.complete:
+            there = [own.name for own in engine.priced]
+            raise Refused(503, f"{asked!r} is loading, {there} is there", {"Retry-After": "1"})
+        if asked not in self.names:
+            why = "; the network has no cascade" if asked == AUTO else ""
+            raise Refused(400, f"precision {asked!r}: expected one of {sorted(self.names)}{why}")
+
+    @property
+    def names(self) -> set[str]:
+        """What a request may ask for."""
+        if self.engine is None:
+            return {LOW, HIGH, BUDGET}
+        auto = {AUTO} if self.engine.cascade else set()
+        return {*(own.name for own in self.engine.priced), LOW, HIGH, BUDGET} | auto
 
     def _mode_of(self, asked: str) -> str:
         priced = self.ready.priced
@@ -176,7 +197,7 @@ class Service:
         found = reply.found
         if found.escalated is None or found.mirrored is None:
             return costs[found.mode]
-        low, high = list(costs.values())[0], list(costs.values())[-1]
+        low, high = min(costs.values()), max(costs.values())
         return low * (1 + float(found.mirrored.mean())) + high * float(found.escalated.mean())
 
     async def control(self) -> None:

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import BinaryIO, cast
 
 SECONDS = 30.0  # without a byte, after which a source is given up
 _PIECE = 1 << 18  # bytes asked for at a time
@@ -55,7 +56,7 @@ class PrefixFile(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def opened_source(source: str, rate: float | None = None) -> Iterator[PrefixFile]:
+def opened_source(source: str, rate: float | None = None) -> Iterator[BinaryIO]:
     """A file by its path, or by its address.
 
     Args:
@@ -69,9 +70,13 @@ def opened_source(source: str, rate: float | None = None) -> Iterator[PrefixFile
         if re.match(r"https?://", source):
             size, fetch = _remote(source)
         else:
-            file = stack.enter_context(open(source, "rb", buffering=0))
-            size, fetch = os.fstat(file.fileno()).st_size, file.read
-        yield PrefixFile(size, fetch if rate is None else _slow(fetch, rate))
+            size, fetch = _local(stack.enter_context(open(source, "rb")))
+        own = PrefixFile(size, fetch if rate is None else _slow(fetch, rate))
+        yield cast(BinaryIO, own)
+
+
+def _local(file: BinaryIO) -> tuple[int, Callable[[int], bytes]]:
+    return os.fstat(file.fileno()).st_size, file.read
 
 
 def _slow(fetch: Callable[[int], bytes], rate: float) -> Callable[[int], bytes]:
