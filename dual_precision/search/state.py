@@ -81,8 +81,8 @@ def moved(state: State, event: Event) -> State:
         if not state.history:
             raise SpaceError("nothing to undo: no edit is left")
         space, what = state.history[-1]
-        done = {"space": space, "history": state.history[:-1], "last": f"{by}: undo {what}"}
-        return dataclasses.replace(state, **done)
+        history = state.history[:-1]
+        return dataclasses.replace(state, space=space, history=history, last=f"{by}: undo {what}")
     if kind == "pause":
         paused = bool(event.get("on"))
         return dataclasses.replace(
