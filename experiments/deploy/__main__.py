@@ -54,7 +54,11 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("network", None, "support: the packed file that is tried, with fresh networks beside it")
     string("target", None, "export: stablehlo or onnx")
     string("mode", None, "export: one mode of the file; by default all")
-    string("form", None, "export to onnx: exact, integer, or vnni, for processors that have it")
+    string(
+        "form",
+        None,
+        "export to onnx: exact, integer, vnni, for processors that have it, or nibbles",
+    )
     about = "cascade, export: by default what the network was trained on; import: to test"
     string("dataset", None, about)
     number("accuracy", None, "cascade: wanted difference to high, points; -0.1")
