@@ -23,7 +23,7 @@ FLOORS = (
 # The same inside of deploy, whose parts are modules and folders.
 DEPLOY = (
     {"__init__"},
-    {"predictor", "server", "controller", "export"},
+    {"predictor", "server", "controller", "export", "generation"},
     {"integer", "planes", "pytorch"},
     {"file", "cascade", "forms", "batching", "layer_widths"},
 )
