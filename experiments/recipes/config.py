@@ -107,6 +107,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # For an accelerator: 200 epochs for each phase.
     "paper": {},
+    # The standard network, from a trained float one: --init=...
+    "resnet20": {
+        "passes": 60.0,
+        "learning_rate": 0.04,
+        "weight_decay": 1e-4,
+        "epochs_per_evaluation": 5,
+    },
     # The smoke test, seconds on two CPU cores; what --dataset=digits takes by itself.
     "digits": {
         "model": "mlp",
