@@ -96,7 +96,8 @@ def _difference(packed: Path, engine: EngineNetwork, images: np.ndarray, mode: s
 
 def measure_bytes(folder: Path, files: Mapping[str, Path]) -> dict[str, int]:
     """Resident bytes of files, each in a fresh process, and of two modes as two sessions."""
-    network = {"name": "mlp", "num_classes": 10, "hidden": [8], **modes(**_OWN).to_json()}
+    network: dict[str, Any] = {"name": "mlp", "num_classes": 10, "hidden": [8]}
+    network |= modes(low=_OWN["low"], high=_OWN["high"]).to_json()
     model, example = build_from(network), Classification(SHAPE).example
     save_float_onnx(small := folder / "small", model, initial_variables(model, example, 0), example)
     loaded = {**{name: [file] for name, file in files.items()}, "float": [folder / "float.onnx"]}
