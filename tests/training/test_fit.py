@@ -20,12 +20,13 @@ from dual_precision.training import fit as fit_module
 from dual_precision.training import step as step_module
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.compilation import compiler_options
-from dual_precision.training.fit import FitOptions, NonFiniteLoss, fit
+from dual_precision.training.fit import NonFiniteLoss, fit
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 from dual_precision.training.signals import Interrupted, Signals
