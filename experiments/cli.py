@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -95,7 +95,7 @@ def define_process_flags() -> None:
 def join_group() -> None:
     """Joins the processes that the flags name, if any; all but the first are then silent."""
     names = [field.name for field in dataclasses.fields(Group)]
-    given = {name: FLAGS[name].value for name in names if name in FLAGS}
+    given: dict[str, Any] = {name: FLAGS[name].value for name in names if name in FLAGS}
     if not given.get("coordinator"):
         if idle := [f"--{name}" for name in names if name in FLAGS and FLAGS[name].present]:
             sys.exit(f"error: {', '.join(idle)} without --coordinator: give it, or leave them out")

@@ -2,9 +2,9 @@
 
 JAX tells of a death in two ways. A collective that waits for the dead process raises, within
 milliseconds. The coordination service, which exchanges heartbeats, ends this process by
-`LOG(FATAL)`: its stack trace, and SIGABRT. JAX has no public hook there (a callback that its private
-client takes fails with std::bad_cast in jaxlib 0.10.2). So this module catches the signal, and keeps
-what C++ writes to stderr until it knows whether anybody should read it.
+`LOG(FATAL)`: its stack trace, and SIGABRT. JAX has no public hook there, and a callback that its
+private client takes fails with std::bad_cast in jaxlib 0.10.2. So this module catches the signal,
+and keeps what C++ writes to stderr until it knows whether anybody should read it.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Several processes that train one network together, on JAX's multi-controller runtime.
 
 Every process runs the same program. `join` comes before anything asks JAX for its devices; `agree`
-makes sure that all of them are about to do the same; `leave` comes last. With one process that never
-joined, all of them do nothing.
+makes sure that all of them are about to do the same; `leave` comes last. With one process that
+never joined, all of them do nothing.
 """
 
 import dataclasses
@@ -172,9 +172,8 @@ def agree(about: Mapping[str, Any]) -> None:
     if own != first:
         there, here = _flat(first), _flat(own)
         names = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
-        found = ", ".join(
-            f"{k} (there {there.get(k)!r:.60}, here {here.get(k)!r:.60})" for k in names
-        )
+        pairs = [f"{k} (there {there.get(k)!r:.60}, here {here.get(k)!r:.60})" for k in names]
+        found = ", ".join(pairs)
         raise ProcessesDiffer(
             f"process {jax.process_index()} was given something else than process 0: {found};"
             " start all of them with the same flags and data"
@@ -234,7 +233,8 @@ def _why_not(group: Group, text: str) -> tuple[str, int]:
     elif re.search(r"DEADLINE_EXCEEDED|timed out|UNAVAILABLE", text, re.I) and group.process:
         reason = (
             f"no group came together there in {group.join_seconds} s: expected process 0 at that"
-            f" address, all {group.processes} processes, and no other one with number {group.process}"
+            f" address, all {group.processes} processes, and no other one with number"
+            f" {group.process}"
         )
     elif re.search(r"DEADLINE_EXCEEDED|timed out", text, re.I):
         reason = (

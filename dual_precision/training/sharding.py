@@ -28,9 +28,11 @@ def batch_mesh(batch_size: int) -> Mesh:
 
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the arrays of a tree are laid over; None where it is one device."""
-    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    meshes = (s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1)
-    return next(meshes, None)
+    for leaf in jax.tree.leaves(tree):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if isinstance(mesh, Mesh) and mesh.size > 1:
+            return mesh
+    return None
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
