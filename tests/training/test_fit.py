@@ -520,3 +520,17 @@ def test_first_signal_is_noted_and_the_second_acts_as_usual(signum):
     with Signals():
         pass
     assert signal.getsignal(signum) == before
+
+
+def test_parts_of_a_batch_make_one_update(tmp_path):
+    """Nothing is normalised in an MLP, and nothing moved here: only the order of sums is another."""
+    task, phases = Classification((8, 8, 1)), (phase("float", "float", epochs=2),)
+    whole, parts = (
+        fit(MODEL, task, phases, TRAIN, VALIDATION, options, tmp_path / str(options.accumulate))
+        for options in (FitOptions(batch_size=BATCH), FitOptions(batch_size=BATCH, accumulate=4))
+    )
+    assert int(parts.step) == 4 * int(whole.step)
+    for one, other in zip(
+        jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True
+    ):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
