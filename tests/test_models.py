@@ -154,7 +154,7 @@ def test_an_unknown_model_lists_the_known_ones():
         build("resnet18", num_classes=3, modes=DUAL)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if "transformer" not in name])
 def test_every_model_runs(name):
     model = build(name, num_classes=3, modes=DUAL)
     images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.uint8)

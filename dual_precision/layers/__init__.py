@@ -1,7 +1,9 @@
 """Layers whose precision is an argument of the call."""
 
+from dual_precision.layers.attention import Attention, KVCache
+from dual_precision.layers.embed import Embed
 from dual_precision.layers.minmax import MinMaxConv, MinMaxDense
-from dual_precision.layers.norms import SwitchableBatchNorm
+from dual_precision.layers.norms import SwitchableBatchNorm, SwitchableRMSNorm
 from dual_precision.layers.quantized import (
     CALIBRATION,
     ROUNDING,
@@ -14,11 +16,15 @@ from dual_precision.layers.quantized import (
 __all__ = [
     "CALIBRATION",
     "ROUNDING",
+    "Attention",
     "Conv",
     "Dense",
+    "Embed",
+    "KVCache",
     "MinMaxConv",
     "MinMaxDense",
     "QuantizedLayer",
     "SwitchableBatchNorm",
+    "SwitchableRMSNorm",
     "check_named_layers",
 ]

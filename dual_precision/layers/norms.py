@@ -7,6 +7,7 @@ from flax import linen as nn
 from dual_precision.layers.facts import Norm, gain_and_offset
 from dual_precision.layers.quantized import check_present
 from dual_precision.precision import Asked, Modes
+from dual_precision.primitives.attention import rms_normalize, row_by_row
 from dual_precision.primitives.normalization import normalize_batch, scale_and_shift
 
 
@@ -51,6 +52,41 @@ class SwitchableBatchNorm(nn.Module):
                 "var": self.momentum * running.value["var"] + (1 - self.momentum) * var,
             }
         return y
+
+
+class SwitchableRMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, with its own scale in every mode; no statistics.
+
+    Attributes:
+      epsilon: added to the mean square.
+    """
+
+    modes: Modes
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, precision: Asked, train: bool = False, by_row: bool = False
+    ) -> jax.Array:
+        """x [..., channels]; `by_row`: the bits of a row do not depend on the number of rows."""
+        del train
+        mode = self.modes.norm_of(precision)
+        names = tuple(dict.fromkeys(self.modes.norm_of(name) for name in self.modes.names))
+        if not self.is_initializing():
+            names = tuple(name for name in names if self.has_variable("params", name))
+            check_present(mode, names)
+        scales = {name: self.param(name, _initial_scale, x.shape[-1]) for name in names}
+        scale = scales[mode]["scale"]
+        if not by_row:
+            return rms_normalize(x, scale, self.epsilon)
+        rows = x.reshape(-1, x.shape[-1])
+        return row_by_row(lambda row: rms_normalize(row, scale, self.epsilon), rows).reshape(
+            x.shape
+        )
+
+
+def _initial_scale(_: jax.Array, channels: int) -> dict[str, jax.Array]:
+    return {"scale": jnp.ones(channels, jnp.float32)}
 
 
 def _initial_affine(_: jax.Array, channels: int) -> dict[str, jax.Array]:

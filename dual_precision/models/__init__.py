@@ -18,6 +18,7 @@ from dual_precision.models.resnet import (
     resnet56,
     resnet56b,
 )
+from dual_precision.models.transformer import Transformer, transformer_512
 from dual_precision.precision import modes_from
 
 MODELS: dict[str, Any] = {
@@ -34,6 +35,8 @@ MODELS: dict[str, Any] = {
     "mlp_minmax": partial(MLP, dense=MinMaxDense),
     "resnet8_fast_minmax": partial(resnet8_fast, conv=MinMaxConv),
     "resnet20_minmax": partial(resnet20, conv=MinMaxConv),
+    "transformer": Transformer,
+    "transformer_512": transformer_512,
 }
 
 

@@ -19,6 +19,7 @@ from experiments.recipes.bsq import Bsq
 from experiments.recipes.cyclic import Cyclic, Static
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.single import Float, High, Low, Truncate
+from experiments.recipes.supernet import Supernet
 from experiments.recipes.two_phase import Joint, Refine, TwoPhase
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -31,6 +32,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "static": Static,
     "cyclic": Cyclic,
     "bsq": Bsq,
+    "supernet": Supernet,
 }
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
@@ -106,6 +108,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # For an accelerator: 200 epochs for each phase.
     "paper": {},
+    # The standard network, from a trained float one: --init=...
+    "resnet20": {
+        "passes": 60.0,
+        "learning_rate": 0.04,
+        "weight_decay": 1e-4,
+        "epochs_per_evaluation": 5,
+    },
     # The smoke test, seconds on two CPU cores; what --dataset=digits takes by itself.
     "digits": {
         "model": "mlp",

@@ -19,7 +19,9 @@ FIELDS = ("mode", "order", "low", "high", "model", "dataset", "init", "seed")
 def define_flags() -> None:
     """The flags of `python -m experiments.cifar`."""
     flags.DEFINE_string(
-        "mode", None, "recipe: float, low, high, truncate, joint, two_phase, static, cyclic, bsq"
+        "mode",
+        None,
+        "recipe: float, low, high, truncate, joint, two_phase, static, cyclic, bsq, supernet",
     )
     flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
     flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')

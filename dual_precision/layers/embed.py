@@ -1,0 +1,58 @@
+"""A table of vectors, one for each byte or word."""
+
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dual_precision.layers.facts import Layer
+from dual_precision.layers.quantized import Initializer, QuantizedLayer
+from dual_precision.precision import Asked
+from dual_precision.primitives.ste import midrise_ste
+
+
+class Embed(QuantizedLayer):
+    """y = quantize(kernel)[x]; x [..., T], whole numbers below `vocabulary` -> [..., T, features].
+
+    A layer as the others are, its step one for each feature: it is the product of a one-hot vector
+    with the kernel, of which nothing needs to be multiplied. Its input has no width.
+    """
+
+    vocabulary: int = 256
+
+    kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.normal(1.0))
+
+    def kernel_shape(self, inputs: int) -> tuple[int, ...]:
+        del inputs
+        return (self.vocabulary, self.features)
+
+    def check_call(self, x: jax.Array) -> None:
+        super().check_call(x)
+        self._check_count("vocabulary", self.vocabulary)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"{self._named} got {x.dtype}: expected whole numbers, such as uint8")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        self.check_call(x)
+        asked = self.modes.resolve(self.path, precision)
+        kernel, grid = self._kernel(asked, self.vocabulary)
+        few = x.size < self.vocabulary  # then the rows that are read are quantized, not the table
+        kernel = kernel[x] if few else kernel
+        if grid is not None:
+            step = grid.step.reshape((1,) * (kernel.ndim - 1) + grid.step.shape[-1:])
+            kernel = midrise_ste(kernel, step, grid.cell, grid.half)
+        return self._output(asked, kernel if few else kernel[x])
+
+    def facts(self, x: jax.Array, y: jax.Array) -> Layer:
+        """No multiply-accumulates: a row of the table is read for every number."""
+        kernel = self.kernel_shape(self.vocabulary)
+        return Layer(
+            table=self.modes.at(self.path),
+            kernel=kernel,
+            macs=0,
+            inputs=math.prod(x.shape[1:]),
+            stored=self.modes.stored_at(self.path),
+        )

@@ -1,0 +1,114 @@
+"""Attention of a decoder and its normalisation, for whole texts, and row by row with a cache.
+
+What is computed row by row has the same bits for a row whatever the number of rows. XLA gives no
+such promise for its matrix products, its softmax or, from 8 rows on, the mean of a row: they sum
+in an order that depends on the shape.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+BASE = 10_000.0  # of the wave lengths of rotary positions
+
+
+def row_by_row(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """[rows, ...] of `function` of each row, by one body whose shape knows no number of rows.
+
+    One row is computed twice: XLA would take a loop of one into the program around it, and there
+    round otherwise.
+
+    >>> row_by_row(jnp.sum, jnp.ones((1, 3))).tolist()
+    [3.0]
+    """
+    rows = arrays[0].shape[0]
+    if rows == 1:
+        arrays = tuple(jnp.concatenate([array, array]) for array in arrays)
+    return lax.map(lambda given: function(*given), arrays)[:rows]
+
+
+def rms_normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang and Sennrich 2019, arXiv
+    1910.07467).
+
+    >>> rms_normalize(jnp.array([3.0, -3.0]), jnp.ones(2), 0.0)
+    Array([ 1., -1.], dtype=float32)
+    """
+    power = jnp.mean(x * x, axis=-1, keepdims=True)
+    return x * lax.rsqrt(power + epsilon) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x [..., T, heads, D] turned by its position (Su et al. 2021, arXiv 2104.09864).
+
+    Args:
+      x: float32; D is even, and feature i goes with i + D / 2.
+      positions: int32 [..., T].
+    """
+    half = x.shape[-1] // 2
+    waves = BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    turns = positions.astype(jnp.float32)[..., None, None] * waves.reshape(
+        (1,) * (positions.ndim + 1) + (half,)
+    )
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = jnp.cos(turns), jnp.sin(turns)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(D), of positions up to its own) v; each [N, T, heads, D], float32."""
+    length = q.shape[1]
+    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) * q.shape[-1] ** -0.5
+    seen = jnp.tril(jnp.ones((length, length), jnp.bool_))[None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("nhqk,nkhd->nqhd", weights, v)
+
+
+def attend_row(q: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array) -> jax.Array:
+    """One row of `causal_attention`: q [heads, D] at a position; keys, values [S, heads, D]."""
+    scores = jnp.einsum("hd,khd->hk", q, keys) * q.shape[-1] ** -0.5
+    seen = (jnp.arange(keys.shape[0], dtype=jnp.int32) <= position)[None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("hk,khd->hd", weights, values)
+
+
+def cached_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    length: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`causal_attention` of some rows that follow what is in a cache, row by row.
+
+    Args:
+      q, k, v: [N, T, heads, D], float32, not rotated yet.
+      keys, values: [N, S, heads, D], of the positions before `length`; what stands behind is
+        written over. Rows beyond S are not kept, and what is attended to from there means nothing.
+      length: int32 [N].
+
+    Returns:
+      [N, T, heads, D]; keys and values with the new rows.
+    """
+    texts, rows = q.shape[:2]
+    positions = length[:, None] + jnp.arange(rows, dtype=jnp.int32)[None]
+    which = jnp.broadcast_to(jnp.arange(texts, dtype=jnp.int32)[:, None], (texts, rows))
+
+    def flat(array: jax.Array) -> jax.Array:
+        return array.reshape(texts * rows, *array.shape[2:])
+
+    pair = jnp.concatenate([q, k], axis=2)
+    turned = row_by_row(rotated, flat(pair), flat(positions)).reshape(pair.shape)
+    q, k = turned[:, :, : q.shape[2]], turned[:, :, q.shape[2] :]
+    keys = keys.at[which, positions].set(k, mode="drop")
+    values = values.at[which, positions].set(v, mode="drop")
+
+    def attend(query: jax.Array, text: jax.Array, position: jax.Array) -> jax.Array:
+        own_keys, own_values = keys[text], values[text]
+        return attend_row(query, own_keys, own_values, position)
+
+    attended = row_by_row(attend, flat(q), flat(which), flat(positions))
+    return attended.reshape(q.shape), keys, values
