@@ -22,8 +22,8 @@ FLOORS = (
 )
 # The same inside of deploy, whose parts are modules and folders.
 DEPLOY = (
-    {"__init__"},
-    {"predictor", "server", "controller", "export", "generation"},
+    {"__init__", "server"},
+    {"predictor", "controller", "export", "generation"},
     {"integer", "planes", "pytorch"},
     {"file", "cascade", "forms", "batching", "layer_widths"},
 )
