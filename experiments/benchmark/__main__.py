@@ -11,7 +11,7 @@
 - `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are
   killed, hours of requests; see reliability/ and docs/reliability.md
 
-- `python -m experiments.benchmark serving`, `clients` and `first_answer`: the server in a burst, many
+- `python -m experiments.benchmark serving`, `clients`, `first_answer`: the server in a burst, many
   clients one of which sends garbage, a slow source; see serving/ and docs/serving.md
 
 Where times are measured, every round runs every program once, in shuffled order, so that a busy
