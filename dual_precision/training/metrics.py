@@ -12,6 +12,8 @@ from dual_precision.precision import Asked, mode_of
 from dual_precision.tasks.task import Batch, Network, State, Task, Tree
 from dual_precision.training.compilation import compiler_options
 
+EVALUATION_ROWS = 500  # of a batch, unless the task has a number of its own
+
 
 @cache
 def _batch_program(network: Network, mode: str | None) -> Callable[..., tuple[Any, State]]:
@@ -38,17 +40,19 @@ def evaluate(
     *,
     task: Task,
     precision: Asked,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """Name -> mean over a whole split, of what the task measures; one trace per mode.
 
     Args:
       split: examples of the task, such as `data.Images`.
       precision: a mode, or `Widths`, which are traced: one trace for all of them.
+      batch_size: None is what the task says, or 500.
 
     Raises:
       ValueError: a split of no examples.
     """
+    batch_size = batch_size or getattr(task, "evaluation_rows", EVALUATION_ROWS)
     network = Network(model, task)
     named = precision if isinstance(precision, str) else None
     program = _batch_program(network, named)
