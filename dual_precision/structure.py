@@ -191,6 +191,21 @@ class _Trace:
         return result
 
 
+def free_layers(structure: Structure, mode: str) -> tuple[str, ...]:
+    """The layers whose widths in a mode are a choice, in the order of the forward pass.
+
+    They have bits of weights and of activations there, and other ones in some other mode: a layer
+    with the same widths in all modes, such as the first and the last, is meant to keep them.
+    """
+
+    def is_free(layer: Layer) -> bool:
+        named = {precision for name, precision in layer.table.items() if name != FLOAT_NAME}
+        own = layer.table[mode]
+        return len(named) > 1 and None not in (own.weights, own.activations)
+
+    return tuple("/".join(path) for path, layer in structure.layers.items() if is_free(layer))
+
+
 def mode_order(structure: Structure) -> list[str]:
     """The named modes, fewest weight bits first.
 

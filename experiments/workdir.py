@@ -35,6 +35,7 @@ _BEFORE: dict[str, Any] = {
     "reestimate": 0,
     "cycles": 0,
     "optimizer": "sgd",
+    "accumulate": 1,
 }
 
 

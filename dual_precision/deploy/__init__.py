@@ -1,4 +1,4 @@
-"""The packed file of a trained network, its integer forward, and the predictor."""
+"""The packed file of a trained network, its integer forward, the predictor and the generator."""
 
 from dual_precision.deploy.cascade.rule import Cascade
 from dual_precision.deploy.file.container import PackedError
@@ -10,11 +10,13 @@ from dual_precision.deploy.file.packed import (
     load_packed,
     save_packed,
 )
+from dual_precision.deploy.generation.generator import Generator
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.predictor import Predictor
 
 __all__ = [
     "Cascade",
+    "Generator",
     "PackedError",
     "PackedFile",
     "PackedInfo",

@@ -26,6 +26,8 @@ from dual_precision.primitives.bitserial_gpu import MOST_ROWS
 from dual_precision.primitives.fixed_point import check_width, fixed_point
 from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import check_bits, check_codes
+from dual_precision.primitives.quantizers import InputGrid
+from dual_precision.primitives.ste import uniform_code
 
 WORD = 32  # inputs in a word
 DIGIT = 8  # bits of x
@@ -104,12 +106,18 @@ def plane_product(
     planes: int,
     activations: int,
     form: str | None = None,
+    grid: InputGrid | None = None,
 ) -> jax.Array:
     """x @ w with w = (c_n + 1/2) * scale_n of the first n planes, and x in fixed point.
 
         y = scale_n * step / 2 * sum_d 256^d plane_dot(digit_d)
 
-    The sums are exact integers; float32 roundings follow, one for each digit and each factor.
+    The sums are exact integers; float32 roundings follow, one for each digit and each factor. The
+    bits of a row do not depend on the number of rows, as long as a compiler takes nothing that
+    follows into the last rounding.
+
+    With a `grid`, x is clip(round(x * (1/step)), low, top) * step instead, the same step for all
+    rows, as a trained network has it; y then has the bits of `code_product`.
 
     Args:
       x: [B, K], float32; a row that is not finite gives NaN.
@@ -120,6 +128,7 @@ def plane_product(
       form: "xla", everywhere; "native", a compiled CPU kernel, where `native.available()`;
         "pallas", a GPU kernel, up to 8 rows of digits. None takes the fastest of the platform.
         They differ by the roundings at most.
+      grid: see `quantizers.input_grid`; codes of -128 to 127, and activations=8.
 
     Returns:
       float32 [B, N].
@@ -135,6 +144,9 @@ def plane_product(
     """
     check_width(activations)
     _check_operands(x, words, scales, planes)
+    if grid is not None and activations != DIGIT:
+        raise ValueError(f"codes of a grid and {activations} bits: expected {DIGIT}")
+    given = jnp.stack(grid) if grid is not None else jnp.zeros(0, jnp.float32)
     ways: dict[str, Callable[..., jax.Array]] = {
         "xla": partial(_product, dot=plane_dot),
         "native": native.plane_product,
@@ -146,12 +158,13 @@ def plane_product(
     if x.shape[0] == 0:
         return jnp.zeros((0, words.shape[2]), jnp.float32)
     if form is not None:
-        return ways[form](x, words, scales)
+        return ways[form](x, words, scales, given)
     few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.available()
     return lax.platform_dependent(
         x,
         words,
         scales,
+        given,
         cpu=ways["native" if native.available() else "xla"],
         cuda=ways["pallas" if few else "xla"],
         default=ways["xla"],
@@ -169,7 +182,12 @@ def _check_operands(x: jax.Array, words: jax.Array, scales: jax.Array, planes: i
         )
 
 
-def _product(x, words, scales, *, planes: int, activations: int, dot: Callable) -> jax.Array:
+def _product(x, words, scales, grid, *, planes: int, activations: int, dot: Callable) -> jax.Array:
+    if grid.size:
+        codes = uniform_code(x, *grid)
+        sums = dot(codes.astype(jnp.int8), words, planes).astype(jnp.float32)
+        lost = jnp.any(jnp.isnan(x), axis=1, keepdims=True)
+        return sums * ((0.5 * scales[planes - 1][None]) * jnp.where(lost, jnp.nan, grid[0]))
     digits, step = fixed_point(x, activations)
     count, rows, inputs = digits.shape
     # Digits are rows of one product: the weights are read once for all of them.

@@ -11,6 +11,7 @@
   report.py
 - `python -m experiments.deploy cascade net.safetensors`: low answers what it is sure of, high the
   rest; calibrated on validation data, half a minute on two CPU cores; see cascade.py
+- `python -m experiments.deploy serve net.safetensors`: over HTTP, with a page; see serve.py
 """
 
 from functools import partial
@@ -23,6 +24,7 @@ from experiments.deploy.exporting import export_command
 from experiments.deploy.importing import import_command
 from experiments.deploy.pack import pack_command
 from experiments.deploy.report import report_command
+from experiments.deploy.serve import serve_command
 from experiments.deploy.support import support_command
 
 COMMANDS: cli.Commands = {
@@ -32,6 +34,7 @@ COMMANDS: cli.Commands = {
     "pack": pack_command,
     "report": report_command,
     "cascade": calibrate_cascade,
+    "serve": serve_command,
 }
 
 
@@ -49,9 +52,13 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("mean", None, "import: per channel, what its images were normalised with")
     string("std", None, "import: likewise")
     string("network", None, "support: the packed file that is tried, with fresh networks beside it")
-    string("target", None, "export: stablehlo or onnx")
+    string("target", None, "export: stablehlo, onnx or litert")
     string("mode", None, "export: one mode of the file; by default all")
-    string("form", None, "export to onnx: exact, integer, or vnni, for processors that have it")
+    string(
+        "form",
+        None,
+        "export to onnx: exact, integer, vnni, for processors that have it, or nibbles",
+    )
     about = "cascade, export: by default what the network was trained on; import: to test"
     string("dataset", None, about)
     number("accuracy", None, "cascade: wanted difference to high, points; -0.1")
@@ -60,6 +67,15 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     number("blend", None, "cascade: weight of the logits of low in the answers of high")
     switch("test", True, "cascade, import: read the test set, once, at the end")
     switch("write", False, "cascade: write the calibration into the file")
+    string("host", "127.0.0.1", "serve: where it listens; by default for this machine alone")
+    integer = partial(flags.DEFINE_integer, flag_values=values)
+    integer("port", 8000, "serve: 0 is one that is free", lower_bound=0, upper_bound=65535)
+    about = "serve: a network of matrix products on bit planes, with these numbers of them: 2,8"
+    flags.DEFINE_list("planes", None, about, flag_values=values)
+    about = "serve: latency:MS, the p95; bit_operations:N or energy:NJ, the mean of an image"
+    string("budget", "latency:50", about)
+    number("rate", None, "serve: bytes a second that the file is read with, to see a slow source")
+    switch("samples", True, "serve: test images on the page, where the data set is prepared")
     string("data_dir", None, "cascade, import, export, support: folder of prepared TFDS data sets")
     string("archive", None, "cascade, import, export: archive of the data set")
 

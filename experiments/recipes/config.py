@@ -19,6 +19,7 @@ from experiments.recipes.bsq import Bsq
 from experiments.recipes.cyclic import Cyclic, Static
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.single import Float, High, Low, Truncate
+from experiments.recipes.supernet import Supernet
 from experiments.recipes.two_phase import Joint, Refine, TwoPhase
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -31,6 +32,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "static": Static,
     "cyclic": Cyclic,
     "bsq": Bsq,
+    "supernet": Supernet,
 }
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
@@ -59,11 +61,12 @@ class Config:
     batch_size: int = 128
     steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
     epochs_per_evaluation: int = 1  # validation and checkpoint
+    accumulate: int = 1  # parts of a batch that run one after the other, to save memory
     recipe: Recipe = _DEFAULT
 
     def __post_init__(self) -> None:
         check_choice("model", self.model, sorted(MODELS))
-        for name in ("batch_size", "epochs_per_evaluation"):
+        for name in ("batch_size", "epochs_per_evaluation", "accumulate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if self.steps_per_dispatch < 0:
@@ -105,6 +108,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # For an accelerator: 200 epochs for each phase.
     "paper": {},
+    # The standard network, from a trained float one: --init=...
+    "resnet20": {
+        "passes": 60.0,
+        "learning_rate": 0.04,
+        "weight_decay": 1e-4,
+        "epochs_per_evaluation": 5,
+    },
     # The smoke test, seconds on two CPU cores; what --dataset=digits takes by itself.
     "digits": {
         "model": "mlp",

@@ -19,7 +19,9 @@ FIELDS = ("mode", "order", "low", "high", "model", "dataset", "init", "seed")
 def define_flags() -> None:
     """The flags of `python -m experiments.cifar`."""
     flags.DEFINE_string(
-        "mode", None, "recipe: float, low, high, truncate, joint, two_phase, static, cyclic, bsq"
+        "mode",
+        None,
+        "recipe: float, low, high, truncate, joint, two_phase, static, cyclic, bsq, supernet",
     )
     flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
     flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
@@ -34,6 +36,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("resume", True, "go on where the workdir stands")
     flags.DEFINE_bool("test", True, "read the test set, once, at the end")
     flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    about = "each device holds a part of the training images, not all of them"
+    flags.DEFINE_bool("shard_data", False, about)
+    cli.define_process_flags()
     define_shared_flags()
 
 

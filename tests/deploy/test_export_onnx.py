@@ -83,7 +83,7 @@ def test_the_exact_form_answers_as_the_network(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "no norm"])
 def test_the_integer_form_is_integers_between_the_first_and_the_last_layer(tmp_path, name):
     path, images = packed(tmp_path, name)
-    save_onnx(tmp_path / "net.onnx", path, ["low", "high"], images)
+    save_onnx(tmp_path / "net.onnx", path, ["low", "high"], "integer", images)
     engine = EngineNetwork(tmp_path / "net.onnx")
     model, variables = load_packed(path)
     for mode, most in (("low", 1e-4), ("high", 0.25)):
@@ -91,12 +91,10 @@ def test_the_integer_form_is_integers_between_the_first_and_the_last_layer(tmp_p
         difference = np.abs(engine.predict(images, mode) - expected).max()
         assert difference < most * expected.std(axis=0).max(), (mode, difference)
     onnx = needed("onnx", "a test")
-    save_onnx(tmp_path / "high.onnx", path, ["high"], images)
+    save_onnx(tmp_path / "high.onnx", path, ["high"], "integer", images)
     graph = onnx.load(tmp_path / "high.onnx").graph
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
-    # INT8 weights overflow in the sums of processors without VNNI.
-    assert onnx.TensorProto.INT8 not in kinds
-    assert onnx.TensorProto.UINT8 in kinds
+    assert onnx.TensorProto.INT8 in kinds
     products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     makers = {node.output[0]: node.op_type for node in graph.node}
     for node in products[1:]:
@@ -105,9 +103,23 @@ def test_the_integer_form_is_integers_between_the_first_and_the_last_layer(tmp_p
     assert [node.op_type for node in graph.node].count("Relu") <= 1
 
 
+@pytest.mark.parametrize(("form", "together"), [("integer", 128), ("vnni", 2 * 127)])
+def test_sums_of_two_products_stay_in_sixteen_bits(tmp_path, form, together):
+    """Kernels for processors without VNNI add two products of UINT8 and INT8 in 16 bits."""
+    path, images = packed(tmp_path, "option A")
+    save_onnx(tmp_path / "net.onnx", path, ["high"], form, images)
+    onnx = needed("onnx", "a test")
+    for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4:
+            flat = np.sort(onnx.numpy_helper.to_array(tensor).reshape(tensor.dims[0], -1), axis=1)
+            two = np.abs([flat[:, -2:].sum(1, np.int32), flat[:, :2].sum(1, np.int32)])
+            assert 0 < two.max() <= together
+
+
 def test_halves_of_codes_are_shared_by_both_modes(tmp_path, monkeypatch):
     """The wide mode goes on from the sum of the narrow one: low in one file with high adds no
-    weights. Inputs are rounded to 8 bits for each block, by the engine."""
+    weights, and a run computes one of them. Inputs are rounded to 8 bits for each block, by the
+    engine."""
     monkeypatch.setattr(nibbles, "LEAST", 1)
     own = {"low": "w4a32", "high": "w8a32"}
     network = {
@@ -120,8 +132,8 @@ def test_halves_of_codes_are_shared_by_both_modes(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (6, 15, 10, 1), np.uint8)
     sizes = {}
     for names in (["high"], ["low", "high"]):
-        save_onnx(tmp_path / "net.onnx", path, names, nibbles=True)
-        sizes[len(names)] = (tmp_path / "net.onnx").stat().st_size
+        save_onnx(file := tmp_path / "net.onnx", path, names, "nibbles")
+        sizes[len(names)] = file.stat().st_size
     halves = 2 * (256 * 64 + 128 * 40) // 2  # inputs are filled up to whole blocks
     assert halves < sizes[1] < sizes[2] < sizes[1] + halves / 4
     engine = EngineNetwork(tmp_path / "net.onnx")
@@ -130,6 +142,32 @@ def test_halves_of_codes_are_shared_by_both_modes(tmp_path, monkeypatch):
         expected = np.asarray(model.apply(packed_variables, images, precision=mode))
         found = engine.predict(images, mode)
         assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+    operators = [node.op_type for node in needed("onnx", "a test").load(file).graph.node]
+    assert operators.count("If") == 4  # of each layer, and of what the classifier takes as codes
+
+
+@pytest.mark.parametrize("name", ["option A", "mlp"])
+def test_a_switch_between_modes_of_other_inputs(tmp_path, monkeypatch, name):
+    """Whatever differs between the modes is in branches: input steps, normalisation, padding."""
+    monkeypatch.setattr(nibbles, "LEAST", 1)
+    path, images = packed(tmp_path, name, {"low": "w4a4", "high": "w8a8"})
+    save_onnx(tmp_path / "net.onnx", path, form="nibbles")
+    engine = EngineNetwork(tmp_path / "net.onnx")
+    model, variables = load_packed(path)
+    for mode in engine.precisions:
+        expected = np.asarray(model.apply(variables, images, precision=mode))
+        found = engine.predict(images, mode)
+        assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected), mode
+
+
+def test_forms_that_are_none(tmp_path):
+    path, _ = packed(tmp_path, "mlp")
+    with pytest.raises(ValueError, match="form 'int4' is unknown: expected one of"):
+        save_onnx(tmp_path / "net.onnx", path, form="int4")
+    with pytest.raises(ValueError, match="form 'integer' without calibration images: expected"):
+        save_onnx(tmp_path / "net.onnx", path, form="integer")
+    with pytest.raises(ValueError, match=r"form 'nibbles' of the modes .*: expected one or two"):
+        save_onnx(tmp_path / "net.onnx", path, form="nibbles")
 
 
 def test_codes_of_few_bits_are_stored_in_four(tmp_path):

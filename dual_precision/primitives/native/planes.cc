@@ -3,6 +3,7 @@
 //   x      float  [batch, inputs]
 //   planes uint32 [bits, words, outputs], most significant first; the first n are read
 //   scales float  [bits, outputs]
+//   grid   float  [3], step, smallest and largest code of x; or [0], where each row has its own step
 //   y      float  [batch, outputs]
 //
 // One call, from floats to floats, because XLA takes longer to start the ten small programs of the
@@ -32,7 +33,11 @@ using planes::Way;
 constexpr int64_t kShare = 32 * 1024;       // words of planes that are worth another thread
 constexpr int64_t kMostInputs = 64 * 1024;  // 2^16 * 255 * 128 still fits int32
 
-int tile_rows(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+// Five to seven rows run as eight: a tile of eight takes less time than one of four and another.
+int tile_rows(int64_t left) { return left >= 5 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+// Rows with those that fill up the last tile.
+int64_t tiled(int64_t rows) { return rows % 8 >= 5 ? rows + 8 - rows % 8 : rows; }
 
 // 32 inputs by bit: those of a word's [4 bytes, 8 bits] as [8, 4], so that the four of one bit are
 // neighbours.
@@ -141,6 +146,24 @@ WITH_VNNI float fixed_point(const float* x, int64_t inputs, int count, int8_t* d
   return step;
 }
 
+// The codes of one row on a grid that is given, see ste.uniform_code; returns the step, or NaN where
+// an input is one.
+WITH_VNNI float on_grid(const float* x, int64_t inputs, const float* grid, int8_t* codes) {
+  const __m512 inverse = _mm512_set1_ps(1.0f / grid[0]);
+  const __m512 low = _mm512_set1_ps(grid[1]), top = _mm512_set1_ps(grid[2]);
+  __mmask16 no_number = 0;
+  for (int64_t k = 0; k < inputs; k += kLanes) {
+    const __mmask16 valid =
+        inputs - k >= kLanes ? __mmask16(0xFFFF) : __mmask16((1u << (inputs - k)) - 1);
+    const __m512 some = _mm512_maskz_loadu_ps(valid, x + k);
+    no_number |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+    const __m512 ratio = _mm512_mul_ps(some, inverse);
+    const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(ratio, low), top));
+    _mm512_mask_cvtepi32_storeu_epi8(codes + k, valid, code);
+  }
+  return no_number ? std::numeric_limits<float>::quiet_NaN() : grid[0];
+}
+
 // y = scale * step / 2 * sum_d 256^d sum_d, of one row; sums are [digits, batch, width].
 void scaled(const int32_t* sums, int count, int64_t distance, float step, const float* scales,
             int64_t width, float* y) {
@@ -150,6 +173,12 @@ void scaled(const int32_t* sums, int count, int64_t distance, float step, const 
       value = value * 256.0f + static_cast<float>(sums[d * distance + i]);
     y[i] = value * (0.5f * step) * scales[i];
   }
+}
+
+// The same of one digit on a grid that is given, rounded as code_products.code_product rounds.
+void scaled_once(const int32_t* sums, float step, const float* scales, int64_t width, float* y) {
+  for (int64_t i = 0; i < width; ++i)
+    y[i] = static_cast<float>(sums[i]) * ((0.5f * scales[i]) * step);
 }
 
 // Memory that a thread keeps from call to call, handed out piece by piece: pages that are fresh at
@@ -181,15 +210,18 @@ class Scratch {
 
 ffi::Error plane_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                          ffi::Buffer<ffi::U32> words_of, ffi::Buffer<ffi::F32> scales,
-                         ffi::ResultBuffer<ffi::F32> y, int64_t n, int64_t digits) {
+                         ffi::Buffer<ffi::F32> grid, ffi::ResultBuffer<ffi::F32> y, int64_t n, int64_t digits) {
   const auto xs = x.dimensions(), ps = words_of.dimensions(), ss = scales.dimensions();
   const auto ys = y->dimensions();
   if (xs.size() != 2 || ps.size() != 3 || ss.size() != 2 || ys.size() != 2 || n < 1 || n > 8 ||
       n > ps[0] || n > ss[0] || ss[1] != ps[2] || digits < 1 || digits > 4 ||
+      grid.dimensions().size() != 1 ||
+      (grid.dimensions()[0] != 0 && (grid.dimensions()[0] != 3 || digits != 1)) ||
       (xs[1] + 31) / 32 != ps[1] || xs[1] > kMostInputs || ys[0] != xs[0] || ys[1] != ps[2])
     return ffi::Error::InvalidArgument("plane_product: shapes that do not fit");
   const int64_t batch = xs[0], inputs = xs[1], words = ps[1], outputs = ps[2];
-  const int64_t rows = batch * digits, width = words * 32;
+  const float* given = grid.dimensions()[0] ? grid.typed_data() : nullptr;
+  const int64_t rows = tiled(batch * digits), width = words * 32;
   const int64_t vectors = (outputs + kLanes - 1) / kLanes;
   const int64_t sums_size = rows * vectors * kLanes, registers_size = vectors * kMostRegisters;
   static thread_local Scratch scratch;
@@ -205,9 +237,12 @@ ffi::Error plane_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   __m512i* registers = scratch.take<__m512i>(registers_size);
   const int bits = static_cast<int>(n), count = static_cast<int>(digits);
   std::memset(plain, 0, rows * width);  // what fills up the last word adds nothing
-  for (int64_t b = 0; b < batch; ++b)
-    steps[b] = fixed_point(x.typed_data() + b * inputs, inputs, count, plain + b * width,
-                           batch * width);
+  for (int64_t b = 0; b < batch; ++b) {
+    const float* row = x.typed_data() + b * inputs;
+    int8_t* own = plain + b * width;
+    steps[b] = given ? on_grid(row, inputs, given, own)
+                     : fixed_point(row, inputs, count, own, batch * width);
+  }
   pack(plain, bits, rows, words, packed, totals);
   int64_t parts = words * outputs * n * rows / kShare;
   if (parts > 2 * pool.num_threads()) parts = 2 * pool.num_threads();  // evens out busy cores
@@ -222,9 +257,13 @@ ffi::Error plane_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
     const int64_t own = (end - begin) * kLanes;
     int32_t* found = sums + rows * first;
     multiply(o, bits, rows, packed, totals, begin, end, registers + begin * kMostRegisters, found);
-    for (int64_t b = 0; b < batch; ++b)
-      scaled(found + b * own, count, batch * own, steps[b], scale + first, last - first,
-             to + b * outputs + first);
+    for (int64_t b = 0; b < batch; ++b) {
+      float* row = to + b * outputs + first;
+      if (given)
+        scaled_once(found + b * own, steps[b], scale + first, last - first, row);
+      else
+        scaled(found + b * own, count, batch * own, steps[b], scale + first, last - first, row);
+    }
   });
   return ffi::Error::Success();
 }
@@ -236,6 +275,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_plane_product, plane_product,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("planes")

@@ -26,7 +26,12 @@ _TARGET = "dual_precision_plane_product"
 
 
 def plane_product(
-    x: jax.Array, words: jax.Array, scales: jax.Array, planes: int, activations: int
+    x: jax.Array,
+    words: jax.Array,
+    scales: jax.Array,
+    grid: jax.Array,
+    planes: int,
+    activations: int,
 ) -> jax.Array:
     """As `bitserial.plane_product`; on a CPU.
 
@@ -37,7 +42,7 @@ def plane_product(
         raise ValueError(f'there is no compiled kernel here, {_why_not()}: take form="xla"')
     result = jax.ShapeDtypeStruct((x.shape[0], words.shape[2]), jnp.float32)
     call = jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")
-    return call(x, words, scales, planes=np.int64(planes), digits=np.int64(activations // 8))
+    return call(x, words, scales, grid, planes=np.int64(planes), digits=np.int64(activations // 8))
 
 
 def available() -> bool:

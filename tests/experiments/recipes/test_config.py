@@ -157,6 +157,8 @@ ALTERNATIVES: dict[str, Any] = {
     "cycles": 8,
     "bits": 4,
     "low_bits": 3.0,
+    "choices": "w1a2 w3a4",
+    "refit": False,
 }
 
 

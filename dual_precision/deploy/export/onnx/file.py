@@ -5,7 +5,8 @@
 
 A graph takes the images as they are, `images` uint8 [N, H, W, C], and has an output for each mode.
 With several modes they share what is equal, such as the preparation of the pixels; ONNX Runtime
-computes all of them at every run, so that a file for each mode is the fast way.
+computes all of them at every run, so that a file for each mode is the fast way. Of the form
+"nibbles" alone a file of two modes has one output, and an input that switches.
 """
 
 import json
@@ -21,8 +22,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.export.onnx.graph import Graph
+from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, NIBBLES, VNNI
 from dual_precision.deploy.export.onnx.network import Network, Ranges
 from dual_precision.deploy.export.onnx.steps import Steps, trace_steps
+from dual_precision.deploy.export.onnx.switched import WIDE, Switched
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
@@ -30,6 +33,7 @@ from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure, batch_of
 
+LOGITS = "logits"  # the output of a graph with a switch
 _SHARE = 0.01  # percent of a normalisation's outputs that may lie outside of its range, each side
 
 
@@ -37,27 +41,32 @@ def save_onnx(
     path: str | os.PathLike,
     source: Source,
     precisions: Sequence[str] | None = None,
+    form: str = EXACT,
     calibration: np.ndarray | None = None,
-    nibbles: bool = False,
-    vnni: bool = False,
 ) -> None:
     """Writes modes of a packed file as an ONNX graph.
 
     Args:
       precisions: the modes; None is all.
-      calibration: images such as those of training, for the integer form: modes of 8-bit
-        activations then run on integer kernels, residual sums included. None writes the exact
-        form, whose values are those of the mode. See layers.py.
-      nibbles: large matrices of 4 and 8 bits as MatMulNBits of ONNX Runtime, whose weights the
-        modes share; see nibbles.py.
-      vnni: with `calibration`, weights as INT8: faster, and right on processors with VNNI alone;
-        on others ONNX Runtime gives wrong numbers then, without a word.
+      form: of the layers, see layers.py. "exact": the values are those of the mode. "integer":
+        modes of 8-bit activations run on integer kernels, residual sums included. "vnni": closer,
+        and right on processors with VNNI alone; on others ONNX Runtime gives wrong numbers then,
+        without a word. "nibbles": large matrices of 4 and 8 bits as MatMulNBits of ONNX Runtime;
+        of two modes, both share every weight, and one is computed at a run; see switched.py.
+      calibration: of "integer" and "vnni", images such as those of training.
 
     Raises:
       ValueError: onnx is missing; no such mode; a network that is not exported, and why.
       PackedError, OSError: as `load_packed`.
     """
     needed("onnx", "an ONNX export")
+    if form not in FORMS:
+        raise ValueError(f"form {form!r} is unknown: expected one of {list(FORMS)}")
+    if (calibration is not None) != (form in (INTEGER, VNNI)):
+        raise ValueError(
+            f"form {form!r} with{'' if calibration is not None else 'out'} calibration images:"
+            f" expected them for {INTEGER!r} and {VNNI!r} alone"
+        )
     with PackedFile(source) as file:
         names = [*file.info.bytes_read] if precisions is None else [*precisions]
         if not names or not {*names} <= {*file.info.bytes_read}:
@@ -69,13 +78,33 @@ def save_onnx(
     _, integers = to_integer(model, unflatten_dict(read), example)
     steps = trace_steps(model, structure, example)
     graph, outputs = Graph(), {}
+    if form == NIBBLES and len(names) > 1:
+        both = _narrow_and_wide(structure, names)
+        outputs[LOGITS] = Switched(graph, steps, structure, integers, both).output()
+        write_graph(path, graph, steps, example, outputs, both)
+        return
     for name in names:
         ranges = None
         if calibration is not None and runs_on_integers(structure, name):
             ranges = ranges_of(model, variables, structure, calibration, name)
-        network = Network(graph, steps, structure, integers, name, ranges, nibbles, vnni)
+        network = Network(graph, steps, structure, integers, name, form, ranges)
         outputs[name] = network.output()
-    write_graph(path, graph, steps, example, outputs)
+    write_graph(path, graph, steps, example, outputs, names)
+
+
+def _narrow_and_wide(structure: Structure, names: Sequence[str]) -> tuple[str, str]:
+    """Two modes, the one that reads fewer bits of the weights first."""
+
+    def bits(name: str) -> int:
+        return sum(layer.table[name].weights or 0 for layer in structure.layers.values())
+
+    if len(names) != 2:
+        raise ValueError(
+            f"form {NIBBLES!r} of the modes {[*names]}: expected one or two, as the graph has one"
+            " switch"
+        )
+    narrow, wide = sorted(names, key=bits)
+    return narrow, wide
 
 
 def runs_on_integers(structure: Structure, mode: str) -> bool:
@@ -86,18 +115,26 @@ def runs_on_integers(structure: Structure, mode: str) -> bool:
 
 
 def write_graph(
-    path: str | os.PathLike, graph: Graph, steps: Steps, example: Any, outputs: Mapping[str, str]
+    path: str | os.PathLike,
+    graph: Graph,
+    steps: Steps,
+    example: Any,
+    outputs: Mapping[str, str],
+    precisions: Sequence[str],
 ) -> None:
-    """Writes a graph with an output for each mode, name -> tensor."""
+    """Writes a graph with these outputs, name -> tensor: of each mode, or of a switch."""
     helper = graph.onnx.helper
     kinds = helper.np_dtype_to_tensor_dtype
     for name, tensor in outputs.items():
         graph.nodes.append(helper.make_node("Identity", [tensor], [name], name=f"output_{name}"))
     shape = ["rows", *steps.output.aval.shape[1:]]
+    inputs = [(graph.image, kinds(np.dtype(example.dtype)), ["rows", *example.shape])]
+    if [*outputs] == [LOGITS]:
+        inputs.append((WIDE, kinds(np.dtype(bool)), []))
     result = graph.model(
-        [(graph.image, kinds(np.dtype(example.dtype)), ["rows", *example.shape])],
+        inputs,
         [(name, kinds(np.dtype(np.float32)), shape) for name in outputs],
-        {"example": json.dumps(example_to_json(example)), "precisions": json.dumps([*outputs])},
+        {"example": json.dumps(example_to_json(example)), "precisions": json.dumps([*precisions])},
     )
     write_parts(path, [result.SerializeToString()])
 
@@ -167,6 +204,7 @@ class EngineNetwork:
         self.precisions = tuple(json.loads(about["precisions"]))
         self.example = example_from_json(json.loads(about["example"]))
         self._row = batch_of(self.example, 1)
+        self._switched = WIDE in {own.name for own in self.session.get_inputs()}
 
     def predict(self, images: Any, precision: str) -> np.ndarray:
         """Logits float32 [N, classes] of uint8 images [N, H, W, C].
@@ -177,5 +215,9 @@ class EngineNetwork:
         if precision not in self.precisions:
             raise ValueError(f"precision {precision!r}: expected one of {list(self.precisions)}")
         (given,) = checked_inputs(images, self._row)
-        found: np.ndarray = self.session.run([precision], {Graph.image: given})[0]
+        feeds = {Graph.image: given}
+        if self._switched:
+            feeds[WIDE] = np.asarray(precision == self.precisions[-1])
+        output = LOGITS if self._switched else precision
+        found: np.ndarray = self.session.run([output], feeds)[0]
         return found

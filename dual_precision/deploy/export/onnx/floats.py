@@ -31,8 +31,8 @@ def save_float_onnx(
     """
     structure = structure_of(model, example)
     steps, graph = trace_steps(model, structure, example), Graph()
-    network = _FloatNetwork(graph, steps, structure, variables, FLOAT_NAME, {})
-    write_graph(path, graph, steps, example, {FLOAT_NAME: network.output()})
+    network = _FloatNetwork(graph, steps, structure, variables, FLOAT_NAME, ranges={})
+    write_graph(path, graph, steps, example, {FLOAT_NAME: network.output()}, [FLOAT_NAME])
 
 
 @dataclasses.dataclass

@@ -1,5 +1,7 @@
 """A graph of ONNX that is built node after node; equal nodes are one node."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,18 +23,21 @@ class Graph:
 
     image = "images"
 
-    def __init__(self) -> None:
+    def __init__(self, whole: "Graph | None" = None) -> None:
+        """An empty graph, or a branch of a whole one, which has the initializers of both."""
         self.onnx: Any = needed("onnx", PURPOSE)
         self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
         self._known: dict[Any, str] = {}
-        self._domains: set[str] = set()
+        self._numbers: Iterator[int] = itertools.count() if whole is None else whole._numbers
+        self._domains: set[str] = set() if whole is None else whole._domains
+        self._constants: dict[Any, str] = {} if whole is None else whole._constants
+        self.initializers: list[Any] = [] if whole is None else whole.initializers
 
     def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """The output of a node with these inputs; "" stands for one that is left out."""
         key = op, inputs, domain, repr(sorted(attributes.items()))
         if key not in self._known:
-            name = f"{op.lower()}_{len(self.nodes)}"
+            name = f"{op.lower()}_{next(self._numbers)}"
             made = self.onnx.helper.make_node(
                 op, [*inputs], [name], name=name, domain=domain, **attributes
             )
@@ -45,11 +50,27 @@ class Graph:
         """An initializer with the values and the dtype of an array."""
         array = np.asarray(value, order="C")  # a scalar stays one: engines want scales so
         key = array.dtype.str, array.shape, array.tobytes()
-        if key not in self._known:
+        if key not in self._constants:
             made = self.onnx.numpy_helper.from_array(array, self._free(name))
             self.initializers.append(made)
-            self._known[key] = made.name
-        return self._known[key]
+            self._constants[key] = made.name
+        return self._constants[key]
+
+    def choose(self, condition: str, then: tuple["Graph", str], other: tuple["Graph", str]) -> str:
+        """A tensor of one branch or the other, of which one alone is computed at a run.
+
+        Args:
+          condition: a bool, ().
+          then, other: a branch `Graph(self)`, and its tensor of floats.
+        """
+        helper, name = self.onnx.helper, f"if_{next(self._numbers)}"
+        graphs = {}
+        for side, (branch, tensor) in {"then_branch": then, "else_branch": other}.items():
+            result = branch.node("Identity", tensor)
+            info = helper.make_tensor_value_info(result, self.onnx.TensorProto.FLOAT, None)
+            graphs[side] = helper.make_graph(branch.nodes, f"{name}_{side}", [], [info])
+        self.nodes.append(helper.make_node("If", [condition], [name], name=name, **graphs))
+        return name
 
     def four_bits(self, values: np.ndarray, name: str) -> str:
         """An initializer of type INT4, of integers from -8 to 7, two in a byte."""

@@ -2,16 +2,19 @@
 
 A weight of n of N bits is the odd number 2 c_n + 1 times half a step, and an activation a code
 times its step, see deploy/integer/layers.py; a normalisation is folded into the scale of each
-channel and an offset. Two ways to write it:
+channel and an offset. The forms:
 
     exact    the odd numbers in the narrowest of INT4, INT8 and INT16 that holds them, behind a
              DequantizeLinear; the product is of floats, whose values are those of the mode
     integer  for engines whose integer kernels take 8-bit weights and activations: numbers of 9
-             bits, which a mode of 8 has, are rounded to 255 levels of a channel, and the offset is
-             an integer of 32 bits. Weights are UINT8 around 128: kernels for processors without
-             VNNI add two products of UINT8 and INT8 in 16 bits, which overflow
+             bits, which a mode of 8 has, are rounded to fewer levels of a channel, and the offset
+             is an integer of 32 bits. Kernels for processors without VNNI add two products of
+             UINT8 and INT8 in 16 bits: no two weights of a channel are more than 128 together,
+             as 255 * 128 < 2^15
+    vnni     likewise, for processors that have it: one weight alone is at most 127
+    nibbles  exact, but for large matrices of 4 and 8 bits, see nibbles.py
 
-What a first convolution takes as floats is rounded to 8 bits in "integer" too, as pixels are. A
+What a first convolution takes as floats is rounded to 8 bits in these two, as pixels are. A
 mode of 8-bit activations is then all integers between its pixels and its last sums.
 """
 
@@ -25,8 +28,8 @@ from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.primitives.quantizers import code_range
 from dual_precision.structure import Layer
 
+FORMS = EXACT, INTEGER, VNNI, NIBBLES = "exact", "integer", "vnni", "nibbles"
 LEVELS = 127
-MIDDLE = 128  # the code of 0 in UINT8 weights
 _WIDEST_BIAS = 2**30
 
 
@@ -172,9 +175,8 @@ def _integer_weights(
     name: str,
     vnni: bool,
 ) -> tuple[str, str]:
-    others = tuple(a for a in range(odd.ndim) if a != axis)
-    most = np.abs(odd).max(axis=others, keepdims=True)
-    fit = np.where(most > LEVELS, most / LEVELS, 1.0)
+    shape = [-1 if a == axis else 1 for a in range(odd.ndim)]
+    fit = np.maximum(_size(np.moveaxis(odd, axis, 0), vnni) / LEVELS, 1.0).reshape(shape)
     levels = np.round(odd / fit).astype(np.int32)
     step = np.float64(values.seen.step)
     own = scale * fit.reshape(-1)
@@ -182,15 +184,14 @@ def _integer_weights(
     # scale too.
     own = np.maximum(own, np.abs(values.offset) / step / _WIDEST_BIAS)
     own = np.where(own > 0, own, 1.0).astype(np.float32)
-    zeros = np.where(scale == 0, 0, 1).reshape([-1 if a == axis else 1 for a in range(odd.ndim)])
+    zeros = np.where(scale == 0, 0, 1).reshape(shape)
     unit = np.float32(step) * own
     offset = np.round(values.offset / unit.astype(np.float64)).astype(np.int32)
-    kind, middle = (np.int8, 0) if vnni else (np.uint8, MIDDLE)
     made = graph.node(
         "DequantizeLinear",
-        graph.constant((levels * zeros + middle).astype(kind), name),
+        graph.constant((levels * zeros).astype(np.int8), name),
         graph.constant(own, f"{name}_scale"),
-        graph.constant(np.full(len(own), middle, kind)),
+        graph.constant(np.zeros(len(own), np.int8)),
         axis=axis,
     )
     bias = graph.node(
@@ -201,3 +202,14 @@ def _integer_weights(
         axis=0,
     )
     return made, bias
+
+
+def _size(odd: np.ndarray, vnni: bool) -> np.ndarray:
+    """What must fit into the levels of each channel, the first axis: its largest number, and of
+    the kernels without VNNI any two of one sign together."""
+    flat = np.sort(odd.reshape(len(odd), -1), axis=1)
+    most = np.maximum(flat[:, -1], -flat[:, 0])
+    if vnni:
+        return most
+    two = flat[:, -2:].sum(axis=1), -flat[:, :2].sum(axis=1)
+    return np.maximum(most, np.maximum(*two))

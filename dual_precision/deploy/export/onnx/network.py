@@ -8,6 +8,9 @@ import numpy as np
 
 from dual_precision.deploy.export.onnx.arrays import Arrays
 from dual_precision.deploy.export.onnx.layers import (
+    EXACT,
+    NIBBLES,
+    VNNI,
     Seen,
     Values,
     as_codes,
@@ -18,7 +21,7 @@ from dual_precision.deploy.export.onnx.layers import (
     values_of,
     weights,
 )
-from dual_precision.deploy.export.onnx.nibbles import in_nibbles, odd_halves
+from dual_precision.deploy.export.onnx.nibbles import in_nibbles, narrow_sums, odd_sums
 from dual_precision.deploy.export.onnx.steps import Part
 from dual_precision.structure import LayerPath, Structure
 
@@ -30,18 +33,18 @@ class Network(Arrays):
     """The nodes of one mode.
 
     Attributes:
+      form: one of FORMS of layers.py.
       ranges: norm -> the least and the largest output, for residual sums of integers; layer of
         float inputs -> those of its input. None writes "exact" layers.
-      nibbles: large matrices in halves of codes, see nibbles.py.
-      vnni: weights of the integer form as INT8, for processors whose sums do not overflow then.
+      given: layer in nibbles -> its input and the sums of it, where they are computed elsewhere.
     """
 
     structure: Structure
     integers: Mapping[str, Any]
     mode: str
-    ranges: Ranges | None
-    nibbles: bool = False
-    vnni: bool = False
+    form: str = EXACT
+    ranges: Ranges | None = None
+    given: dict[LayerPath, tuple[str, tuple[str, str]]] = dataclasses.field(default_factory=dict)
 
     # -- layers and normalisations ---------------------------------------------------------------
 
@@ -49,9 +52,8 @@ class Network(Arrays):
         if part.path in self.structure.layers:
             return self._layer(part, None)
         norm = self.norm_values(part.path)
-        source = self.structure.sources.get(part.path)
-        layer = self.steps.parts.get(self.steps.origin(part.source))
-        if source is not None and layer is not None and layer.path == source:
+        layer = self.layer_before(part)
+        if layer is not None:
             return self._layer(layer, norm)
         x = self.tensor(part.source)
         rank = len(self.steps.origin(part.source).aval.shape)
@@ -60,6 +62,12 @@ class Network(Arrays):
         return self.graph.node(
             "Add", self.graph.node("Mul", x, self._constant(both[0])), self._constant(both[1])
         )
+
+    def layer_before(self, part: Part) -> Part | None:
+        """The layer whose output a norm alone takes."""
+        source = self.structure.sources.get(part.path)
+        layer = self.steps.parts.get(self.steps.origin(part.source))
+        return layer if layer is not None and layer.path == source else None
 
     def _params(self, path: LayerPath) -> Any:
         own: Any = self.integers["params"]
@@ -79,17 +87,30 @@ class Network(Arrays):
         """How a layer sees its input."""
         return seen_by(self.structure.layers[path], self.mode, self._params(path))
 
+    def codes_of(self, path: LayerPath) -> np.ndarray:
+        """The stored codes of a layer, int8."""
+        return np.asarray(self._params(path)["kernel"])
+
+    def codes_seen(self, part: Part) -> str:
+        """The input of a layer as its mode sees it."""
+        return self._codes(part.source, self.seen(part.path))
+
     def _layer(self, part: Part, norm: Any) -> str:
         values, name = self.layer_values(part.path, norm), "/".join(part.path)
+        if part.path in self.given:
+            return self._in_nibbles(part.path, values, *self.given[part.path])
         known = (self.ranges or {}).get(part.path)
         if known is not None:
             values = rounded_input(values, in_range(*known))
             x = as_codes(self.graph, self.tensor(part.source), values.seen)
         else:
-            x = self._codes(part.source, values.seen)
-        if self.nibbles and in_nibbles(self.structure.layers[part.path], self.mode):
-            return self._in_nibbles(part.path, x, values)
-        kernel, offset = weights(self.graph, values, name, self.ranges is not None, self.vnni)
+            x = self.codes_seen(part)
+        if self.form == NIBBLES and in_nibbles(self.structure.layers[part.path], self.mode):
+            sums = narrow_sums(self.graph, x, self.codes_of(part.path), name)
+            return self._in_nibbles(part.path, values, x, sums)
+        kernel, offset = weights(
+            self.graph, values, name, self.ranges is not None, self.form == VNNI
+        )
         whole = self.ranges is not None
         product = part.product
         if product.primitive.name == "dot_general":
@@ -106,10 +127,9 @@ class Network(Arrays):
         made = self._convolution(product, name, x, kernel)
         return self.graph.node("Add", made, self._per_channel(values.offset))
 
-    def _in_nibbles(self, path: LayerPath, x: str, values: Values) -> str:
+    def _in_nibbles(self, path: LayerPath, values: Values, x: str, sums: tuple[str, str]) -> str:
         bits = self.structure.layers[path].table[self.mode].weights or 0
-        codes_of = np.asarray(self._params(path)["kernel"])
-        made = odd_halves(self.graph, x, codes_of, bits, "/".join(path))
+        made = odd_sums(self.graph, x, self.codes_of(path), bits, "/".join(path), sums)
         scale = 2 * values.multiplier / (1 if values.seen.step is None else values.seen.step)
         scaled = self.graph.node("Mul", made, self.graph.constant(scale.astype(np.float32)))
         return self.graph.node("Add", scaled, self.graph.constant(values.offset))

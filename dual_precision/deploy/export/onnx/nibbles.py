@@ -8,7 +8,8 @@ rest. With a product that takes 4-bit numbers t and r - 8,
     4 bits   sum_k x_k (2 t_k + 1) / 2 = A + S / 2
     8 bits   sum_k x_k (2 c_k + 1) / 2 = 16 A + B + 8.5 S
 
-so that both modes share every weight, and the wide one goes on from the sum of the narrow one.
+so that both modes share every weight, and the wide one goes on from the sum of the narrow one; see
+switched.py for both in one file.
 The product is MatMulNBits of ONNX Runtime, whose fast kernels (accuracy_level 4) round x to 8 bits
 for each block of inputs.
 """
@@ -30,25 +31,37 @@ def in_nibbles(layer: Layer, mode: str) -> bool:
     return large and layer.stored == WHOLE and layer.table[mode].weights in (HALF, WHOLE)
 
 
-def odd_halves(graph: Graph, x: str, codes: np.ndarray, bits: int, name: str) -> str:
-    """sum_k x_k (2 c_k + 1) / 2 of the codes of 4 or 8 bits, as a tensor [..., out].
+def narrow_sums(graph: Graph, x: str, codes: np.ndarray, name: str) -> tuple[str, str]:
+    """A [..., out] and S [..., 1], which modes of 4 and of 8 bits take.
 
     Args:
       x: [..., in], floats.
       codes: int8 [in, out], of 8 stored bits.
-      bits: 4 or 8.
     """
-    top, rest = codes.astype(np.int32) >> HALF, codes.astype(np.int32) & 15
-    narrow = _product(graph, x, top + _MIDDLE, f"{name}_top")
+    top = codes.astype(np.int32) >> HALF
     axes = graph.constant(np.asarray([-1], np.int64))
-    total = graph.node("ReduceSum", x, axes, keepdims=1)
+    narrow = _product(graph, x, top + _MIDDLE, f"{name}_top")
+    return narrow, graph.node("ReduceSum", x, axes, keepdims=1)
+
+
+def odd_sums(
+    graph: Graph, x: str, codes: np.ndarray, bits: int, name: str, sums: tuple[str, str]
+) -> str:
+    """sum_k x_k (2 c_k + 1) / 2 of the codes of 4 or 8 bits, as a tensor [..., out].
+
+    Args:
+      x, codes: as of `narrow_sums`.
+      bits: 4 or 8.
+      sums: what `narrow_sums` gave, in this graph or the one around it.
+    """
+    narrow, total = sums
 
     def times(tensor: str, factor: float) -> str:
         return graph.node("Mul", tensor, graph.constant(np.float32(factor)))
 
     if bits == HALF:
         return graph.node("Add", narrow, times(total, 0.5))
-    wide = _product(graph, x, rest, f"{name}_rest")
+    wide = _product(graph, x, codes.astype(np.int32) & 15, f"{name}_rest")
     both = graph.node("Add", times(narrow, 16.0), wide)
     return graph.node("Add", both, times(total, 8.5))
 

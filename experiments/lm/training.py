@@ -76,8 +76,9 @@ def read_language_config() -> tuple[LanguageConfig, str]:
     return make_language_config(preset, settings), preset
 
 
-def train() -> None:
-    """What the command does where its first word names nothing else."""
+def train(*, seed: int | None = None) -> None:
+    """What the command does where no word says another thing; FLAGS has its flags, seed too."""
+    del seed
     clock = cli.Stopwatch()
     config, preset = read_language_config()
     workdir = Path(FLAGS.workdir or default_language_workdir(config, preset))
@@ -171,8 +172,3 @@ def language_rows(
             row[f"{split}_accuracy"] = 100 * found["accuracy"]
         rows.append({**row, **dataclasses.asdict(mode_cost(layers, name))})
     return rows
-
-
-if __name__ == "__main__":
-    define_language_flags()
-    cli.run(train)

@@ -1,0 +1,231 @@
+"""Text from a packed file: any mode, or the high mode drafted by the low one, byte for byte alike.
+
+generator = Generator("austen.safetensors")
+generator.generate([b"It is a truth"], 100, precision="draft")   # the text of precision="high"
+for part in generator.stream(b"It is a truth", 100, precision="low"): ...
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from dual_precision.deploy.file.packed import PackedFile, Source
+from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts
+from dual_precision.deploy.generation.programs import (
+    FILLED,
+    MOST_ROWS,
+    Choice,
+    fill,
+    round_of_drafts,
+    step,
+)
+from dual_precision.deploy.planes.mode_layers import ModeLayer, to_plane_layers
+from dual_precision.layers import KVCache
+from dual_precision.precision import Asked, mode_of
+from dual_precision.structure import Example, mode_order, structure_of
+
+DRAFT = "draft"
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a generation has done so far: bytes are those of all texts together."""
+
+    bytes: int = 0
+    passes: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    kept: int = 0
+
+
+class Generator:
+    """Texts of a decoder on planes. Nothing in it changes: a cache goes from call to call.
+
+    Attributes:
+      model, variables: on planes, see `to_plane_layers`.
+      low, high: the modes with the fewest and the most weight bits: who drafts, who decides.
+      context: the most bytes of a prompt and what follows it.
+    """
+
+    def __init__(self, source: Source, form: type[ModeLayer] = ModeLayer) -> None:
+        """Reads a packed file.
+
+        Raises:
+          ValueError: its network is no decoder. PackedError, OSError: as `load_packed`.
+        """
+        with PackedFile(source) as file:
+            model, variables = file.load()
+            self._set(model, variables, file.info.example, form)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, variables: Any, example: Example, form: type[ModeLayer] = ModeLayer
+    ) -> "Generator":
+        """Of a model and its variables, as `dual_precision.load` gives."""
+        made = cls.__new__(cls)
+        made._set(model, variables, example, form)
+        return made
+
+    def _set(
+        self, model: nn.Module, variables: Any, example: Example, form: type[ModeLayer]
+    ) -> None:
+        if not hasattr(model, "empty_cache"):
+            raise ValueError(
+                f"a network of class {type(model).__name__}: expected a decoder with a cache, such"
+                " as the transformer"
+            )
+        order = mode_order(structure_of(model, example))
+        self.low, self.high = order[0], order[-1]
+        self.model, planes = to_plane_layers(model, variables, example, form)
+        self.variables = jax.device_put(planes)
+        self.context: int = model.context
+
+    def generate(self, prompts: Sequence[bytes], count: int, **how: Any) -> list[bytes]:
+        """`count` bytes behind each of the prompts; arguments and errors as `rounds`."""
+        texts = [b""] * len(prompts)
+        for parts in self.rounds(prompts, count, **how):
+            texts = [text + part for text, part in zip(texts, parts, strict=True)]
+        return texts
+
+    def stream(self, prompt: bytes, count: int, **how: Any) -> Iterator[bytes]:
+        """What comes behind one prompt, as soon as it is known; as `rounds`."""
+        for (part,) in self.rounds([prompt], count, **how):
+            yield part
+
+    def rounds(
+        self,
+        prompts: Sequence[bytes],
+        count: int,
+        *,
+        precision: Asked = DRAFT,
+        drafts: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        costs: DraftCosts | None = None,
+        tally: Tally | None = None,
+    ) -> Iterator[list[bytes]]:
+        """What comes behind each of the prompts, pass after pass.
+
+        Args:
+          prompts: one or more, each of one byte or more, of any lengths.
+          count: bytes to add to each.
+          precision: a mode of the file, or Widths; "draft" is the text of `high`, drafted.
+          drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
+            none do.
+          temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
+          seed: of the samples. A byte's random numbers depend on its place in its text, and the
+            place of the text among the prompts, alone.
+          costs: that None of drafts decides by.
+          tally: is added to.
+
+        Raises:
+          ValueError: no prompt, an empty one, one that is no bytes, or too long for the context
+            with what is to follow; an unknown precision; a number of drafts that is none.
+        """
+        self._check(prompts, count, precision, drafts, temperature, costs)
+        return self._rounds(
+            prompts,
+            count,
+            precision,
+            Adaptive(costs or DraftCosts()) if drafts is None else drafts,
+            Choice(
+                jax.random.key(seed),
+                jnp.arange(len(prompts), dtype=jnp.uint32),
+                jnp.float32(temperature or 1.0),
+                temperature == 0,
+            ),
+            Tally() if tally is None else tally,
+        )
+
+    def filled(self, prompts: Sequence[bytes], precision: Asked) -> tuple[jax.Array, KVCache]:
+        """The last byte of each prompt [N], and a cache with all before it."""
+        before = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+        cache = self.model.empty_cache(len(prompts))
+        size = -(-int(before.max()) // FILLED) * FILLED
+        padded = np.zeros((len(prompts), size), np.uint8)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt) - 1] = np.frombuffer(prompt[:-1], np.uint8)
+        for first in range(0, size, FILLED):
+            lengths = jnp.asarray(np.clip(before - first, 0, FILLED))
+            tokens = jnp.asarray(padded[:, first : first + FILLED])
+            cache = fill(
+                self.variables, tokens, lengths, cache, model=self.model, precision=precision
+            )
+        return jnp.asarray(np.array([prompt[-1] for prompt in prompts], np.uint8)), cache
+
+    def _rounds(
+        self,
+        prompts: Sequence[bytes],
+        count: int,
+        precision: Asked,
+        drafts: "Adaptive | int",
+        choice: Choice,
+        tally: Tally,
+    ) -> Iterator[list[bytes]]:
+        decides = self.high if precision == DRAFT else precision
+        token, cache = self.filled(prompts, decides)
+        left = np.full(len(prompts), count)
+        while left.any():
+            chosen = drafts.drafts() if isinstance(drafts, Adaptive) else drafts
+            wanted = chosen if precision == DRAFT else 0
+            tally.passes += 1
+            if wanted == 0:
+                token, cache = step(
+                    self.variables, token, cache, choice, model=self.model, precision=decides
+                )
+                found, counts = np.asarray(token)[:, None], np.ones(len(prompts), int)
+            else:
+                both = {"low": self.low, "high": self.high}
+                out, kept, token, cache = round_of_drafts(
+                    self.variables, token, cache, choice, model=self.model, drafts=wanted, **both
+                )
+                found, counts = np.asarray(out), np.asarray(kept)
+                tally.rounds += 1
+                tally.drafted += wanted * int((left > 0).sum())
+                tally.kept += int((counts - 1)[left > 0].sum())
+                if isinstance(drafts, Adaptive):
+                    drafts.saw(wanted, (counts - 1)[left > 0].tolist())
+            counts = np.minimum(counts, left)
+            left = left - counts
+            tally.bytes += int(counts.sum())
+            yield [row[:n].tobytes() for row, n in zip(found, counts, strict=True)]
+
+    def _check(
+        self,
+        prompts: Sequence[bytes],
+        count: int,
+        precision: Asked,
+        drafts: int | None,
+        temperature: float,
+        costs: DraftCosts | None,
+    ) -> None:
+        if isinstance(prompts, bytes) or not prompts:
+            raise ValueError("no list of prompts: expected one or more, as in [b'It is']")
+        for prompt in prompts:
+            if not isinstance(prompt, bytes) or not prompt:
+                raise ValueError(f"a prompt of {prompt!r}: expected bytes, one or more")
+            if count < 1 or len(prompt) + count > self.context:
+                raise ValueError(
+                    f"a prompt of {len(prompt)} bytes and {count} to follow: expected 1 or more to"
+                    f" follow, and at most {self.context} together, the context of this model"
+                )
+        if precision != DRAFT:
+            self.model.modes.check_name(mode_of(precision))
+            if drafts is not None or costs is not None:
+                raise ValueError(
+                    f"drafts={drafts} and costs={costs} with precision {precision!r}: expected"
+                    f" none of them, which {DRAFT!r} alone reads"
+                )
+        if drafts is not None and (type(drafts) is not int or not 1 <= drafts < MOST_ROWS):
+            raise ValueError(
+                f"drafts={drafts!r}: expected 1 to {MOST_ROWS - 1}, as a pass has {MOST_ROWS} rows"
+            )
+        if drafts is not None and costs is not None:
+            raise ValueError("costs with a fixed number of drafts: expected one of them")
+        if not np.isfinite(temperature) or temperature < 0:
+            raise ValueError(f"a temperature of {temperature}: expected 0, or more")

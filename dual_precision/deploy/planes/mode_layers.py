@@ -1,0 +1,125 @@
+"""A trained network on bit planes: its own modes, and any number of planes at every call.
+
+    model, variables = load_packed("austen.safetensors")
+    layered, planes = to_plane_layers(model, variables, example)
+    layered.apply(planes, text, precision="low")                        # reads 2 of 8 planes
+    layered.apply(planes, text, precision=Widths("high", weights=4))    # reads 4
+
+Each mode keeps its norms and the steps of its inputs, so that the products have the bits of the
+training forward; `bit_layers` is for networks that have no such modes. All widths are static here:
+each has its own program.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dual_precision.deploy.forms import layer_form, trace_forms, with_forms
+from dual_precision.layers import QuantizedLayer
+from dual_precision.precision import Asked
+from dual_precision.primitives.bitserial import pack_words, plane_product
+from dual_precision.primitives.nested import encode
+from dual_precision.primitives.quantizers import input_grid, rescaled_step
+from dual_precision.structure import Example, Structure, structure_of
+
+FLOAT_DIGITS = 16  # bits of inputs that a mode does not quantize
+
+
+class ModeLayer(QuantizedLayer):
+    """The form of a matrix product that reads planes in its own modes, see `forms.layer_form`.
+
+    Parameters: `words` and `scales` as of `plane_product`, `input_step` by mode, `bias`.
+    """
+
+    way: ClassVar[str | None] = None  # form of plane_product
+
+    def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        self.check_call(x)
+        asked = self.modes.resolve(self.path, precision)
+        if not isinstance(asked.weights, int) or isinstance(asked.activations, jax.Array):
+            raise ValueError(
+                f"precision {precision!r} on planes: expected a mode of codes, or Widths of Python"
+                " integers, as each width has its own program"
+            )
+        own: dict[str, Any] = {n: self.get_variable("params", n) for n in ("words", "scales")}
+        grid, bits = None, FLOAT_DIGITS
+        if asked.activations is not None and asked.own.activations is not None:
+            steps: Any = self.get_variable("params", "input_step")
+            step = rescaled_step(
+                steps[asked.mode], asked.own.activations, asked.activations, self.signed
+            )
+            grid, bits = input_grid(x, step, asked.activations, self.signed), 8
+        rows = x.reshape(-1, x.shape[-1])
+        y = plane_product(
+            rows, **own, planes=asked.weights, activations=bits, form=self.way, grid=grid
+        )
+        if self.use_bias:
+            bias: Any = self.get_variable("params", "bias")
+            y = y + bias[None]
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class XlaModeLayer(ModeLayer):
+    """The same without a compiled kernel."""
+
+    way: ClassVar[str | None] = "xla"
+
+
+def to_plane_layers(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    example: Example,
+    form: type[ModeLayer] = ModeLayer,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The same network with its matrix products on planes; what is no matrix product stays.
+
+    Args:
+      variables: as `load_packed` gives, or `dual_precision.load`.
+      example: see `structure_of`.
+      form: what its products run through.
+
+    Raises:
+      ValueError: float weights, or unsigned inputs of 8 bits, which an int8 code does not hold; a
+        layer that no attribute of the model names by its class.
+    """
+    structure = structure_of(model, example)
+    leaves = dict(flatten_dict(dict(variables)))
+    for path, layer in structure.layers.items():
+        params = ("params", *path)
+        if layer.matrix:
+            _check_layer(structure, path)
+            kernel, step = leaves.pop((*params, "kernel")), leaves.pop((*params, "step"))
+            stored = layer.stored or 0
+            leaves[*params, "words"] = pack_words(encode(kernel, step, stored, stored), stored)
+            leaves[*params, "scales"] = jnp.stack(
+                [step * 2.0 ** (stored - n) for n in range(1, stored + 1)]
+            )
+    kept = {structure.classes[path] for path, own in structure.layers.items() if not own.matrix}
+
+    def form_of(cls: type) -> type:
+        made: type = cls if cls in kept else layer_form(cls, form)  # type: ignore[arg-type]
+        return made
+
+    layered = with_forms(model, structure, form_of, lambda cls: cls)
+    planes = unflatten_dict(leaves)
+    norms = {structure.classes[path] for path in structure.norms}
+    name = next(iter(model.modes.default), "")
+    trace_forms(layered, planes, structure, example, name, (form, *kept, *norms))
+    return layered, planes
+
+
+def _check_layer(structure: Structure, path: tuple[str, ...]) -> None:
+    layer = structure.layers[path]
+    widths = [own for name, own in layer.table.items() if name in structure.modes.default]
+    wide = [own for own in widths if (own.activations or 0) == 8]
+    if layer.stored is None or any(own.weights is None for own in widths):
+        raise ValueError(f"layer {'/'.join(path)!r} has float weights: expected codes")
+    if wide and not layer.signed:
+        raise ValueError(
+            f"layer {'/'.join(path)!r} has unsigned inputs of 8 bits: expected signed ones, or at"
+            " most 7 bits, as the kernel takes int8; train it with signed=True"
+        )

@@ -1,0 +1,1 @@
+"""A packed network over HTTP, whose precision a request chooses, or a budget. Extra [pages]."""

@@ -1,0 +1,196 @@
+"""The routes of the server, as an ASGI application of Starlette.
+
+POST /predict?precision=low|high|auto|budget    a PNG, a JPEG, or an .npy of uint8 [N, H, W, C]
+GET  /healthz, /metrics, /about, /history       for machines
+GET  /, /samples, /samples/3.npy                for the page
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from importlib import resources
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dual_precision.deploy.server.service import Service
+from dual_precision.deploy.server.uploads import Refused, decode_upload
+
+_PAGE = {"": ("index.html", "text/html"), "page.js": ("page.js", "text/javascript")}
+# Nothing from elsewhere: the page needs no network.
+_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """Images that the page offers: uint8 [N, H, W, C], their classes, and names of all classes."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str]
+
+
+Load = Callable[[], Awaitable[None]]
+
+
+def make_app(
+    service: Service, load: Load, samples: Samples | None = None, hosts: Sequence[str] = ("*",)
+) -> Starlette:
+    """The application.
+
+    Args:
+      load: puts engines into the service; runs beside it from the start on.
+      samples: None is none.
+      hosts: names by which clients may call the server; the page of another name, which a browser
+        was led to, gets nothing.
+    """
+    pages = _Pages(service, samples)
+    routes = [
+        Route("/predict", pages.predict, methods=["POST"]),
+        Route("/healthz", pages.health),
+        Route("/metrics", pages.metrics),
+        Route("/about", pages.about),
+        Route("/history", pages.history),
+        Route("/samples", pages.list_samples),
+        Route("/samples/{index:int}.npy", pages.sample),
+        Route("/", pages.static),
+        Route("/{name}", pages.static),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(work()) for work in (service.batcher.run, service.control)]
+        loading = asyncio.create_task(_loaded(service, load))
+        try:
+            yield
+        finally:
+            for task in (*tasks, loading):
+                task.cancel()
+            await asyncio.gather(*tasks, loading, return_exceptions=True)
+
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        exception_handlers={Refused: _refusal},
+    )
+
+
+async def _loaded(service: Service, load: Load) -> None:
+    try:
+        await load()
+    except Exception as error:  # a file may be damaged in any way; the server says so
+        service.failed = f"the network cannot be loaded: {error}"
+
+
+async def _refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _body(request: Request, most: int, seconds: float) -> bytes:
+    """The body, read piece by piece: no more than `most` bytes of it, no longer than `seconds`."""
+    large = Refused(413, f"a body of more than {most} bytes: send fewer images at a time")
+    claimed = request.headers.get("content-length", "0")
+    if not claimed.isdecimal() or int(claimed) > most:
+        raise large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise large
+                parts.append(part)
+    except TimeoutError:
+        raise Refused(
+            408, f"no whole request within {seconds:g} s", {"Connection": "close"}
+        ) from None
+    except ClientDisconnect:
+        raise Refused(400, "the client has gone") from None
+    return b"".join(parts)
+
+
+class _Pages:
+    def __init__(self, service: Service, samples: Samples | None) -> None:
+        self._service, self._samples = service, samples
+
+    async def predict(self, request: Request) -> Response:
+        service, asked = self._service, request.query_params.get("precision", "budget")
+        try:
+            service.check_asked(asked)
+            limits, shape = service.limits, service.ready.shape
+            body = await _body(request, limits.bytes(shape), limits.read)
+            images = decode_upload(body, shape, limits.rows)
+            reply, cost = await service.answer(images, asked)
+        except Refused as error:
+            # Names that nobody knows share one label: clients do not make new series.
+            label = asked if asked in service.names else "unknown"
+            service.metrics.requests.labels(label, error.status).inc()
+            raise
+        service.metrics.requests.labels(asked, 200).inc()
+        found = reply.found
+        logits = found.logits.astype(np.float64)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return JSONResponse(
+            {
+                "asked": asked,
+                "mode": found.mode,
+                "classes": logits.argmax(1).tolist(),
+                "probabilities": (powers / powers.sum(1, keepdims=True)).round(6).tolist(),
+                "logits": logits.tolist(),
+                "escalated": None if found.escalated is None else found.escalated.tolist(),
+                "milliseconds": {
+                    "waited": round(reply.waited, 3),
+                    "computed": round(reply.computed, 3),
+                },
+                "batch": reply.batch,
+                "bit_operations": cost,
+            }
+        )
+
+    async def health(self, _: Request) -> Response:
+        """200 where something answers: "low" before the rest of the file is there."""
+        service = self._service
+        if service.engine is None:
+            raise Refused(503, service.failed or "the network is loading", {"Retry-After": "1"})
+        names = [own.name for own in service.engine.priced]
+        status = "complete" if service.complete else "loading the rest"
+        return JSONResponse({"status": service.failed or status, "modes": names})
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def about(self, _: Request) -> Response:
+        names = [*self._samples.names] if self._samples else []
+        return JSONResponse({**self._service.about(), "classes": names})
+
+    async def history(self, _: Request) -> Response:
+        return JSONResponse([*self._service.history])
+
+    async def list_samples(self, _: Request) -> Response:
+        labels = self._samples.labels.tolist() if self._samples else []
+        return JSONResponse({"labels": labels})
+
+    async def sample(self, request: Request) -> Response:
+        index = request.path_params["index"]
+        if self._samples is None or index >= len(self._samples.images):
+            raise Refused(404, f"no sample {index}")
+        file = io.BytesIO()
+        np.save(file, self._samples.images[index], allow_pickle=False)
+        return Response(file.getvalue(), media_type="application/octet-stream")
+
+    async def static(self, request: Request) -> Response:
+        found = _PAGE.get(request.path_params.get("name", ""))
+        if found is None:
+            raise Refused(404, "no such page")
+        name, kind = found
+        text = resources.files("dual_precision.deploy.server").joinpath("page", name).read_text()
+        return Response(text, media_type=kind, headers={"Content-Security-Policy": _POLICY})

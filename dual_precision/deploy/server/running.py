@@ -1,0 +1,86 @@
+"""A server from its start to its end: a socket, slow clients, SIGTERM."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER_SECONDS = 10.0  # that a client has to send the header of a request
+GRACE = 10  # seconds that a request may take after SIGTERM
+MOST_CONNECTIONS = 512
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP whose clients have `HEADER_SECONDS` for a header: uvicorn waits for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has come."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a request."""
+        super().data_received(data)
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        elif not answering and self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, started: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self._tell(f"http://{host}:{port}/")
+
+
+def run_app(app: Starlette, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; then what was asked is answered, and this returns.
+
+    Args:
+      port: 0 is one that is free.
+      started: is told the address.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=PatientProtocol,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=15,
+        limit_concurrency=MOST_CONNECTIONS,
+        server_header=False,
+    )
+    # uvicorn raises the signal again when it has ended well; that is not to end the process.
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _Server(config, started).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

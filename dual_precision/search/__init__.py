@@ -1,0 +1,1 @@
+"""One-shot search for the widths of layers, which an analyst may steer."""

@@ -1,0 +1,1 @@
+"""The page of a search: linked views of its state, which edit it."""

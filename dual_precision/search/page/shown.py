@@ -1,0 +1,142 @@
+"""What the views show of a state, as columns: no widgets here."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dual_precision.search.edits import Edit
+from dual_precision.search.evolve import Evaluated, fitness_of, front_of
+from dual_precision.search.space import Block, Space
+from dual_precision.search.state import State
+
+Columns = dict[str, list[Any]]
+_UNSEEN = 100  # paths that nobody has evaluated, shown in grey
+SET_OPERATIONS = ("union", "intersection", "complement")
+# Name -> which alternatives a layer keeps of those that the session began with.
+PRESETS: dict[str, Callable[[str], bool]] = {
+    "all widths": lambda text: True,
+    "as many bits of both": lambda text: text[1] == text[3],
+    "weights of 2 bits or less": lambda text: int(text[1]) <= 2,
+    "activations of 2 bits or more": lambda text: int(text[3]) >= 2,
+}
+
+
+def all_blocks(known: Sequence[Block], state: State) -> list[Block]:
+    """`known`, and behind them the blocks that have come since: a row keeps its place."""
+    spaces = [space for space, _ in state.history] + [state.space]
+    found = [block for space in spaces for block in space.blocks]
+    return list(dict.fromkeys([*known, *found]))
+
+
+def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> Columns:
+    """A row for every block; those that are removed are pale."""
+    fitness, present = fitness_of(state.space, state.evaluated), set(state.space.blocks)
+    counts: dict[Block, int] = {}
+    for one in state.evaluated:
+        for block in zip(state.space.layers, one.candidate, strict=True):
+            counts[block] = counts.get(block, 0) + 1
+    texts = sorted({text for _, text in blocks}, key=lambda t: (int(t[1]) * int(t[3]), t))
+    rank = {text: index for index, text in enumerate(texts)}
+    return {
+        "layer": [layer for layer, _ in blocks],
+        "alternative": [text for _, text in blocks],
+        "x": [state.space.layers.index(layer) for layer, _ in blocks],
+        "y": [rank[text] for _, text in blocks],
+        "fitness": [fitness[block][0] if block in present else 0.0 for block in blocks],
+        "count": [counts.get(block, 0) for block in blocks],
+        "alpha": [1.0 if block in present else 0.12 for block in blocks],
+        "mark": ["#d1495b" if block in marked else "#ffffff" for block in blocks],
+    }
+
+
+def shown_candidates(state: State) -> list[Evaluated]:
+    """The evaluated ones in their order, so that a selection stays; then those of earlier weights
+    and some that nobody has evaluated, without an accuracy."""
+    seen = {one.candidate for one in state.evaluated}
+    generator = np.random.default_rng(state.settings.seed)
+    even = [dict.fromkeys(own, 1.0) for own in state.space.alternatives]
+    drawn = {state.space.draw(even, generator) for _ in range(_UNSEEN)}
+    old = {one.candidate for one in state.before}
+    rest = [Evaluated(c, math.nan, state.space.cost(c)) for c in sorted((drawn | old) - seen)]
+    return [*state.evaluated, *rest]
+
+
+def candidate_columns(candidates: Sequence[Evaluated]) -> Columns:
+    """A row for every candidate, with its place in the projection."""
+    places = projected([one.candidate for one in candidates])
+    return {
+        "px": places[:, 0].tolist(),
+        "py": places[:, 1].tolist(),
+        "accuracy": [one.accuracy for one in candidates],
+        "cost": [one.cost for one in candidates],
+        "text": [" ".join(one.candidate) for one in candidates],
+    }
+
+
+def projected(candidates: Sequence[Sequence[str]]) -> np.ndarray:
+    """[candidates, 2]: the first two principal components of bits of weights and activations.
+
+    Of the mask with an entry for every block, alternatives of as many bits being alike: a mask
+    alone makes w1a1 as far from w1a2 as from w4a4.
+    """
+    if len(candidates) < 3:
+        return np.zeros((len(candidates), 2))
+    bits = [[int(t[i]) for t in c for i in (1, 3)] for c in candidates]
+    table = np.asarray(bits, float)
+    _, _, axes = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
+    first = axes[:2] * np.where(axes[:2].sum(axis=1, keepdims=True) < 0, -1, 1)  # a fixed sign
+    return np.asarray((table - table.mean(axis=0)) @ first.T)
+
+
+def common_blocks(space: Space, candidates: Sequence[Evaluated], operation: str) -> set[Block]:
+    """What some candidates have in common: blocks that one of them has (union), that all have
+    (intersection), or that none has (complement)."""
+    own = [set(zip(space.layers, one.candidate, strict=True)) for one in candidates]
+    if not own:
+        return set()
+    union = set.union(*own)
+    if operation == "union":
+        return union
+    return set.intersection(*own) if operation == "intersection" else set(space.blocks) - union
+
+
+def front_columns(state: State) -> Columns:
+    """The front, cheapest first."""
+    front = front_of(state.evaluated)
+    return {"cost": [one.cost for one in front], "accuracy": [one.accuracy for one in front]}
+
+
+def path_columns(state: State) -> Columns:
+    """Lines over the graph: the members of the front, and in red what is cut."""
+    texts = sorted(
+        {text for _, text in all_blocks([], state)}, key=lambda t: (int(t[1]) * int(t[3]), t)
+    )
+    rank = {text: index for index, text in enumerate(texts)}
+    lines: Columns = {"xs": [], "ys": [], "colour": []}
+    for one in front_of(state.evaluated):
+        if all(text in rank for text in one.candidate):
+            lines["xs"].append(list(range(len(one.candidate))))
+            lines["ys"].append([rank[text] for text in one.candidate])
+            lines["colour"].append("#8d99ae")
+    for index, first, second in sorted(state.space.cut):
+        lines["xs"].append([index, index + 1])
+        lines["ys"].append([rank[first], rank[second]])
+        lines["colour"].append("#d1495b")
+    return lines
+
+
+def preset_edits(state: State, name: str) -> list[Edit]:
+    """The edits that leave every layer the alternatives of a preset; a layer that would have none
+    left keeps what it has."""
+    first = state.history[0][0] if state.history else state.space
+    edits = []
+    for layer, own, began in zip(
+        state.space.layers, state.space.alternatives, first.alternatives, strict=True
+    ):
+        wanted = [text for text in began if PRESETS[name](text)]
+        if wanted:
+            edits += [Edit("add", layer, text) for text in wanted if text not in own]
+            edits += [Edit("remove", layer, text) for text in own if text not in wanted]
+    return edits

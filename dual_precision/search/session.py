@@ -1,0 +1,178 @@
+"""A search that several people watch and steer, and its log, which is all that is kept of it.
+
+A log is a text file, a JSON object on each line: how the search began, then what happened, each
+line written before it takes effect anywhere else. It is replayed without evaluating anything, and
+without a page; a search goes on from its log as if it had never stopped.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dual_precision.search.edits import Edit
+from dual_precision.search.evolve import Settings, propose
+from dual_precision.search.space import Candidate, Space, SpaceError
+from dual_precision.search.state import Event, State, begin_event, moved, state_from
+
+Evaluate = Callable[[Space, Candidate], float]  # accuracy in percent
+Train = Callable[[Space], Sequence[float]]  # trains the shared weights on, gives the losses
+LARGEST_LOG = 256 << 20  # bytes
+
+
+def read_events(path: Path) -> list[Event]:
+    """The lines of a log; half a line at the end is of a process that was killed while it wrote.
+
+    Raises:
+      SpaceError: no log, or a damaged one. OSError: it cannot be read.
+    """
+    if path.stat().st_size > LARGEST_LOG:
+        raise SpaceError(f"{path}: over {LARGEST_LOG >> 20} MiB: expected a session log")
+    events: list[Event] = []
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except UnicodeDecodeError:
+        raise SpaceError(f"{path} is no text: expected a session log") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict):
+            if number == len(lines) and number > 1 and not line.endswith("\n"):
+                break
+            raise SpaceError(f"{path}:{number} is no event: expected a line of a session log")
+        events.append(event)
+    if not events:
+        raise SpaceError(f"{path} is empty: expected a session log")
+    return events
+
+
+def replay(events: Sequence[Event]) -> list[State]:
+    """The state after every event of a log, the first one's first.
+
+    Raises:
+      SpaceError: an event that cannot happen; the message has its line.
+    """
+    states = [state_from(events[0])]
+    for number, event in enumerate(events[1:], 2):
+        try:
+            states.append(moved(states[-1], event))
+        except SpaceError as error:
+            raise SpaceError(f"line {number} of the log: {error}") from None
+    return states
+
+
+class Session:
+    """One search, whose state many threads may read and change; a change is logged first.
+
+    Attributes:
+      state: where it stands; a value, replaced at every change.
+      version: how many changes there have been: those who look on compare it with what they drew.
+      path: of the log.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        space: Space,
+        settings: Settings,
+        about: Mapping[str, Any],
+        evaluate: Evaluate,
+        train: Train | None = None,
+    ) -> None:
+        """Begins a session, or goes on with the one in `path`.
+
+        Raises:
+          SpaceError: the log there is of another space, or has other settings.
+        """
+        self.path, self.version = Path(path), 0
+        self._evaluate, self._train = evaluate, train
+        self._lock = threading.Lock()
+        begin = begin_event(space, settings, about)
+        if self.path.exists():
+            events = read_events(self.path)
+            self.state = replay(events)[-1]
+            self._check_same(events[0], begin)
+            self.version = len(events) - 1
+            text = "".join(json.dumps(event) + "\n" for event in events)
+            if self.path.read_text() != text:  # half a line
+                self.path.write_text(text)
+        else:
+            self.state = state_from(begin)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(begin)
+
+    def step(self) -> bool:
+        """Evaluates one candidate more; False where it is paused, or none is left."""
+        with self._lock:
+            state, version = self.state, self.version
+        if state.paused:
+            return False
+        candidate = propose(state.space, state.evaluated, state.settings)
+        if candidate is None:
+            return False
+        accuracy = self._evaluate(state.space, candidate)
+        event = {"event": "evaluated", "candidate": list(candidate), "accuracy": accuracy}
+        self._happen({**event, "after": version})
+        return True
+
+    def run(self, count: int) -> None:
+        """Steps until so many have been evaluated in all, or none is left."""
+        while len(self.state.evaluated) < count and self.step():
+            pass
+
+    def edit(self, edit: Edit, by: str = "analyst") -> None:
+        """Changes the space, for the next candidate on.
+
+        Raises:
+          SpaceError: see `edits.edited`; nothing has changed then.
+        """
+        self._happen({"event": "edit", "edit": edit.to_json(), "by": by})
+
+    def undo(self, by: str = "analyst") -> None:
+        """Takes back the last edit that stands, whoever made it.
+
+        Raises:
+          SpaceError: there is none.
+        """
+        self._happen({"event": "undo", "by": by})
+
+    def pause(self, on: bool, by: str = "analyst") -> None:
+        """The search waits, or goes on; without effect where it does already."""
+        if self.state.paused != on:
+            self._happen({"event": "pause", "on": on, "by": by})
+
+    def train(self) -> None:
+        """Trains the shared weights on, in the space as it is; what was evaluated is of before.
+
+        Raises:
+          SpaceError: this session has no training.
+        """
+        if self._train is None:
+            raise SpaceError("this session has no training: expected one with a network")
+        losses = self._train(self.state.space)
+        self._happen({"event": "trained", "losses": [float(loss) for loss in losses]})
+
+    def _happen(self, event: dict[str, Any]) -> None:
+        with self._lock:
+            state = moved(self.state, event)
+            self._write(event)
+            self.state, self.version = state, self.version + 1
+
+    def _write(self, event: Event) -> None:
+        with self.path.open("a") as log:
+            log.write(json.dumps(event) + "\n")
+
+    def _check_same(self, found: Event, wanted: Event) -> None:
+        if found["digest"] != wanted["digest"]:
+            raise SpaceError(
+                f"{self.path} is a log of another space, of {found['space']['layers']}: expected"
+                " one of this network and mode; give another --workdir"
+            )
+        if found["settings"] != wanted["settings"]:
+            raise SpaceError(
+                f"{self.path} was begun with {found['settings']}, now {wanted['settings']}: give"
+                " the same, or another --workdir"
+            )

@@ -1,0 +1,102 @@
+"""One-shot training: every update runs another path through a network of many widths."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from dual_precision.costs import update_cost
+from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
+from dual_precision.structure import free_layers, structure_of
+from dual_precision.tasks.task import Batch, Network, State, Tree
+
+if TYPE_CHECKING:
+    from dual_precision.training.phases import Phase
+
+Choices = tuple[Precision, ...]
+Metrics = dict[str, jax.Array]
+_NONE: FrozenDict[str, Choices] = FrozenDict()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledLoss:
+    """The loss of a mode whose free layers each take one of several widths, drawn at random.
+
+    A new draw for every update, uniform and independent from layer to layer: the single-path
+    sampling of Guo et al. 2019 (arXiv 1904.00420). Widths are traced, so that one program serves
+    all paths. Normalisation and input steps are those of the mode, shared by all paths.
+
+    Attributes:
+      mode: that is trained.
+      choices: of every layer that `free_layers` lists.
+      layers: layer -> choices of its own, in the place of these.
+    """
+
+    mode: str
+    choices: Choices
+    layers: Mapping[str, Choices] = _NONE
+
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        """Raises ValueError where the mode has no widths, or a layer nothing to choose from."""
+        modes.check_name(self.mode)
+        if self.mode == FLOAT_NAME or None in (
+            modes.default[self.mode].weights,
+            modes.default[self.mode].activations,
+        ):
+            raise ValueError(
+                f"phase {phase.name!r} draws widths of {self.mode!r}, which is float in part:"
+                " expected a mode with bits of weights and of activations, such as low='w2a2'"
+            )
+        for where, choices in (("all layers", self.choices), *self.layers.items()):
+            if not choices or any(None in (c.weights, c.activations) for c in choices):
+                raise ValueError(
+                    f"phase {phase.name!r}, {where}: choices {[str(c) for c in choices]}; expected"
+                    " one or more with bits of both, such as w2a2"
+                )
+            if (widest := max(c.weight_bits for c in choices)) > modes.stored:
+                raise ValueError(
+                    f"phase {phase.name!r}, {where}: a choice of {widest}-bit weights, and"
+                    f" {modes.stored} bits are stored: expected at most these"
+                )
+
+    def path(self, network: Network, key: jax.Array) -> Widths:
+        """The widths of one update."""
+        names = free_layers(structure_of(network.model, network.task.example), self.mode)
+        weights, activations = {}, {}
+        for index, name in enumerate(names):
+            choices = self.layers.get(name, self.choices)
+            table = jnp.asarray([(c.weights, c.activations) for c in choices], jnp.int32)
+            row = jax.random.randint(jax.random.fold_in(key, index), (), 0, len(choices))
+            weights[name], activations[name] = table[row, 0], table[row, 1]
+        return Widths(self.mode, weights, activations)
+
+    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
+        """The mean cost of an update, see `costs.update_cost`."""
+        del values
+        gradients = modes.default[self.mode].gradients or FLOAT_BITS
+        all_choices = [*self.layers.values()] or [self.choices]
+        costs = [
+            sum(update_cost(c.weights, c.activations, gradients) for c in choices) / len(choices)
+            for choices in all_choices
+        ]
+        return float(sum(costs) / len(costs))
+
+    def __call__(
+        self,
+        network: Network,
+        params: Tree,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        values: Mapping[str, jax.Array],
+    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+        del values
+        asked = self.path(network, jax.random.fold_in(key, 0))
+        outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
+        loss = network.task.loss(outputs, batch)
+        measured = network.task.measures(outputs, batch)
+        metrics = {f"{self.mode}_{name}": jnp.mean(value) for name, value in measured.items()}
+        return loss, (state, {**metrics, f"{self.mode}_loss": loss})

@@ -1,0 +1,52 @@
+"""Text from a packed decoder, as it comes; the first byte takes the seconds of compiling.
+
+    python -m experiments.lm generate FILE --precision=draft --prompt="It is a truth"
+
+"draft" is the text of the mode with the most bits, byte for byte; the one
+with the fewest drafts it.
+"""
+
+import sys
+import time
+
+from dual_precision.deploy import Generator
+from dual_precision.deploy.generation.generator import DRAFT, Tally
+
+
+def generate_command(
+    file: str,
+    *,
+    prompt: str,
+    precision: str = DRAFT,
+    count: int = 120,
+    temperature: float = 0.0,
+    seed: int = 0,
+    drafts: int | None = None,
+) -> None:
+    """The sub-command `generate`: writes the prompt and what follows it.
+
+    Args:
+      file: see `save_packed`.
+      prompt: text, whose bytes are UTF-8.
+      precision: a mode of the file, or draft.
+      count: bytes to add.
+      temperature: 0 is the most likely byte; else bytes are sampled.
+      seed: of the samples.
+      drafts: bytes of a round of draft, 1 to 7; by default as many as pay.
+    """
+    generator = Generator(file)
+    tally = Tally()
+    how = {"precision": precision, "temperature": temperature, "seed": seed, "drafts": drafts}
+    parts = generator.stream(prompt.encode(), count, **how, tally=tally)
+    out, start = sys.stdout.buffer, time.perf_counter()
+    out.write(prompt.encode())
+    for part in parts:
+        out.write(part)
+        out.flush()
+    seconds = time.perf_counter() - start
+    out.write(b"\n")
+    out.flush()
+    line = f"{tally.bytes} bytes in {tally.passes} passes, {seconds:.1f} s with compiling"
+    if tally.rounds:
+        line += f"; {tally.kept} of {tally.drafted} drafts kept"
+    print(line, file=sys.stderr)

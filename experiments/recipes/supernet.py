@@ -1,0 +1,34 @@
+"""One-shot training: low at widths that every update draws anew for every layer."""
+
+import dataclasses
+from typing import ClassVar
+
+from dual_precision.precision import parse
+from dual_precision.training.initialize import EstimateNorms
+from dual_precision.training.methods.sampled import SampledLoss
+from experiments.recipes.recipe import Phases, Recipe, fitted, phase
+
+# Every pair of 1 to 4 bits.
+CHOICES = " ".join(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Supernet(Recipe):
+    """Low alone, for half of the passes; each update draws one of `choices` for every layer.
+
+    Layers that have the same widths in all modes, the first and the last, keep them. What is
+    trained here is searched by `python -m experiments.search`.
+    """
+
+    choices: str = CHOICES  # widths of a layer, separated by spaces
+    refit: bool = True  # fit quantizer steps at the start; false keeps those of --init
+    reestimate: int = 20  # training batches that the statistics of low are estimated on at the end
+
+    reported: ClassVar[tuple[str, ...]] = ("low",)
+
+    def phases(self) -> Phases:
+        loss = SampledLoss("low", tuple(parse(text) for text in self.choices.split()))
+        start = fitted("low") if self.refit else ()
+        end = (EstimateNorms("low", self.reestimate),)
+        half = self.passes / 2
+        return (phase(self, "supernet", half, ("low",), loss=loss, start=start, end=end),)

@@ -1,0 +1,1 @@
+"""The search for widths: the command, its page, and whether steering helps."""

@@ -1,0 +1,91 @@
+"""Searches the widths of every layer of a network that was trained for all of them at once.
+
+    python -m experiments.cifar --mode=supernet --init=TRAINED --workdir=runs/supernet
+    python -m experiments.search --supernet=runs/supernet
+    python -m experiments.search --supernet=runs/supernet --page
+
+The folder gets session.jsonl, the log, from which the same command goes on; front.json, front.png;
+and widths.json, the most accurate map of at most --bound BitOps, which --widths takes. With --page
+the search is watched and steered in a browser, at an address of this machine alone.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from dual_precision.search.evolve import Settings
+from dual_precision.search.session import Session
+from experiments import cli
+from experiments.search.opened import describe_opened, open_supernet, trained_in
+from experiments.search.results import leave_search
+from experiments.workdir import only_user
+
+
+def main(
+    *,
+    supernet: str,
+    evaluations: int,
+    strategy: str,
+    population: int,
+    seed: int,
+    images: int,
+    recalibrate: bool,
+    bound: float | None = None,
+    passes: float,
+    page: bool,
+    port: int,
+    workdir: str | None = None,
+    data_dir: str | None = None,
+) -> None:
+    clock, source = cli.Stopwatch(), Path(supernet)
+    settings = Settings(strategy, population, seed)
+    folder = Path(workdir or f"runs/search-{source.name}-{strategy}-seed{seed}")
+    opened = open_supernet(source, images, recalibrate, data_dir)
+    about = describe_opened(opened, source) | {"images": images, "recalibrate": recalibrate}
+    if bound is None:  # what low costs now
+        own = opened.config.low
+        bound = opened.space.cost((own,) * len(opened.space.layers))
+    with only_user(folder):
+        opened.go_on(trained_in(folder))
+
+        def train(space):
+            return opened.train_on(space, passes, folder)
+
+        log = folder / "session.jsonl"
+        session = Session(log, opened.space, settings, about, opened.evaluate, train)
+        if page:
+            from dual_precision.search.page.server import serve_page
+
+            serve_page(session, evaluations, port)
+        else:
+            search(session, evaluations)
+        leave_search(session.state, folder, bound)
+    print(f"{clock} in all")
+
+
+def search(session: Session, evaluations: int) -> None:
+    """Until so many candidates have been evaluated, or none is left."""
+    if session.state.paused:
+        session.pause(False)
+    done = len(session.state.evaluated)
+    for _ in tqdm(range(done, evaluations), unit=" candidates", disable=None):
+        if not session.step():
+            break
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("supernet", None, "workdir of a finished run of --mode=supernet")
+    flags.DEFINE_integer("evaluations", 200, "candidates to evaluate in all")
+    flags.DEFINE_string("strategy", "evolve", "evolve, or random: every path alike")
+    flags.DEFINE_integer("population", 20, "candidates of a generation")
+    flags.DEFINE_integer("seed", 0, "of what is drawn")
+    flags.DEFINE_integer("images", 0, "of the validation split, for one candidate; 0 is all")
+    flags.DEFINE_bool("recalibrate", True, "statistics of normalisation of every candidate")
+    flags.DEFINE_float("bound", None, "BitOps of widths.json; by default what low costs")
+    flags.DEFINE_float("passes", 2.0, "of training, when the page asks to train on")
+    flags.DEFINE_bool("page", False, "watch and steer in a browser (extra [pages])")
+    flags.DEFINE_integer("port", 5006, "of the page; 0 takes a free one")
+    flags.DEFINE_string("workdir", None, "folder of the session; by default one under runs/")
+    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
+    cli.run(main)

@@ -1,0 +1,141 @@
+"""A trained supernet, opened for a search: its network, its data, how it is trained on."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dual_precision import data
+from dual_precision.data.arrays import Images
+from dual_precision.loading import load
+from dual_precision.precision import parse
+from dual_precision.search.space import Space, space_of
+from dual_precision.search.supernet import Supernet
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.fit import fit
+from dual_precision.training.log import read_records
+from dual_precision.training.methods.sampled import SampledLoss
+from experiments.cifar import options_of, task_of
+from experiments.recipes.config import Config
+from experiments.recipes.supernet import Supernet as Recipe
+from experiments.workdir import config_of_run, read_description
+
+CALIBRATION = 1000  # training images that normalisation is calibrated on
+_LOSS = "low_loss"
+
+
+@dataclasses.dataclass
+class Opened:
+    """What a search of one run of --mode=supernet needs.
+
+    Attributes:
+      space: all choices of the run, for every free layer.
+      losses: training loss of the mode, of every record of the run.
+    """
+
+    config: Config
+    dataset: data.Dataset
+    supernet: Supernet
+    space: Space
+    losses: tuple[float, ...]
+
+    def evaluate(self, space: Space, candidate: tuple[str, ...]) -> float:
+        """See `search.session.Evaluate`."""
+        return self.supernet.accuracy(space, candidate)
+
+    def go_on(self, folders: Sequence[Path]) -> None:
+        """Takes the weights that training on has left, if there was any."""
+        if folders:
+            found = Checkpoints(folders[-1]).newest(Checkpoints(folders[-1]).restore)
+            kept = {"params": found["params"], "batch_stats": found["batch_stats"]}
+            self.supernet.variables = jax.tree.map(jnp.asarray, kept)
+
+    def train_on(self, space: Space, passes: float, folder: Path) -> Sequence[float]:
+        """Trains the shared weights in a space, in a new folder inside of `folder`; its losses."""
+        recipe = dataclasses.replace(
+            self.config.recipe, passes=passes, learning_rate=0.02, warmup=0.0
+        )
+        (phase,) = recipe.phases()
+        own = {
+            layer: tuple(map(parse, texts))
+            for layer, texts in zip(space.layers, space.alternatives, strict=True)
+        }
+        assert isinstance(phase.loss, SampledLoss)
+        loss = dataclasses.replace(phase.loss, layers=own)
+        phase = dataclasses.replace(phase, loss=loss, start=())
+        workdir = folder / f"trained{len(trained_in(folder)) + 1}"
+        network = self.supernet.network
+        state = fit(
+            network.model,
+            network.task,
+            (phase,),
+            self.dataset.train,
+            self.dataset.validation,
+            dataclasses.replace(options_of(self.config), epochs_per_evaluation=1),
+            workdir,
+            config={"network": self.config.model},
+            variables=self.supernet.variables,
+        )
+        self.supernet.variables = dict(state.variables)
+        return _losses(workdir)
+
+
+def trained_in(folder: Path) -> list[Path]:
+    """The folders of training that a session has had, the oldest first."""
+    count = len([path for path in folder.glob("trained*") if path.is_dir()])
+    return [folder / f"trained{number + 1}" for number in range(count)]
+
+
+def open_supernet(workdir: Path, images: int, recalibrate: bool, data_dir: str | None) -> Opened:
+    """The supernet of a run.
+
+    Args:
+      images: of the validation split, that a candidate is evaluated on; 0 is all.
+
+    Raises:
+      ValueError: it is no finished run of --mode=supernet; more images than there are.
+      CheckpointError: there is no checkpoint.
+    """
+    config = config_of_run(workdir)
+    if not isinstance(config.recipe, Recipe):
+        raise ValueError(
+            f"{workdir} is a run of --mode={config.mode}: expected one of --mode=supernet, which"
+            " trains all widths at once"
+        )
+    model, variables = load(workdir)
+    dataset = data.load(config.dataset, data_dir=data_dir)
+    task = task_of(config, dataset)
+    found = dataset.validation
+    if not 0 <= images <= len(found.images):
+        raise ValueError(
+            f"--images={images}: expected up to {len(found.images)}, as many as validate; 0 is all"
+        )
+    split = found if images == 0 else found.take(np.arange(images))
+    batch = calibration_of(dataset.train) if recalibrate else None
+    size = min(500, len(split.images))
+    supernet = Supernet(model, variables, task, split, batch, size)
+    choices = tuple(config.recipe.choices.split())
+    space = space_of(supernet.structure, "low", choices)
+    return Opened(config, dataset, supernet, space, _losses(workdir))
+
+
+def calibration_of(train: Images) -> dict[str, Any]:
+    """The batch that statistics are calibrated on: as given, as what validates is."""
+    return {"inputs": train.images[:CALIBRATION], "labels": train.labels[:CALIBRATION]}
+
+
+def describe_opened(opened: Opened, source: Path) -> dict[str, Any]:
+    """What a session log says of its network."""
+    network = read_description(source)["network"]
+    names = ("model", "dataset", "seed")
+    run = {name: getattr(opened.config, name) for name in names}
+    return {**run, "network": network, "losses": list(opened.losses)}
+
+
+def _losses(workdir: Path) -> tuple[float, ...]:
+    records = read_records(workdir / "metrics.jsonl")
+    return tuple(float(record[_LOSS]) for record in records if _LOSS in record)

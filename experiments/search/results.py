@@ -1,0 +1,63 @@
+"""What a search leaves: the front, one map of widths within a cost, and a figure."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dual_precision.search.evolve import best_within, front_of
+from dual_precision.search.state import State
+from experiments.figures.drawing import pyplot_for_files, save_figure
+from experiments.figures.tables import markdown_table
+from experiments.workdir import write_whole
+
+_COLUMNS = (
+    ("cost", "BitOps/image", "{:.3e}"),
+    ("accuracy", "validation %", "{:.2f}"),
+    ("uniform", "best uniform of this cost or less %", "{:.2f}"),
+    ("candidate", "widths", "{}"),
+)
+
+
+def front_rows(state: State) -> list[dict[str, Any]]:
+    """The front, cheapest first, beside the best candidate with one width for all layers."""
+    uniform = front_of([one for one in state.evaluated if len(set(one.candidate)) == 1])
+    rows = []
+    for one in front_of(state.evaluated):
+        same = best_within(uniform, one.cost)
+        rows.append(
+            {
+                "cost": one.cost,
+                "accuracy": one.accuracy,
+                "uniform": same.accuracy if same else None,
+                "candidate": " ".join(one.candidate),
+            }
+        )
+    return rows
+
+
+def leave_search(state: State, folder: Path, bound: float) -> Path:
+    """Writes front.json, front.png and widths.json: the best map of at most `bound` BitOps.
+
+    Raises:
+      ValueError: nothing that was evaluated is as cheap.
+    """
+    rows = front_rows(state)
+    best = best_within(front_of(state.evaluated), bound)
+    if best is None:
+        raise ValueError(
+            f"of {len(state.evaluated)} candidates none takes {bound:,.0f} BitOps or less:"
+            " evaluate more, or give a larger --bound"
+        )
+    write_whole(folder / "front.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    widths = state.space.widths(best.candidate)
+    write_whole(folder / "widths.json", json.dumps(widths, indent=1) + "\n")
+    pyplot_for_files()  # before a figure is made
+    from experiments.figures.search import draw_front
+
+    save_figure(draw_front(state), folder / "front.png")
+    print(f"\n{markdown_table(rows, _COLUMNS, left=('candidate',))}\n")
+    print(
+        f"{len(state.evaluated)} candidates; the best of at most {bound:.3e} BitOps has"
+        f" {best.accuracy:.2f} % and {best.cost:.3e} BitOps: {folder / 'widths.json'}"
+    )
+    return folder / "widths.json"

@@ -1,0 +1,160 @@
+"""Does steering help? A scripted analyst, the search by itself, and chance, at equal evaluations.
+
+    python -m experiments.search.steering --supernets=runs/super0,runs/super1,runs/super2
+
+One supernet for every seed. The analyst has one rule: after each generation, of every layer remove
+the alternatives that no member of the front has and whose fitness is below the --quantile of those
+of its layer, and never the last two. What is compared is the mean accuracy of the front over the
+logarithm of BitOps, from the cheapest path to the dearest; its validation images are the first
+--images, so that the test set is never read. Candidates that two strategies share are evaluated
+once. Writes steering.json.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from dual_precision.search.edits import Edit
+from dual_precision.search.evolve import (
+    Evaluated,
+    Settings,
+    best_within,
+    fitness_of,
+    front_accuracy,
+    front_of,
+)
+from dual_precision.search.session import Session
+from dual_precision.search.space import Candidate, Space
+from experiments import cli
+from experiments.figures.tables import markdown_table
+from experiments.search.opened import open_supernet
+from experiments.workdir import only_user, write_whole
+
+STRATEGIES = ("random", "evolve", "steered")
+_COLUMNS = (
+    ("seed", "seed", "{}"),
+    *((name, name, "{:.2f}") for name in STRATEGIES),
+    ("uniform", "uniform", "{:.2f}"),
+    ("needed", "evaluations, steered/evolve", "{:.2f}"),
+    ("gain", "over uniform at the cost of low", "{:+.2f}"),
+)
+
+
+def cuts_of(session: Session, quantile: float) -> list[Edit]:
+    """What the scripted analyst does now."""
+    state = session.state
+    fitness = fitness_of(state.space, state.evaluated)
+    kept = {
+        block
+        for one in front_of(state.evaluated)
+        for block in zip(state.space.layers, one.candidate, strict=True)
+    }
+    edits = []
+    for layer, own in zip(state.space.layers, state.space.alternatives, strict=True):
+        limit = float(np.quantile([fitness[layer, text][0] for text in own], quantile))
+        weak = [t for t in own if fitness[layer, t][0] < limit and (layer, t) not in kept]
+        edits += [Edit("remove", layer, text) for text in weak[: len(own) - 2]]
+    return edits
+
+
+def run_strategy(session: Session, strategy: str, evaluations: int, quantile: float) -> None:
+    """Runs a session to its end; "steered" edits it between generations."""
+    every = session.state.settings.population
+    for count in range(every, evaluations + 1, every):
+        session.run(count)
+        if strategy == "steered" and count < evaluations:
+            for edit in cuts_of(session, quantile):
+                session.edit(edit, "script")
+
+
+def needed(evaluated: Sequence[Evaluated], target: float, ends: tuple[float, float]) -> float:
+    """Evaluations until the front is as good as `target`; infinite where it never is."""
+    for count in range(1, len(evaluated) + 1):
+        if front_accuracy(evaluated[:count], *ends, 0.0) >= target:
+            return count
+    return math.inf
+
+
+def compare(
+    space: Space, evaluate: Any, seed: int, evaluations: int, quantile: float, folder: Path
+) -> dict[str, Any]:
+    """A row: front accuracy of every strategy, and what steering saved."""
+    known: dict[Candidate, float] = {}
+
+    def once(own: Space, candidate: Candidate) -> float:
+        if candidate not in known:
+            known[candidate] = evaluate(own, candidate)
+        return known[candidate]
+
+    costs = [space.cost(path) for path in space.uniform()]
+    ends = (min(costs), max(costs))
+    found: dict[str, tuple[Evaluated, ...]] = {}
+    for strategy in STRATEGIES:
+        kind = "random" if strategy == "random" else "evolve"
+        session = Session(
+            folder / f"{strategy}{seed}.jsonl", space, Settings(kind, 20, seed), {}, once
+        )
+        run_strategy(session, strategy, evaluations, quantile)
+        found[strategy] = session.state.evaluated
+    uniform = [one for one in found["random"] if len(set(one.candidate)) == 1]
+    row: dict[str, Any] = {"seed": seed}
+    row |= {name: front_accuracy(own, *ends, 0.0) for name, own in found.items()}
+    row["uniform"] = front_accuracy(uniform, *ends, 0.0)
+    row["needed"] = needed(found["steered"], row["evolve"], ends) / needed(
+        found["evolve"], row["evolve"], ends
+    )
+    low = space.cost(("w2a2",) * len(space.layers))
+    best = best_within(front_of(found["evolve"] + found["steered"]), low)
+    same = best_within(front_of(uniform), low)
+    if best and same:
+        row |= {"gain": best.accuracy - same.accuracy, "best": list(best.candidate)}
+    return row
+
+
+def interval(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> str:
+    """Mean difference, paired by seed, with its 95 % interval."""
+    gaps = [row[one] - row[other] for row in rows]
+    mean = float(np.mean(gaps))
+    if len(gaps) < 2:
+        return f"{mean:+.2f}"
+    student = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(gaps), 1.96)
+    half = student * float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    return f"{mean:+.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+
+
+def main(
+    *,
+    supernets: list[str],
+    evaluations: int,
+    quantile: float,
+    images: int,
+    workdir: str,
+    data_dir: str | None = None,
+) -> None:
+    clock, folder, rows = cli.Stopwatch(), Path(workdir), []
+    with only_user(folder):
+        for seed, source in enumerate(supernets):
+            opened = open_supernet(Path(source), images, True, data_dir)
+            row = compare(opened.space, opened.evaluate, seed, evaluations, quantile, folder)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            write_whole(folder / "steering.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    print(f"\n{markdown_table(rows, _COLUMNS)}\n")
+    for one, other in (("evolve", "random"), ("steered", "evolve"), ("steered", "random")):
+        print(f"{one} - {other}: {interval(rows, one, other)} points of front accuracy")
+    print(f"{clock} in all")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("supernets", None, "workdirs of --mode=supernet, one for every seed")
+    flags.DEFINE_integer("evaluations", 100, "candidates of every strategy")
+    flags.DEFINE_float("quantile", 0.25, "of fitness, below which the analyst removes")
+    flags.DEFINE_integer("images", 1000, "of the validation split, for one candidate")
+    flags.DEFINE_string("workdir", "runs/steering", "folder of the logs")
+    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
+    cli.run(main)

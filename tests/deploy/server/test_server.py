@@ -1,0 +1,300 @@
+"""The server: right answers, limits, what bad clients get, and that others do not notice them."""
+
+import io
+import socket
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from dual_precision.data.provision.png import encode_png
+from dual_precision.deploy import Predictor, inspect_packed
+from dual_precision.deploy.server import running
+from dual_precision.deploy.server.app import make_app
+from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
+from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
+from dual_precision.deploy.server.sources import opened_source
+from dual_precision.deploy.server.uploads import Refused, decode_upload
+from experiments.benchmark.reliability.damage_ways import save_tiny_packed
+
+LIMITS = Limits(rows=8, waiting=256, read=1.0, window=0.02)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("server") / "net.safetensors"
+    save_tiny_packed(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(path):
+    return measured(PredictorEngine(path))
+
+
+@pytest.fixture(scope="module")
+def predictor(path):
+    return Predictor(path)
+
+
+class Running:
+    """A server in a thread; its address."""
+
+    def __init__(self, service, engine):
+        self.service = service
+
+        async def load():
+            if engine is not None:
+                service.put(*engine, complete=True)
+
+        config = running.uvicorn.Config(
+            make_app(service, load), port=0, http=running.PatientProtocol, ws="none",
+            log_level="error", access_log=False,
+        )  # fmt: skip
+        there = threading.Event()
+
+        def started(address):
+            self.address = address
+            there.set()
+
+        self._server = running._Server(config, started)
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        assert there.wait(30)
+
+    def stop(self):
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def server(engine, monkeypatch):
+    monkeypatch.setattr(running, "HEADER_SECONDS", 1.0)
+    own = Running(Service(BudgetSettings("latency", 1e4), LIMITS), engine)
+    yield own
+    own.stop()
+
+
+CLIENT = httpx.Client(verify=False, timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def ask(server, body, precision="low"):
+    where = f"{server.address}predict?precision={precision}"
+    return CLIENT.post(where, content=body)
+
+
+@pytest.fixture(scope="module")
+def images(path):
+    shape = inspect_packed(path).image_shape
+    return np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+
+
+@pytest.mark.parametrize("precision", ["low", "high", "auto"])
+def test_answers_are_those_of_the_predictor(server, predictor, images, precision):
+    found = ask(server, npy(images), precision).json()
+    wanted = predictor.predict(images, precision)
+    np.testing.assert_allclose(found["logits"], wanted, rtol=1e-5, atol=1e-5)
+    assert found["classes"] == wanted.argmax(1).tolist()
+    np.testing.assert_allclose(np.sum(found["probabilities"], 1), 1, atol=1e-4)
+    one = ask(server, encode_png(images[0]), precision).json()
+    np.testing.assert_allclose(one["logits"], wanted[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_budget_says_what_it_chose(server, images):
+    assert ask(server, npy(images), "budget").json()["mode"] == "high"
+    said = CLIENT.get(f"{server.address}metrics").text
+    assert 'dual_precision_budget_mode{mode="high"} 1.0' in said
+    assert 'dual_precision_requests_total{asked="budget",status="200"} 1.0' in said
+    assert CLIENT.get(f"{server.address}healthz").json()["status"] == "complete"
+
+
+def bomb(png):
+    """A PNG that claims to be 60,000 pixels wide, with the right checksum."""
+    header = struct.pack(">II", 60_000, 60_000) + png[24:29]
+    return png[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + png[33:]
+
+
+def test_bad_requests(server, images):
+    shape = images.shape[1:]
+    huge = npy(np.zeros((1, *shape), np.uint8)).replace(b"(1,", b"(9,")
+    cases = {
+        "no image": (b"hello", 415),
+        "nothing": (b"", 415),
+        "bomb": (bomb(encode_png(images[0])), 400),
+        "cut": (encode_png(images[0])[:-9], 400),
+        "floats": (npy(images.astype(np.float32)), 400),
+        "another shape": (npy(images[:, 1:]), 400),
+        "no rows": (npy(images[:0]), 400),
+        "objects": (npy(np.zeros(3, np.uint8)), 400),
+        "claims rows": (huge, 413),
+        "too many rows": (npy(np.zeros((9, *shape), np.uint8)), 413),
+        "too large": (bytes(LIMITS.bytes(shape) + 1), 413),
+    }
+    for name, (body, status) in cases.items():
+        found = ask(server, body)
+        assert found.status_code == status, (name, found.text)
+        assert found.json()["error"]
+    assert ask(server, npy(images), "middle").status_code == 400
+    chunks = CLIENT.post(f"{server.address}predict", content=iter([bytes(1 << 16)] * 4))
+    assert chunks.status_code == 413, "a body that does not say how long it is"
+    assert ask(server, npy(images)).status_code == 200
+
+
+def test_a_jpeg(images):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(file, "JPEG")
+    assert decode_upload(file.getvalue(), (4, 6, 3), 1).shape == (1, 4, 6, 3)
+    with pytest.raises(Refused, match=r"expected \(\(4, 6\), 'RGB'\)"):
+        decode_upload(file.getvalue(), (6, 4, 3), 1)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"]
+)
+def test_a_client_that_hangs_is_hung_up_on(server, begin):
+    url = httpx.URL(server.address)
+    with socket.create_connection((url.host, url.port), timeout=10) as client:
+        client.sendall(begin)
+        start, said = time.monotonic(), b""
+        while part := client.recv(1000):
+            said += part
+    assert time.monotonic() - start < 8
+    assert (b" 408 " in said) == bool(begin)
+
+
+class Slow:
+    """An engine whose batches take a while."""
+
+    def __init__(self, engine):
+        self._engine, self.batches = engine, []
+        self.shape, self.priced = engine.shape, engine.priced
+        self.cascade, self.network = False, "slow"
+
+    def answer(self, images, mode):
+        time.sleep(0.2)
+        self.batches.append(len(images))
+        return self._engine.answer(images, mode)
+
+
+def test_a_full_line_refuses_and_what_waits_shares_batches(engine, images):
+    slow = Slow(engine[0])
+    limits = Limits(rows=8, waiting=12, window=0.05)
+    server = Running(Service(BudgetSettings("latency", 1e4), limits), (slow, {"low": 1.0}))
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            found = [*pool.map(lambda _: ask(server, npy(images)), range(12))]
+    finally:
+        server.stop()
+    codes = [answer.status_code for answer in found]
+    assert set(codes) == {200, 429}
+    refused = next(answer for answer in found if answer.status_code == 429)
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert max(slow.batches) > 3
+
+
+def test_a_budget_goes_down_when_it_is_late_and_up_again(engine, images):
+    slow = Slow(engine[0])
+    limits = Limits(window=0.5)
+    server = Running(Service(BudgetSettings("latency", 100.0), limits), (slow, {}))
+    try:
+        assert ask(server, npy(images), "budget").json()["mode"] == "high"
+        time.sleep(1.2 * limits.window)
+        assert ask(server, npy(images), "budget").json()["mode"] == "low"
+        late = time.monotonic() + 10
+        while CLIENT.get(f"{server.address}about").json()["chosen"] != "high":
+            assert time.monotonic() < late
+            time.sleep(0.05)
+    finally:
+        server.stop()
+
+
+def test_64_clients_and_one_that_sends_garbage(server, images):
+    """The short form of `python -m experiments.benchmark clients`."""
+    rng = np.random.default_rng(0)
+    wanted = {p: ask(server, npy(images), p).json()["classes"] for p in ("low", "high", "auto")}
+    garbage = [rng.bytes(int(rng.integers(1, 2000))) for _ in range(20)]
+
+    def client(number):
+        precision = ["low", "high", "auto"][number % 3]
+        with httpx.Client(verify=False, timeout=30) as own:
+            where = f"{server.address}predict?precision={precision}"
+            bodies = garbage if number == 0 else [npy(images)] * 4
+            found = [own.post(where, content=body) for body in bodies]
+            return precision, number, found
+
+    with ThreadPoolExecutor(64) as pool:
+        for precision, number, found in pool.map(client, range(64)):
+            if number == 0:
+                assert {answer.status_code // 100 for answer in found} == {4}
+            else:
+                assert [a.status_code for a in found] == [200] * 4
+                assert all(a.json()["classes"] == wanted[precision] for a in found)
+
+
+def test_nothing_answers_before_something_is_there(images):
+    server = Running(Service(BudgetSettings(), LIMITS), None)
+    try:
+        for found in (CLIENT.get(f"{server.address}healthz"), ask(server, npy(images), "x")):
+            assert found.status_code == 503
+            assert found.headers["Retry-After"] == "1"
+        assert 'asked="unknown",status="503"' in CLIENT.get(f"{server.address}metrics").text
+    finally:
+        server.stop()
+
+
+def test_low_comes_from_the_first_part_and_nothing_is_read_twice(path, images):
+    read = []
+    with opened_source(str(path)) as source:
+        fetch = source._fetch
+
+        def counted(count):
+            part = fetch(count)
+            read.append(len(part))
+            return part
+
+        source._fetch = counted
+        low = PredictorEngine(source, ["low"])
+        assert sum(read) == inspect_packed(path).bytes_read["low"]
+        both = PredictorEngine(source)
+    assert sum(read) == path.stat().st_size
+    np.testing.assert_array_equal(
+        low.answer(images, "low").logits, both.answer(images, "low").logits
+    )
+
+
+def test_an_address_without_ranges_is_refused(server):
+    with (
+        pytest.raises(ValueError, match="gave no range of it"),
+        opened_source(f"{server.address}healthz"),
+    ):
+        pass
+
+
+def test_planes(path):
+    engine = PlanesEngine(path, (1, 4, 8))
+    images = np.zeros((9, *engine.shape), np.uint8)
+    assert [own.name for own in engine.priced] == ["w1a8", "w4a8", "w8a8"]
+    assert engine.answer(images, "w4a8").logits.shape[0] == 9
+    costs = [own.bit_operations for own in engine.priced]
+    assert costs == [costs[0], 4 * costs[0], 8 * costs[0]]
+    with pytest.raises(ValueError, match="expected some of 1 to 8"):
+        PlanesEngine(path, (8, 2))
+
+
+@pytest.mark.parametrize("text", ["latency", "latency:x", "colour:3", ":", "latency:-1"])
+def test_budgets_of_words(text, engine):
+    with pytest.raises(ValueError, match=r"expected one such as latency:50|a target above 0"):
+        BudgetSettings.parse(text).budget_of(engine[0])

@@ -1,0 +1,144 @@
+"""Generation: drafted text is the text of the high mode, byte for byte, however it is asked for."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision import Widths, modes
+from dual_precision.deploy import save_packed
+from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts
+from dual_precision.deploy.generation.generator import Generator, Tally
+from dual_precision.deploy.generation.programs import FILLED
+from dual_precision.deploy.planes.mode_layers import ModeLayer, XlaModeLayer, to_plane_layers
+from dual_precision.models import build
+from dual_precision.primitives.native import decoder
+
+EXAMPLE = jax.ShapeDtypeStruct((64,), jnp.uint8)
+NETWORK = {
+    "name": "transformer",
+    "features": 32,
+    "depth": 1,
+    "heads": 2,
+    "context": 64,
+    **modes(low="w2a8", high="w8a8").to_json(),
+}
+RNG = np.random.default_rng(0)
+FORMS = {"kernel": ModeLayer, "xla": XlaModeLayer}
+
+
+def text(length: int) -> bytes:
+    return RNG.integers(0, 256, length, np.uint8).tobytes()
+
+
+@cache
+def network():
+    own = {name: value for name, value in NETWORK.items() if name not in modes().to_json()}
+    model = build(**own, modes=modes(low="w2a8", high="w8a8"))
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8), jnp.uint8), precision="high"))
+    return model, init(jax.random.key(0))
+
+
+@cache
+def generator(form: str = "kernel") -> Generator:
+    return Generator.of(*network(), EXAMPLE, FORMS[form])
+
+
+@cache
+def alone(form: str, prompts: tuple[bytes, ...], temperature: float) -> list[bytes]:
+    """Each text by itself, so that its number among the prompts is 0."""
+    how = {"precision": "high", "temperature": temperature}
+    return [generator(form).generate([prompt], 12, **how)[0] for prompt in prompts]
+
+
+# Lengths on both sides of the edges of what a pass fills: one byte is fed by the first step.
+EDGES = (1, 2, FILLED, FILLED + 1, FILLED + 2, 17, 40)
+PROMPTS = tuple(text(length) for length in EDGES)
+
+
+@pytest.mark.parametrize("drafts", range(1, 8))
+def test_drafts_change_nothing(drafts):
+    """Batches of one to four, of prompts of all these lengths."""
+    rows = (drafts - 1) % 4 + 1
+    own = (*PROMPTS[drafts - 1 :], *PROMPTS)[:rows]
+    for prompts in (own, own[::-1]):
+        found = generator().generate(prompts, 12, drafts=drafts)
+        assert found == alone("kernel", prompts, 0.0)
+
+
+def test_nor_do_they_where_bytes_are_drawn():
+    how = {"temperature": 1.0, "seed": 3}
+    expected = generator().generate(PROMPTS[:3], 12, precision="high", **how)
+    tally = Tally()
+    assert generator().generate(PROMPTS[:3], 12, drafts=3, tally=tally, **how) == expected
+    assert generator().generate(PROMPTS[:3], 12, **how) == expected
+    assert 0 < tally.kept <= tally.drafted
+    assert tally.bytes == 36
+    assert generator().generate(PROMPTS[:3], 12, precision="high", temperature=1.0) != expected
+
+
+def test_nor_without_the_kernel(monkeypatch):
+    monkeypatch.setattr(decoder, "available", lambda: False)
+    expected = alone("xla", PROMPTS[3:5], 0.0)
+    assert generator("xla").generate(PROMPTS[3:5], 12, drafts=5) == expected
+    assert generator("xla").generate(PROMPTS[3:5], 12, precision="high") == expected
+
+
+def test_products_on_planes_are_those_of_training():
+    model, variables = network()
+    layered, planes = to_plane_layers(model, variables, EXAMPLE)
+    tokens = jnp.asarray(RNG.integers(0, 256, (2, 9)), jnp.uint8)
+    for asked in ("low", "high", Widths("high", weights=4)):
+        expected = jax.jit(lambda v, a=asked: model.apply(v, tokens, precision=a))(variables)
+        found = jax.jit(lambda v, a=asked: layered.apply(v, tokens, precision=a))(planes)
+        # A code may fall on the other side of its edge by a rounding of what lies between.
+        assert np.corrcoef(np.ravel(found), np.ravel(expected))[0, 1] > 0.999
+        assert np.median(np.abs(found - expected)) < 1e-3
+
+
+def test_from_a_packed_file_in_parts(tmp_path):
+    model, variables = network()
+    save_packed(tmp_path / "net.safetensors", model, variables, NETWORK, EXAMPLE)
+    own = Generator(tmp_path / "net.safetensors")
+    parts = [*own.stream(PROMPTS[4], 12, precision="high")]
+    assert [len(part) for part in parts] == [1] * 12
+    assert [b"".join(parts)] == alone("kernel", PROMPTS[4:5], 0.0)
+
+
+def test_drafts_that_do_not_pay_are_left():
+    rule = Adaptive(DraftCosts(), agreement=0.95)
+    assert rule.drafts() > 1
+    for _ in range(40):
+        rule.saw(1, [0])
+    assert [rule.drafts() for _ in range(17)] == [0] * 16 + [1]
+    for _ in range(80):
+        rule.saw(7, [7])
+    assert rule.drafts() == 7
+
+
+@pytest.mark.parametrize(
+    ("prompts", "how", "message"),
+    [
+        ([], {}, "expected one or more"),
+        (b"text", {}, "expected one or more"),
+        ([b""], {}, "expected bytes, one or more"),
+        (["text"], {}, "expected bytes"),
+        ([b"x" * 60], {}, "60 bytes and 12 to follow"),
+        ([b"x"], {"drafts": 0}, "drafts=0: expected 1 to 7"),
+        ([b"x"], {"drafts": 8}, "drafts=8: expected 1 to 7"),
+        ([b"x"], {"precision": "middle"}, "precision 'middle' is unknown"),
+        ([b"x"], {"precision": "low", "drafts": 2}, "alone reads"),
+        ([b"x"], {"temperature": -1.0}, "temperature of -1.0"),
+    ],
+)
+def test_what_cannot_be_generated(prompts, how, message):
+    with pytest.raises(ValueError, match=message):
+        generator().rounds(prompts, 12, **how)
+
+
+def test_a_network_that_is_no_decoder():
+    model = build("mlp", num_classes=3, modes=modes(low="w2a2"))
+    with pytest.raises(ValueError, match="expected a decoder with a cache"):
+        Generator.of(model, {}, EXAMPLE)

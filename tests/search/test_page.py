@@ -1,0 +1,214 @@
+"""The page, in a real browser: views, edits, undo, a reload, two analysts."""
+
+import asyncio
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dual_precision.search.evolve import Settings
+from dual_precision.search.page import shown
+from dual_precision.search.page.server import Worker, open_server
+from dual_precision.search.session import Session, read_events, replay
+from dual_precision.search.space import Space
+
+CHOICES = tuple(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
+NAMES = ("stage2_conv", "block1/conv1", "block1/conv2", "stage3_conv")
+SPACE = Space("low", NAMES, (CHOICES,) * 4, (1_000_000, 2_000_000, 2_000_000, 1_000_000), 10**7)
+WAIT = 15  # seconds, on a busy machine
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that serve and drive
+
+# Bokeh's widgets stand in shadow roots: all elements, wherever they are.
+FIND = """
+const found = [], walk = (root) => { for (const e of root.querySelectorAll('*')) {
+  if (e.matches(arguments[0]) && (!arguments[1] || e.textContent.trim() === arguments[1]))
+    found.push(e);
+  if (e.shadowRoot) walk(e.shadowRoot); } };
+walk(document); return found[0];
+"""
+# Where a point of a figure is on the screen.
+PLACE = """
+const find = (view) => { if (view.model.name === arguments[0]) return view;
+  for (const child of view.child_views || []) { const f = find(child); if (f) return f; } };
+const view = find([...Bokeh.index][0]), frame = view.frame, box = view.canvas_view.el
+  .getBoundingClientRect();
+return [box.x + frame.x_scale.compute(arguments[1]), box.y + frame.y_scale.compute(arguments[2])];
+"""
+TEXT = "return Bokeh.documents[0].get_model_by_name(arguments[0]).text"
+
+
+def score(space, candidate):
+    time.sleep(0.005)
+    parts = zip((3, 9, 2, 5), candidate, strict=True)
+    return 60 + sum(k * (int(t[1]) * int(t[3])) ** 0.3 for k, t in parts)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """(worker, address) of a search that goes on, served beside the test."""
+    pytest.importorskip("bokeh", reason="the page needs the extra [pages]")
+    session = Session(tmp_path / "session.jsonl", SPACE, Settings(), {"losses": [2, 1]}, score)
+    worker, ready, box = Worker(session, 1000), threading.Event(), []
+
+    def serve():
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        server = open_server(worker, 0)
+        server.start()
+        box.append(server)
+        ready.set()
+        server.io_loop.start()
+        server.stop()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert ready.wait(WAIT)
+    yield worker, f"http://127.0.0.1:{box[0].port}/"
+    if worker._thread.is_alive():
+        worker.stop()
+    box[0].io_loop.add_callback(box[0].io_loop.stop)
+    thread.join(WAIT)
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium that reaches nothing but this machine."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="the test needs selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1340,900",
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--disable-gpu",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    service = webdriver.ChromeService(executable_path=driver)
+    found = webdriver.Chrome(options=options, service=service)
+    found.set_script_timeout(WAIT)
+    yield found
+    found.quit()
+
+
+def wait_for(check):
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        if found := check():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"nothing after {WAIT} s")
+
+
+def text_of(browser, name):
+    return browser.execute_script(TEXT, name)
+
+
+def click(browser, label):
+    element = wait_for(lambda: browser.execute_script(FIND, "button", label))
+    element.click()
+
+
+def click_at(browser, name, x, y):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    px, py = browser.execute_script(PLACE, name, x, y)
+    actions = ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(round(px), round(py))
+    actions.w3c_actions.pointer_action.click()
+    actions.perform()
+
+
+def brush(browser, name, first, second):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    (x0, y0), (x1, y1) = (browser.execute_script(PLACE, name, *p) for p in (first, second))
+    actions = ActionChains(browser)
+    pointer = actions.w3c_actions.pointer_action
+    pointer.move_to_location(round(x0), round(y0))
+    pointer.pointer_down()
+    pointer.move_to_location(round((x0 + x1) / 2), round((y0 + y1) / 2))
+    pointer.move_to_location(round(x1), round(y1))
+    pointer.pointer_up()
+    actions.perform()
+
+
+def open_page(browser, address):
+    browser.get(address)
+    ready = "return !!(window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle)"
+    wait_for(lambda: browser.execute_script(ready))
+
+
+def picture(browser, name):
+    """Kept where SCREENSHOTS names a folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def test_an_analyst_steers(page, browser):
+    worker, address = page
+    session = worker.session
+    open_page(browser, address)
+    worker.start()
+    wait_for(lambda: len(session.state.evaluated) > 120)
+    click(browser, "pause")
+    wait_for(lambda: session.state.paused)
+    wait_for(lambda: "paused" in text_of(browser, "status"))
+    # A: a click shows the block, the button removes it, undo brings it back.
+    place = sorted(CHOICES, key=lambda t: (int(t[1]) * int(t[3]), t)).index("w2a2")
+    click_at(browser, "graph", 1, place)
+    wait_for(lambda: "block1/conv1 w2a2" in text_of(browser, "properties"))
+    start = time.perf_counter()
+    click(browser, "remove")
+    wait_for(lambda: "removed" in text_of(browser, "properties"))
+    print(f"an edit is shown after {time.perf_counter() - start:.3f} s")
+    assert "w2a2" not in session.state.space.alternatives[1]
+    click(browser, "remove")
+    wait_for(lambda: "no longer" in text_of(browser, "message"))
+    # C: what is brushed is marked in the graph.
+    columns = shown.candidate_columns(shown.shown_candidates(session.state))
+    low, high = ((min(columns[n]), max(columns[n])) for n in ("px", "py"))
+    brush(browser, "projection", (low[0], high[0]), (sum(low) / 2 + 0.2, high[1]))
+    wait_for(lambda: "union of" in text_of(browser, "common"))
+    wait_for(lambda: "union of 0" not in text_of(browser, "common"))
+    picture(browser, "search")
+    element = browser.execute_script(FIND, ".bk-btn", "intersection")
+    element.click()
+    wait_for(lambda: "intersection of" in text_of(browser, "common"))
+    # A reload loses nothing; undo is there after it.
+    open_page(browser, address)
+    wait_for(lambda: "1 edits" in text_of(browser, "status"))
+    click(browser, "undo")
+    wait_for(lambda: session.state.space == SPACE)
+    click(browser, "go on")
+    done = len(session.state.evaluated)
+    wait_for(lambda: len(session.state.evaluated) > done)
+    worker.stop()
+    assert replay(read_events(session.path))[-1] == session.state
+    errors = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    assert not [e for e in errors if "favicon" not in e["message"]]
+
+
+def test_two_analysts_on_one_session(page, browser):
+    worker, address = page
+    session = worker.session
+    open_page(browser, address)
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    open_page(browser, address)
+    place = sorted(CHOICES, key=lambda t: (int(t[1]) * int(t[3]), t)).index("w4a4")
+    click_at(browser, "graph", 0, place)
+    wait_for(lambda: "stage2_conv w4a4" in text_of(browser, "properties"))
+    click(browser, "remove")
+    wait_for(lambda: "w4a4" not in session.state.space.alternatives[0])
+    browser.switch_to.window(first)
+    wait_for(lambda: "remove stage2_conv w4a4" in text_of(browser, "status"))
+    assert "analyst 2: remove" in text_of(browser, "status")
+    assert "You are analyst 1" in text_of(browser, "status")
+    click_at(browser, "graph", 0, place)
+    wait_for(lambda: "stage2_conv w4a4" in text_of(browser, "properties"))
+    click(browser, "remove")
+    wait_for(lambda: "no longer" in text_of(browser, "message"))
+    assert len(session.state.history) == 1
