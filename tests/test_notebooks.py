@@ -14,6 +14,7 @@ FIGURES = {
     "03_deploy": 5,
     "04_cyclic_and_bsq": 4,
     "06_engines": 2,
+    "07_search": 2,
 }
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 

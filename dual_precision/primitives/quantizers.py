@@ -81,6 +81,10 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
     """The smallest and the largest code of activations, float32 (): 0 and 2^n - 1, or, signed,
     -2^(n-1) and 2^(n-1) - 1.
 
+    Signed codes have 2 bits at least. Of one bit the largest code is 0, so that no step covers a
+    range: a concrete width of 1 is an error, and a traced one, which nobody can refuse, counts as
+    2. Cycles, range tests and searches may so ask all layers for 1 bit.
+
     Raises:
       ValueError: a width that is not 1 to 8; signed codes of one bit, of which none is positive.
 
@@ -90,7 +94,9 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
     nested.check_bits(bits, 8)
     if not signed:
         return jnp.float32(0.0), power_of_two(bits) - 1
-    if not isinstance(bits, jax.core.Tracer) and int(bits) == 1:
+    if isinstance(bits, jax.core.Tracer):
+        bits = jnp.maximum(bits, 2)
+    elif int(bits) == 1:
         raise ValueError("signed activations of 1 bit: expected 2 or more; -1 and 0 are no range")
     half = nested.half_of(bits)
     return -half, half - 1

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.models import MODELS
@@ -31,8 +30,15 @@ from dual_precision.training.schedules import cosine_cycles
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_steps
 from experiments.benchmark.comparison import Times, median_and_range, verdict_of
-from experiments.benchmark.timing import time_rounds, timed
-from experiments.benchmark.train_step import IMAGE, RATE, STEPS, random_batch
+from experiments.benchmark.timing import time_rounds
+from experiments.benchmark.train_step import (
+    IMAGE,
+    STEPS,
+    Program,
+    constant_rate,
+    one_update,
+    random_batch,
+)
 from experiments.figures.tables import markdown_table
 from experiments.recipes.bsq import Bsq
 from experiments.recipes.cyclic import Cyclic, Static
@@ -45,7 +51,7 @@ _CYCLE = 64  # updates
 BARS = ((CYCLIC, STATIC, 1.05, 1.0), (BITS, PLAIN, 2.5, 1.5))
 
 
-class TrainingStep:
+class TrainingStep(Program):
     """A phase of a recipe for one model: its program, its state."""
 
     def __init__(self, name: str, phase: Phase, model: str, batch_size: int, low: str, high: str):
@@ -53,7 +59,7 @@ class TrainingStep:
         task = Classification(IMAGE)
         built = MODELS[model](num_classes=10, modes=modes(low=low, high=high))
         network, structure = Network(built, task), structure_of(built, task.example)
-        rates: dict[str, Any] = dict.fromkeys(phase.schedules, _constant)
+        rates: dict[str, Any] = dict.fromkeys(phase.schedules, constant_rate)
         if CYCLE in rates:
             rates[CYCLE] = lambda _: _endless_cycles
         (stage,) = stages_of([dataclasses.replace(phase, schedules=rates)], structure, 1)
@@ -63,37 +69,18 @@ class TrainingStep:
         for event in [event for event in phase.start if isinstance(event, ToBits)]:
             state = event(state, moment)
         opt_state = jax.jit(stage.optimizer.init)(state.params)
-        self.name, self._state = name, dataclasses.replace(state, opt_state=opt_state)
+        self._chunk: Any = compile_steps(network, stage, jax.random.key(0))
+        arrays = {"images": images, "labels": labels}
+        order = jnp.arange(batch_size, dtype=jnp.int32)[None]
+        step = partial(one_update, self._chunk, arrays, order)
+        super().__init__(step, dataclasses.replace(state, opt_state=opt_state))
+        self.name = name
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, opt_state)))
-        self._program: Any = compile_steps(network, stage, jax.random.key(0))
-        self._arrays = {"images": images, "labels": labels}
-        self._order = jnp.arange(batch_size, dtype=jnp.int32)[None]
-
-    def run(self, steps: int) -> float:
-        """Milliseconds per step, over so many in a row.
-
-        Raises:
-          ValueError: the loss is not finite.
-        """
-        taken, loss = timed(partial(self._train, steps))
-        if not np.isfinite(float(loss)):
-            raise ValueError("the loss is not finite: what was timed is not training")
-        return taken / steps
-
-    def _train(self, steps: int) -> jax.Array:
-        for _ in range(steps):
-            self._state, metrics = self._program(self._state, self._arrays, self._order)
-        return jax.block_until_ready((metrics["loss"][0], self._state))[0]
 
     @property
     def traces(self) -> int:
         """Programs that were compiled for it."""
-        return int(self._program._cache_size())
-
-
-def _constant(updates: int) -> optax.Schedule:
-    del updates
-    return optax.constant_schedule(RATE)
+        return int(self._chunk._cache_size())
 
 
 def _endless_cycles(count: jax.Array) -> jax.Array:

@@ -129,18 +129,13 @@ def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[st
     exact = logits(variables, images[:8], precision="float")
 
     def program(phase: Phase) -> Program:
-        rates = dict.fromkeys(phase.schedules, _constant)
+        rates = dict.fromkeys(phase.schedules, constant_rate)
         (stage,) = stages_of([dataclasses.replace(phase, schedules=rates)], structure, 1)
         own = jax.tree.map(jnp.copy, variables)  # the step donates its state
         carry = dict.fromkeys(phase.precisions, ())
         opt_state = jax.jit(stage.optimizer.init)(own["params"])
         state = TrainState(jnp.int32(0), **own, carry=carry, opt_state=opt_state)
-        chunk = compile_steps(network, stage, jax.random.key(0))
-
-        def step(state: TrainState) -> tuple[TrainState, jax.Array]:
-            state, metrics = chunk(state, arrays, order)
-            return state, metrics["loss"][0]
-
+        step = partial(one_update, compile_steps(network, stage, jax.random.key(0)), arrays, order)
         if phase.precisions in (("high",), ("low",)):
             found = logits(variables, images[:8], precision=phase.precisions[0])
             return Program(step, state, train_peers.quantized_difference(found, exact))
@@ -155,9 +150,18 @@ def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[st
     return {name: program(phase) for name, phase in phases.items()}
 
 
-def _constant(updates: int) -> optax.Schedule:
+def constant_rate(updates: int) -> optax.Schedule:
+    """A schedule of a phase that has no other, see RATE."""
     del updates
     return optax.constant_schedule(RATE)
+
+
+def one_update(
+    chunk: Callable, arrays: Mapping[str, jax.Array], order: jax.Array, state: TrainState
+) -> tuple[TrainState, jax.Array]:
+    """(state, loss) of what `compile_steps` gave, for an order of one batch."""
+    state, metrics = chunk(state, arrays, order)
+    return state, metrics["loss"][0]
 
 
 def _our_logits(model: ResNet, variables: Any, images: jax.Array, *, precision: str) -> jax.Array:

@@ -52,7 +52,7 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("mean", None, "import: per channel, what its images were normalised with")
     string("std", None, "import: likewise")
     string("network", None, "support: the packed file that is tried, with fresh networks beside it")
-    string("target", None, "export: stablehlo or onnx")
+    string("target", None, "export: stablehlo, onnx or litert")
     string("mode", None, "export: one mode of the file; by default all")
     string(
         "form",

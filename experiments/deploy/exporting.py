@@ -4,6 +4,7 @@
     python -m experiments.deploy export net.safetensors --target=onnx --out=net.onnx
     python -m experiments.deploy export net.safetensors --target=onnx --form=integer --mode=high
         --out=high.onnx
+    python -m experiments.deploy export net.safetensors --target=litert --mode=low --out=low.tflite
 
 `--target=onnx` has forms, see deploy/export/onnx/layers.py: "exact", whose values are those of the
 mode; "integer", for the integer kernels of ONNX Runtime, which rounds a little more; "vnni", which
@@ -21,6 +22,7 @@ import numpy as np
 
 from dual_precision import data
 from dual_precision.deploy import PackedInfo, inspect_packed, load_packed
+from dual_precision.deploy.export.litert import LiteNetwork, save_litert
 from dual_precision.deploy.export.onnx.file import EngineNetwork, save_onnx
 from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, VNNI
 from dual_precision.deploy.export.stablehlo import Programs, save_programs
@@ -28,7 +30,7 @@ from dual_precision.deploy.file.writer import check_replaceable
 from experiments.figures.tables import markdown_table
 from experiments.recipes.config import check_choice
 
-TARGETS = ("stablehlo", "onnx")
+TARGETS = STABLEHLO, ONNX, LITERT = "stablehlo", "onnx", "litert"
 CALIBRATE, CHECKED = 256, 512  # images of training, and of validation
 COLUMNS = (
     ("mode", "mode", "{}"),
@@ -58,11 +60,13 @@ def export_command(
     """
     check_choice("target", target, TARGETS)
     check_choice("form", form or EXACT, FORMS)
-    if form is not None and target != "onnx":
+    if form is not None and target != ONNX:
         raise ValueError(f"--form={form} has no effect on --target={target}: leave it out")
     check_replaceable(out)
     info = inspect_packed(file)
     modes = [*info.bytes_read] if mode is None else [mode]
+    if target == LITERT and mode is None:
+        raise ValueError(f"--target={LITERT} writes one mode: give --mode, one of {modes}")
     loaded = data.load(dataset or dataset_of(info), data_dir=data_dir, archive=archive)
     if loaded.image_shape != info.image_shape:
         raise ValueError(
@@ -98,7 +102,11 @@ def export_to(
     calibration: Any = None,
 ) -> Predict:
     """Writes the file of a target; its modes in the engine."""
-    if target == "stablehlo":
+    if target == LITERT:
+        save_litert(out, file, modes[0])
+        engine = LiteNetwork(out)
+        return lambda images, _: engine.predict(images)
+    if target == STABLEHLO:
         save_programs(out, file, modes)
         return Programs(out).predict
     save_onnx(out, file, modes, form, calibration)

@@ -21,6 +21,7 @@ import numpy as np
 
 from dual_precision import data
 from dual_precision.deploy import inspect_packed, load_packed, save_packed
+from dual_precision.deploy.export.litert import LiteNetwork, save_litert
 from dual_precision.deploy.export.onnx.file import EngineNetwork, runs_on_integers, save_onnx
 from dual_precision.deploy.export.onnx.layers import EXACT, INTEGER, NIBBLES
 from dual_precision.deploy.export.stablehlo import Programs, save_programs
@@ -36,8 +37,9 @@ from experiments.workdir import write_whole
 
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 ASKED, BATCH = 256, 500
+_REASON = 160  # characters of a row
 FRESH = ("mlp", "resnet8", "resnet20", "resnet20b", "resnet8_fast")
-STABLEHLO = "StableHLO"
+PROGRAMS, TFLITE = "StableHLO", "LiteRT"
 COLUMNS = (
     ("network", "network", "{}"),
     ("mode", "mode", "{}"),
@@ -131,7 +133,7 @@ def support_rows(subject: Subject, folder: Path) -> Iterator[dict[str, Any]]:
                 row |= {"works": "yes", "bytes": out.stat().st_size}
                 row |= _compared(predict, own, subject) | ({"ours": best} if best else {})
             except ValueError as error:
-                row |= {"works": "no", "reason": str(error)[:160]}
+                row |= {"works": "no", "reason": " ".join(str(error).split())[:_REASON]}
             yield row
 
 
@@ -146,7 +148,12 @@ def _targets(path: Path, mode: str, images: np.ndarray) -> dict[str, Callable[[P
         save_onnx(out, path, [mode], **how)
         return partial(EngineNetwork(out).predict, precision=mode)
 
-    found: dict[str, Callable[[Path], Any]] = {STABLEHLO: programs, onnx_of(EXACT): onnx}
+    def lite(out: Path) -> Any:
+        save_litert(out, path, mode)
+        return LiteNetwork(out).predict
+
+    found: dict[str, Callable[[Path], Any]] = {PROGRAMS: programs, onnx_of(EXACT): onnx}
+    found[TFLITE] = lite
     found[onnx_of(INTEGER)] = partial(onnx, form=INTEGER, calibration=images)
     if "1024" in path.name:
         found[onnx_of(NIBBLES)] = partial(onnx, form=NIBBLES)

@@ -33,6 +33,7 @@ def draw_sweep(rows: Rows, maps: Mapping[str, Mapping[str, int]], split: str) ->
             f" {row['alpha']:g}", (row["bits_per_weight"], row[split]), fontsize=7, color=GREY
         )
     left.set(xlabel="bits per weight, signs not counted", ylabel=f"{split} accuracy %")
+    left.margins(x=0.12)  # the names stand to the right of their points
     left.grid(alpha=0.25)
     _draw_bars(right, maps)
     return figure
@@ -46,8 +47,8 @@ def _draw_bars(axes: Any, maps: Mapping[str, Mapping[str, int]]) -> None:
         at = np.arange(len(names)) - 0.4 + width * (index + 0.5)
         axes.bar(at, [found[name] for name in names], width, color=colours[index], label=run)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-    axes.set(ylabel="bits of a weight")
-    axes.legend(fontsize=7)
+    axes.set(ylabel="bits, with the sign")
+    axes.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)  # above the bars
 
 
 def draw_cycles(bits: np.ndarray, cost: np.ndarray, static: float) -> Figure:

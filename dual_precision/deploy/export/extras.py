@@ -4,8 +4,8 @@ import importlib
 from types import ModuleType
 
 
-def needed(package: str, purpose: str) -> ModuleType:
-    """The imported package.
+def needed(package: str, purpose: str, extra: str = "engines") -> ModuleType:
+    """The imported package, which an extra of ours installs.
 
     Raises:
       ValueError: it is not installed; the message says how to install it.
@@ -15,5 +15,5 @@ def needed(package: str, purpose: str) -> ModuleType:
     except ImportError:
         raise ValueError(
             f"{purpose} needs the package {package.split('.')[0]!r}, which is not installed:"
-            " pip install 'dual_precision[engines]', or pip install -e '.[engines]' in a clone"
+            f" pip install 'dual_precision[{extra}]', or pip install -e '.[{extra}]' in a clone"
         ) from None

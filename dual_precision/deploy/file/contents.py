@@ -57,9 +57,11 @@ def to_sections(
       order: the modes, as `mode_order` gives.
 
     Raises:
-      ValueError: a value is missing; a weight would not come back with the code that it has now.
+      ValueError: a value is missing; weights are on another grid than the nested one; a weight
+        would not come back with the code that it has now.
     """
     leaves: Leaves = dict(flatten_dict(variables))
+    check_nested(leaves, structure)
     # What float alone reads is of no use without float weights: it may be missing.
     kept = structure.leaves_of(order)
     known = {path: leaf.shape for path, leaf in structure.shapes.items() if path in leaves}
@@ -106,6 +108,24 @@ def from_sections(
     check_shapes(leaves, structure.leaves_of(modes))
     check_numbers(leaves)
     return unflatten_dict(leaves)
+
+
+def check_nested(leaves: Leaves, structure: Structure) -> None:
+    """Raises ValueError where weights have widths, and no codes of the nested grid."""
+    for path, layer in structure.layers.items():
+        name = f"layer {'/'.join(path)!r}"
+        if any(leaf[:-2] == ("params", *path) and leaf[-2] == "bits" for leaf in leaves):
+            raise ValueError(
+                f"{name} holds bits that are being trained, of a grid with a zero, which a packed"
+                " file has not: expected the run that trained on at the widths they gave, as with"
+                " --mode=high --init=WORKDIR --widths=WORKDIR/widths.json"
+            )
+        if layer.stored is None and any(own.weights for own in layer.table.values()):
+            raise ValueError(
+                f"{name} has its codes between a minimum and a maximum, another grid for every"
+                " width: expected layers of the nested grid, one store for all modes; train the"
+                " same network without _minmax"
+            )
 
 
 def check_shapes(leaves: Leaves, expected: Mapping[LayerPath, tuple[int, ...]]) -> None:

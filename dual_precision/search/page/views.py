@@ -9,15 +9,8 @@ from typing import Any
 
 from bokeh.document import Document
 from bokeh.layouts import column, row
-from bokeh.models import ColumnDataSource
-from bokeh.models.widgets import (
-    Button,
-    Div,
-    RadioButtonGroup,
-    Select,
-    TextInput,
-    Toggle,
-)
+from bokeh.models import ColumnDataSource, LinearColorMapper
+from bokeh.models.widgets import Button, Div, RadioButtonGroup, Select, TextInput, Toggle
 from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
 
@@ -47,6 +40,7 @@ class Views:
         self._blocks: list[Block] = []
         self._candidates: list[Any] = []
         self.blocks, self.candidates = ColumnDataSource(), ColumnDataSource()
+        self._colours = LinearColorMapper(palette=_PALETTE, nan_color="#d5d8de")
         self.front, self.paths, self.losses = (ColumnDataSource() for _ in range(3))
         self.blocks.selected.on_change("indices", lambda attr, old, new: self._tell_blocks())
         self.candidates.selected.on_change("indices", lambda attr, old, new: self._mark())
@@ -75,10 +69,14 @@ class Views:
         self._blocks = shown.all_blocks(self._blocks, state)
         self._candidates = shown.shown_candidates(state)
         self.candidates.data = shown.candidate_columns(self._candidates)
+        known = [one.accuracy for one in state.evaluated] or [0.0]
+        self._colours.update(low=min(known), high=max(max(known), min(known) + 1e-9))
         self.front.data, self.paths.data = shown.front_columns(state), shown.path_columns(state)
         self.losses.data = {"step": [*range(1, len(state.losses) + 1)], "loss": [*state.losses]}
         self.pause.active, self.pause.label = state.paused, "go on" if state.paused else "pause"
-        doing = "training" if self.worker.training else "paused" if state.paused else "searching"
+        doing = "training" if self.worker.training else "searching"
+        if state.paused or len(state.evaluated) >= self.worker.evaluations:
+            doing = "paused" if state.paused else "done"
         self.status.text = (
             f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates,"
             f" {len(state.space.blocks)} blocks, {state.space.size:,} paths, {len(state.history)}"
@@ -99,7 +97,7 @@ class Views:
             for layer in state.space.layers
             if any(at == layer for at, _ in marked)
         ]
-        told = "<br>".join(lines) or "brush candidates in C or D"
+        told = "<br>".join(lines) or ("nothing" if picked else "brush candidates in C or D")
         self.common.text = f"<b>{operation} of {len(picked)}</b><br>{told}"
         self._tell_blocks()
 
@@ -221,12 +219,13 @@ class Views:
             fill_alpha="alpha",
             line_color="mark",
             line_width=2,
-            nonselection_fill_alpha=0.3,
+            nonselection_fill_alpha=0.55,
+            nonselection_line_alpha=1.0,
         )
         plot.text(
             "x", "y", text="alternative", source=self.blocks, text_align="center",
             text_baseline="middle", text_font_size="10px", text_color="white", text_alpha="alpha",
-            nonselection_text_alpha=0.6,
+            nonselection_text_alpha=0.9,
         )  # fmt: skip
         plot.xaxis.ticker = [*range(len(layers))]
         plot.xaxis.major_label_overrides = dict(enumerate(layers))
@@ -255,11 +254,8 @@ class Views:
             **_SMALL,
             name="projection",
         )
-        plot.scatter("px", "py", source=self.candidates, color=self._by_accuracy(), size=7)
+        plot.scatter("px", "py", source=self.candidates, color=_by_accuracy(self._colours), size=7)
         return plot
-
-    def _by_accuracy(self) -> Any:
-        return linear_cmap("accuracy", _PALETTE, 40, 100, nan_color="#d5d8de")
 
     def _accuracies(self) -> Any:
         plot = figure(
@@ -271,7 +267,9 @@ class Views:
             **_SMALL,
             name="accuracies",
         )
-        plot.scatter("cost", "accuracy", source=self.candidates, size=6, color=self._by_accuracy())
+        plot.scatter(
+            "cost", "accuracy", source=self.candidates, size=6, color=_by_accuracy(self._colours)
+        )
         plot.step("cost", "accuracy", source=self.front, mode="after", color="#d1495b")
         return plot
 
@@ -283,6 +281,10 @@ class Views:
 
 
 _SMALL: dict[str, Any] = {"width": 320, "height": 300}
+
+
+def _by_accuracy(colours: Any) -> Any:
+    return {"field": "accuracy", "transform": colours}
 
 
 def _button(named: tuple[str, Any]) -> Any:

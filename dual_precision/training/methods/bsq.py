@@ -34,6 +34,7 @@ from dual_precision.primitives.signed_bits import (
 )
 from dual_precision.structure import LayerPath, Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
+from dual_precision.training.methods.modes import Metrics, loss_of
 from dual_precision.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BITS = "bits"
-Metrics = dict[str, jax.Array]
 
 
 def bits_of(params: Tree) -> dict[LayerPath, SignedBits]:
@@ -215,11 +215,8 @@ class BitLoss:
         bits = bits_of(params)
         weighted = with_bits(params, bits)
         outputs, state = network(weighted, state, batch, precision=self.mode, train=True, key=key)
-        loss, price = network.task.loss(outputs, batch), price_of(bits)
-        measured = network.task.measures(outputs, batch)
-        metrics = {f"{self.mode}_{name}": jnp.mean(value) for name, value in measured.items()}
-        metrics |= {f"{self.mode}_loss": loss, "price": price}
-        metrics["bits_per_weight"] = jnp.float32(mean_bits(bits))
+        (loss, metrics), price = loss_of(network, self.mode, outputs, batch), price_of(bits)
+        metrics |= {"price": price, "bits_per_weight": jnp.float32(mean_bits(bits))}
         return loss + self.alpha * price, (state, metrics)
 
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Widths
 from dual_precision.tasks.task import Batch, Network, State, Tree
+from dual_precision.training.methods.modes import Metrics, loss_of
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
 
 CYCLE = "cycle"  # the schedule: share of the way from the lower to the upper widths, 0 to 1
-Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +108,7 @@ class CyclicLoss:
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         asked = self.widths(network.model.modes, values)
         outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
-        loss = network.task.loss(outputs, batch)
-        measured = network.task.measures(outputs, batch)
-        metrics = {f"{self.upper}_{name}": jnp.mean(value) for name, value in measured.items()}
-        metrics[f"{self.upper}_loss"] = loss
+        loss, metrics = loss_of(network, self.upper, outputs, batch)
         for what in ("weights", "activations"):
             if (bits := getattr(asked, what)) is not None:
                 metrics[f"bits_of_{what}"] = bits.astype(jnp.float32)

@@ -70,9 +70,8 @@ class Split:
         total = jnp.float32(0.0)
         metrics: Metrics = {}
         for mode, found in outputs.items():
-            loss = network.task.loss(found, shares[mode])
-            total, metrics = total + loss, metrics | _metrics(network, mode, found, shares[mode])
-            metrics[f"{mode}_loss"] = loss
+            loss, own = loss_of(network, mode, found, shares[mode])
+            total, metrics = total + loss, metrics | own
         return total, (state, metrics)
 
 
@@ -132,8 +131,8 @@ class Together:
         total = jnp.float32(0.0)
         metrics: Metrics = {}
         for mode, found in outputs.items():
-            loss = network.task.loss(found, batch)
-            metrics |= _metrics(network, mode, found, batch) | {f"{mode}_loss": loss}
+            loss, own = loss_of(network, mode, found, batch)
+            metrics |= own
             if self.teacher is not None and mode != self.teacher:
                 soft = distillation(found, outputs[self.teacher])
                 loss = (1 - self.distillation) * loss + self.distillation * soft
@@ -173,6 +172,8 @@ def _run_share(
     return outputs, {**after, "carry": {**state["carry"], mode: moved}}
 
 
-def _metrics(network: Network, mode: str, outputs: Any, batch: Batch) -> Metrics:
-    measured = network.task.measures(outputs, batch)
-    return {f"{mode}_{name}": jnp.mean(value) for name, value in measured.items()}
+def loss_of(network: Network, mode: str, outputs: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """The loss of the task for the outputs of a mode, and what is logged of them."""
+    loss, measured = network.task.loss(outputs, batch), network.task.measures(outputs, batch)
+    metrics = {f"{mode}_{name}": jnp.mean(value) for name, value in measured.items()}
+    return loss, {**metrics, f"{mode}_loss": loss}

@@ -1,0 +1,82 @@
+"""The command of the search, from a supernet to widths that training takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dual_precision.search.session import read_events, replay
+from experiments.recipes.config import make_config
+from experiments.recipes.flags import read_widths_file
+from experiments.search.norms import rank_correlation
+from experiments.search.steering import interval, needed, run_strategy
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(environment, command, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{command}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_from_a_supernet_to_widths(tmp_path, child_environment):
+    supernet, folder = tmp_path / "supernet", tmp_path / "search"
+    run = ("--mode=supernet", "--dataset=digits", "--set=passes=4", "--notest")
+    ended = start(child_environment, "cifar", *run, f"--workdir={supernet}")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    own = (f"--supernet={supernet}", f"--workdir={folder}", "--images=100")
+    for evaluations in (20, 24):  # the second goes on
+        ended = start(child_environment, "search", *own, f"--evaluations={evaluations}")
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        state = replay(read_events(folder / "session.jsonl"))[-1]
+        assert len(state.evaluated) == evaluations
+    rows = json.loads((folder / "front.json").read_text())["rows"]
+    assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
+    widths = read_widths_file(str(folder / "widths.json"))
+    config = make_config("digits", {"dataset": "digits", "widths": widths})
+    assert {str(config.modes.at((layer,))["low"]) for layer in widths} == {
+        entry["low"] for entry in widths.values()
+    }
+    ended = start(child_environment, "search", *own, "--seed=1")
+    assert ended.returncode == 1
+    assert "give the same, or another --workdir" in ended.stderr
+
+
+def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path):
+    from dual_precision.search.evolve import Settings, front_of
+    from dual_precision.search.session import Session
+    from dual_precision.search.space import Space
+
+    choices = ("w1a1", "w2a2", "w3a3", "w4a4")
+    space = Space("low", ("a", "b", "c"), (choices,) * 3, (1, 2, 3), 5)
+
+    def score(_, candidate):
+        return sum(k * int(text[1]) for k, text in zip((9, 1, 1), candidate, strict=True))
+
+    session = Session(tmp_path / "log", space, Settings(population=10), {}, score)
+    run_strategy(session, "steered", 40, 0.25)
+    state = session.state
+    assert state.history
+    before = front_of(state.evaluated[:10])
+    first = state.history[0][0].blocks
+    assert all(
+        pair in first for e in before for pair in zip(space.layers, e.candidate, strict=True)
+    )
+    assert min(map(len, state.space.alternatives)) >= 2
+    ends = (space.cost(("w1a1",) * 3), space.cost(("w4a4",) * 3))
+    assert needed(state.evaluated, 0.0, ends) == 1
+    assert np.isinf(needed(state.evaluated, 1e9, ends))
+
+
+def test_intervals_and_ranks():
+    rows = [{"a": 1.0, "b": 0.0}, {"a": 3.0, "b": 1.0}, {"a": 4.0, "b": 1.0}]
+    assert interval(rows, "a", "b") == "+2.00 [-0.48, 4.48]"
+    assert rank_correlation([1, 2, 3], [10, 20, 30]) == 1
