@@ -8,6 +8,8 @@
   under load, the cascade; two to three minutes on two CPU cores; see inference.py
 - `python -m experiments.benchmark engines`: modes of ours in ONNX Runtime beside its own float32
   and int8, which the extra [engines] installs; see engines.py
+- `python -m experiments.benchmark language`: a byte of a decoder on planes, low beside high, and
+  drafted; PyTorch beside it, which the extra [benchmark] installs; see language.py
 - `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are
   killed, hours of requests; see reliability/ and docs/reliability.md
 
@@ -24,6 +26,7 @@ from absl import flags
 from experiments import cli
 from experiments.benchmark.engines import measure_engines
 from experiments.benchmark.inference import measure_inference
+from experiments.benchmark.language import measure_language
 from experiments.benchmark.method_steps import measure_method_steps
 from experiments.benchmark.plane_speed import REQUESTS
 from experiments.benchmark.reliability.damage import measure_damage
@@ -37,6 +40,7 @@ COMMANDS: cli.Commands = {
     "methods": measure_method_steps,
     "inference": measure_inference,
     "engines": measure_engines,
+    "language": measure_language,
     "damage": measure_damage,
     "kills": measure_kills,
     "soak": measure_soak,
@@ -56,6 +60,7 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool("peers", True, about, flag_values=values)
     string("checkpoint", None, "engines: the PyTorch state dict of a CIFAR-10 network")
     string("network", NETWORK, "inference, soak: the packed file that answers")
+    string("decoder", None, "language: a packed file; by default 12.9 M random weights")
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
     integer("cases", 2000, "damage: files that are damaged", lower_bound=1)
