@@ -34,6 +34,7 @@ _BEFORE: dict[str, Any] = {
     "std": "",
     "reestimate": 0,
     "cycles": 0,
+    "optimizer": "sgd",
     "accumulate": 1,
 }
 

@@ -14,6 +14,8 @@ from dual_precision.tasks.task import Batch, Network, State, Task, Tree
 from dual_precision.training.compilation import compiler_options
 from dual_precision.training.sharding import divide, mesh_of
 
+EVALUATION_ROWS = 500  # of a batch, unless the task has a number of its own
+
 
 @cache
 def _batch_program(network: Network, mode: str | None) -> Callable[..., tuple[Any, State]]:
@@ -40,27 +42,28 @@ def evaluate(
     *,
     task: Task,
     precision: Asked,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """Name -> mean over a whole split, of what the task measures; one trace per mode.
 
     Args:
       split: examples of the task, such as `data.Images`.
       precision: a mode, or `Widths`, which are traced: one trace for all of them.
-      batch_size: examples at a time; a few more where the devices that the variables are on, of
+      batch_size: examples at a time, None is what the task says, or 500; a few more where the devices that the variables are on, of
         all processes, would not share them evenly.
 
     Raises:
       ValueError: a split of no examples.
     """
+    rows: int = batch_size or getattr(task, "evaluation_rows", EVALUATION_ROWS)
     network = Network(model, task)
     named = precision if isinstance(precision, str) else None
     program = _batch_program(network, named)
     mesh = mesh_of(variables)
-    batch_size += -batch_size % (mesh.size if mesh else 1)
-    carry = _laid_over(mesh, {mode_of(precision): task.carry(batch_size)})
+    rows += -rows % (mesh.size if mesh else 1)
+    carry = _laid_over(mesh, {mode_of(precision): task.carry(rows)})
     total: dict[str, Any] = {}
-    for batch, mask in task.batches(split, batch_size):
+    for batch, mask in task.batches(split, rows):
         batch, mask = _laid_over(mesh, (batch, mask))
         sums, carry = program(variables, carry, batch, mask, None if named else precision)
         total = {name: total[name].merge(new) if total else new for name, new in sums.items()}

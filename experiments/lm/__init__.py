@@ -1,1 +1,1 @@
-"""Language models."""
+"""The command of language models: training, and text from what was trained."""

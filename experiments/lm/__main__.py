@@ -1,32 +1,43 @@
-"""Language models.
+"""Language models: trains one, or writes text with one that is packed.
 
-- `python -m experiments.lm generate FILE --prompt="It is a truth"`: text from a packed decoder, in
-  any mode or drafted; see generate.py
+python -m experiments.lm --mode=two_phase
+python -m experiments.lm generate FILE --precision=draft --prompt="It is a truth"
 """
-
-from functools import partial
 
 from absl import flags
 
 from experiments import cli
 from experiments.lm.generate import generate_command
+from experiments.lm.training import define_language_flags, train
 
-COMMANDS: cli.Commands = {"generate": generate_command}
 
-
-def define_language_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Adds the flags of all sub-commands."""
-    string = partial(flags.DEFINE_string, flag_values=values)
-    integer = partial(flags.DEFINE_integer, flag_values=values)
-    string("prompt", None, "generate: the text to go on from")
-    string("precision", "draft", "generate: a mode of the file, or draft")
-    integer("count", 120, "generate: bytes to add")
-    about = "generate: 0 takes the most likely byte, else they are sampled"
-    flags.DEFINE_float("temperature", 0.0, about, flag_values=values)
-    integer("seed", 0, "generate: of the samples")
-    integer("drafts", None, "generate: bytes in a round of draft, 1 to 7; by default what pays")
+def generate(
+    file: str,
+    *,
+    prompt: str,
+    precision: str,
+    count: int,
+    temperature: float,
+    seed: int | None = None,
+    drafts: int | None = None,
+) -> None:
+    """Text that follows a prompt."""
+    generate_command(
+        file,
+        prompt=prompt,
+        precision=precision,
+        count=count,
+        temperature=temperature,
+        seed=seed or 0,
+        drafts=drafts,
+    )
 
 
 if __name__ == "__main__":
     define_language_flags()
-    cli.run(COMMANDS, trains=False)
+    flags.DEFINE_string("prompt", None, "what the text begins with")
+    flags.DEFINE_string("precision", "draft", "low, high, or draft: of high, drafted by low")
+    flags.DEFINE_integer("count", 120, "bytes to write")
+    flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest byte")
+    flags.DEFINE_integer("drafts", None, "bytes that low drafts at a time; by default it adapts")
+    cli.run({"": train, "generate": generate})

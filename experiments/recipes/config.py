@@ -230,7 +230,12 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
       ValueError: a name that no recipe has, or a value of another type.
     """
-    known = {name: kind for name, kind in every_field().items() if name != "widths"}
+    return read_settings_as(texts, every_field())
+
+
+def read_settings_as(texts: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_settings`, of these fields: name -> type."""
+    known = {name: kind for name, kind in fields.items() if name != "widths"}
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")
