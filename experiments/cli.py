@@ -78,6 +78,8 @@ def run(command: Command | Commands, trains: bool = True) -> None:
 def _end(line: str, status: int) -> NoReturn:
     if has_joined():
         leave_by_error(line, status)
+    if status == 1:
+        sys.exit(line)
     print(line, file=sys.stderr)
     sys.exit(status)
 
