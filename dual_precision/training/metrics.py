@@ -55,7 +55,8 @@ def evaluate(
     Raises:
       ValueError: a split of no examples.
     """
-    rows: int = batch_size or getattr(task, "evaluation_rows", EVALUATION_ROWS)
+    own: int = getattr(task, "evaluation_rows", EVALUATION_ROWS)
+    rows = own if batch_size is None else batch_size
     network = Network(model, task)
     named = precision if isinstance(precision, str) else None
     program = _batch_program(network, named)
