@@ -11,6 +11,7 @@ Commands, on two CPU cores (a busy machine), with the expected test accuracy:
 import dataclasses
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from dual_precision.loading import load_trained, start_from
 from dual_precision.models import build_from
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
 from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
+from dual_precision.training.options import FitOptions
+from dual_precision.training.processes import is_first, together
 from dual_precision.training.state import initial_variables
 from experiments import cli
 from experiments.figures import training as pictures
@@ -51,16 +54,19 @@ def main() -> None:
     config, preset = read_config()
     workdir = Path(FLAGS.workdir or default_workdir(config, preset))
     lookup(config.dataset)  # an unknown one leaves no folder behind
-    with only_user(workdir):
+    with only_user(workdir) if is_first() else nullcontext():
         say_where(config, preset, workdir)
         dataset = load_data(config)
         description = describe_run(config, preset, dataset)
         model, task = build_from(description["network"]), task_of(config, dataset)
         structure = structure_of(model, task.example)
         # Before the workdir is claimed: wrong widths, or a wrong --init, leave it free.
+        together("begin")  # until then, whatever another process finds there is not of this run
         start = None if has_begun(workdir) else first_variables(config, model, task, structure)
-        open_workdir(workdir, description, FLAGS.resume)
-        write_overview(structure, workdir / "parameters.txt")
+        if is_first():
+            open_workdir(workdir, description, FLAGS.resume)
+            write_overview(structure, workdir / "parameters.txt")
+        together("workdir")
         state = fit(
             model,
             task,
@@ -71,21 +77,24 @@ def main() -> None:
             workdir,
             config=description,
             variables=start,
-            listeners=listeners(workdir),
+            listeners=listeners(workdir) if is_first() else [],
         )
         rows = results(config, model, task, state.variables, dataset, FLAGS.test)
-        for name, found in config.recipe.leaves(state.params, structure).items():
-            write_whole(workdir / name, json.dumps(found, indent=1) + "\n")
-        leave_results(rows, workdir)
+        leaves = config.recipe.leaves(state.params, structure)
+        if is_first():
+            for name, found in leaves.items():
+                write_whole(workdir / name, json.dumps(found, indent=1) + "\n")
+            leave_results(rows, workdir)
     print(f"{clock} in all")
     print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
 
 
 def say_where(config: Config, preset: str, workdir: Path) -> None:
     """What the run is on, what it costs."""
-    devices = jax.local_devices()
+    devices = jax.devices()
     print(
-        f"device: {len(devices)} x {devices[0].device_kind}; preset: {preset}; workdir: {workdir}"
+        f"device: {len(devices)} x {devices[0].device_kind}, of {jax.process_count()} processes;"
+        f" preset: {preset}; workdir: {workdir}"
     )
     phases = config.recipe.phases()
     parts = ", ".join(f"{phase.name} {phase.epochs}" for phase in phases)
@@ -142,6 +151,8 @@ def options_of(config: Config) -> FitOptions:
         seed=config.seed,
         steps_per_dispatch=config.steps_per_dispatch,
         epochs_per_evaluation=config.epochs_per_evaluation,
+        accumulate=config.accumulate,
+        shard_data=FLAGS.shard_data,
     )
 
 

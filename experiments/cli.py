@@ -1,12 +1,15 @@
 """What the commands share: flags, sub-commands, errors as one line and an exit status."""
 
+import dataclasses
 import errno
 import inspect
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -14,7 +17,20 @@ from absl import logging as absl_logging
 from dual_precision.data import DataError
 from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.compilation import keep_freed_memory
+from dual_precision.training.deaths import end_now
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
+from dual_precision.training.processes import (
+    Group,
+    death_in,
+    has_joined,
+    is_first,
+    join,
+    leave,
+    leave_by_error,
+)
+
+# What a user can mend, besides what is no RuntimeError.
+_OF_THE_USER = (ValueError, OSError, DataError, CheckpointError, NonFiniteLoss)
 
 Command = Callable[..., None]  # see `run`
 Commands = Mapping[str, Command]
@@ -37,24 +53,63 @@ def run(command: Command | Commands, trains: bool = True) -> None:
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
+        join_group()
         if trains:
             keep_freed_memory()
         try:
             start_command(command, argv[1:])
+            leave()
         except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(128 + stop.signum)
+            _end(str(stop), 128 + stop.signum)
         except KeyboardInterrupt:  # outside of training, where nothing waits to be saved
-            print("stopped: start the same command again to go on", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        except (ValueError, OSError, DataError, CheckpointError, NonFiniteLoss) as error:
-            if FLAGS.traceback:
+            _end("stopped: start the same command again to go on", 128 + signal.SIGINT)
+        except (ValueError, OSError, RuntimeError, DataError, CheckpointError) as error:
+            if death := death_in(error):
+                end_now(*death)
+            if FLAGS.traceback or not isinstance(error, _OF_THE_USER):
                 raise
             room = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             way_out = "; make room and start the same command again: it goes on" if room else ""
-            sys.exit(f"error: {' '.join(str(error).split())}{way_out}")
+            _end(f"error: {' '.join(str(error).split())}{way_out}", 1)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _end(line: str, status: int) -> NoReturn:
+    if has_joined():
+        leave_by_error(line, status)
+    if status == 1:
+        sys.exit(line)
+    print(line, file=sys.stderr)
+    sys.exit(status)
+
+
+def define_process_flags() -> None:
+    """The flags of a command that several processes can run together; see docs/scale.md."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto: the scheduler says")
+    flags.DEFINE_integer("processes", None, "with --coordinator: how many there are")
+    flags.DEFINE_integer("process", None, "with --coordinator: which one this is, from 0")
+    flags.DEFINE_integer("join_seconds", 60, "with --coordinator: wait so long for the others")
+    about = "with --coordinator: a process that is not heard of for so long is dead"
+    flags.DEFINE_integer("silence_seconds", 10, about)
+
+
+def join_group() -> None:
+    """Joins the processes that the flags name, if any; all but the first are then silent."""
+    names = [field.name for field in dataclasses.fields(Group)]
+    given: dict[str, Any] = {name: FLAGS[name].value for name in names if name in FLAGS}
+    if not given.get("coordinator"):
+        if idle := [f"--{name}" for name in names if name in FLAGS and FLAGS[name].present]:
+            sys.exit(f"error: {', '.join(idle)} without --coordinator: give it, or leave them out")
+        return
+    try:
+        group = Group(**given)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    join(group)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 for the rest of the process
+        logging.getLogger("dual_precision").setLevel(logging.ERROR)
 
 
 def start_command(command: Command | Commands, words: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from dual_precision.tasks.task import Network, Task
 from dual_precision.training.feed import Feed
 from dual_precision.training.methods.cyclic import CYCLE
 from dual_precision.training.optimizers import RATE, STEP_RATE
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Moment, Phase, Schedule, stages_of
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_steps
@@ -136,7 +137,9 @@ def training_curves(
 ) -> dict[int, list[float]]:
     """bits -> training accuracy of every update; see `one_width_each`."""
     structure = structure_of(network.model, network.task.example)
-    feed = Feed(network.task, train, config.batch_size, config.seed, 1)
+    feed = Feed(
+        network.task, train, FitOptions(config.batch_size, config.seed, steps_per_dispatch=1)
+    )
     (stage,) = stages_of((phase,), structure, feed.steps_per_epoch)
     start = _first_state(network, phase, config, feed, structure)
     start = dataclasses.replace(start, opt_state=stage.optimizer.init(start.params))

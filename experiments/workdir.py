@@ -34,6 +34,8 @@ _BEFORE: dict[str, Any] = {
     "std": "",
     "reestimate": 0,
     "cycles": 0,
+    "optimizer": "sgd",
+    "accumulate": 1,
 }
 
 

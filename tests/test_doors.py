@@ -22,10 +22,11 @@ from dual_precision.layers import Dense, QuantizedLayer, SwitchableBatchNorm
 from dual_precision.models import MLP
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
 from dual_precision.training.initialize import FitInputSteps, FitWeightSteps
 from dual_precision.training.methods.modes import Split
 from dual_precision.training.optimizers import Sgd
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 

@@ -19,7 +19,8 @@ from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.models import build_from
 from dual_precision.primitives.bitserial import pack_words, plane_dot, plane_dot_pallas
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
+from dual_precision.training.options import FitOptions
 from experiments.recipes.config import make_config
 
 folder = sys.argv[1]

@@ -2,6 +2,7 @@
 
 from dual_precision.layers.attention import Attention, KVCache
 from dual_precision.layers.embed import Embed
+from dual_precision.layers.lstm import Recurrence
 from dual_precision.layers.minmax import MinMaxConv, MinMaxDense
 from dual_precision.layers.norms import SwitchableBatchNorm, SwitchableRMSNorm
 from dual_precision.layers.quantized import (
@@ -24,6 +25,7 @@ __all__ = [
     "MinMaxConv",
     "MinMaxDense",
     "QuantizedLayer",
+    "Recurrence",
     "SwitchableBatchNorm",
     "SwitchableRMSNorm",
     "check_named_layers",

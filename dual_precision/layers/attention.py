@@ -52,13 +52,13 @@ class Attention(nn.Module):
         dense = {"modes": self.modes, "signed": True, "use_bias": False}
         qkv = self.dense(3 * features, **dense, name="qkv")(x, precision=precision)
         parts = qkv.reshape(texts, rows, 3, self.heads, features // self.heads)
-        q, k, v = (parts[:, :, i] for i in range(3))
         kept = None
         if remembered is None:
+            q, k, v = (parts[:, :, i] for i in range(3))
             positions = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[None], (texts, rows))
             y = causal_attention(rotated(q, positions), rotated(k, positions), v)
         else:
-            y, *both = cached_attention(q, k, v, *remembered)
+            y, *both = cached_attention(parts, *remembered)
             kept = (both[0], both[1])
         out = self.dense(features, **dense, name="out")
         return out(y.reshape(texts, rows, features), precision=precision), kept

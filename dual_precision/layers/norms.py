@@ -7,7 +7,7 @@ from flax import linen as nn
 from dual_precision.layers.facts import Norm, gain_and_offset
 from dual_precision.layers.quantized import check_present
 from dual_precision.precision import Asked, Modes
-from dual_precision.primitives.attention import rms_normalize, row_by_row
+from dual_precision.primitives.attention import rms_normalize, rms_normalize_by_row
 from dual_precision.primitives.normalization import normalize_batch, scale_and_shift
 
 
@@ -80,9 +80,7 @@ class SwitchableRMSNorm(nn.Module):
         if not by_row:
             return rms_normalize(x, scale, self.epsilon)
         rows = x.reshape(-1, x.shape[-1])
-        return row_by_row(lambda row: rms_normalize(row, scale, self.epsilon), rows).reshape(
-            x.shape
-        )
+        return rms_normalize_by_row(rows, scale, self.epsilon).reshape(x.shape)
 
 
 def _initial_scale(_: jax.Array, channels: int) -> dict[str, jax.Array]:

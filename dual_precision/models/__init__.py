@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 
 from dual_precision.layers import MinMaxConv, MinMaxDense
+from dual_precision.models.lstm import LSTM
 from dual_precision.models.mlp import MLP, mlp_4096
 from dual_precision.models.resnet import (
     resnet8,
@@ -22,6 +23,7 @@ from dual_precision.models.transformer import Transformer, transformer_512
 from dual_precision.precision import modes_from
 
 MODELS: dict[str, Any] = {
+    "lstm": LSTM,
     "mlp": MLP,
     "mlp_4096": mlp_4096,
     "resnet8": resnet8,

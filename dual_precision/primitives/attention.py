@@ -6,10 +6,14 @@ in an order that depends on the shape.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from dual_precision.primitives.native import decoder
 
 BASE = 10_000.0  # of the wave lengths of rotary positions
 
@@ -38,6 +42,20 @@ def rms_normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """
     power = jnp.mean(x * x, axis=-1, keepdims=True)
     return x * lax.rsqrt(power + epsilon) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def rms_normalize_by_row(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """`rms_normalize` of x [rows, channels], whose bits do not depend on the number of rows."""
+
+    def by_xla(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return row_by_row(lambda row: rms_normalize(row, scale, epsilon), x)
+
+    def by_kernel(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return decoder.rms_normalize_rows(x, scale, epsilon)
+
+    if not decoder.available():
+        return by_xla(x, scale)
+    return lax.platform_dependent(x, scale, cpu=by_kernel, default=by_xla)
 
 
 def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -75,17 +93,12 @@ def attend_row(q: jax.Array, keys: jax.Array, values: jax.Array, position: jax.A
 
 
 def cached_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    length: jax.Array,
+    qkv: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`causal_attention` of some rows that follow what is in a cache, row by row.
 
     Args:
-      q, k, v: [N, T, heads, D], float32, not rotated yet.
+      qkv: [N, T, 3, heads, D], float32, queries, keys and values, not rotated yet.
       keys, values: [N, S, heads, D], of the positions before `length`; what stands behind is
         written over. Rows beyond S are not kept, and what is attended to from there means nothing.
       length: int32 [N].
@@ -93,22 +106,39 @@ def cached_attention(
     Returns:
       [N, T, heads, D]; keys and values with the new rows.
     """
-    texts, rows = q.shape[:2]
+    given = (qkv, keys, values, length)
+    if not decoder.available():
+        return _attention_by_xla(*given)
+    half = qkv.shape[-1] // 2
+    waves = BASE ** (-np.arange(half, dtype=np.float64) / half)
+    turns = np.arange(keys.shape[1])[:, None] * waves[None]
+    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+    return lax.platform_dependent(
+        *given,
+        cpu=partial(decoder.attend_rows, cos=cos, sin=sin),
+        default=_attention_by_xla,
+    )
+
+
+def _attention_by_xla(
+    qkv: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    texts, rows, _, heads, size = qkv.shape
     positions = length[:, None] + jnp.arange(rows, dtype=jnp.int32)[None]
     which = jnp.broadcast_to(jnp.arange(texts, dtype=jnp.int32)[:, None], (texts, rows))
 
     def flat(array: jax.Array) -> jax.Array:
         return array.reshape(texts * rows, *array.shape[2:])
 
-    pair = jnp.concatenate([q, k], axis=2)
-    turned = row_by_row(rotated, flat(pair), flat(positions)).reshape(pair.shape)
-    q, k = turned[:, :, : q.shape[2]], turned[:, :, q.shape[2] :]
-    keys = keys.at[which, positions].set(k, mode="drop")
-    values = values.at[which, positions].set(v, mode="drop")
+    pair = flat(qkv[:, :, :2].reshape(texts, rows, 2 * heads, size))
+    turned = row_by_row(rotated, pair, flat(positions))
+    turned = turned.reshape(texts, rows, 2, heads, size)
+    keys = keys.at[which, positions].set(turned[:, :, 1], mode="drop")
+    values = values.at[which, positions].set(qkv[:, :, 2], mode="drop")
 
     def attend(query: jax.Array, text: jax.Array, position: jax.Array) -> jax.Array:
         own_keys, own_values = keys[text], values[text]
         return attend_row(query, own_keys, own_values, position)
 
-    attended = row_by_row(attend, flat(q), flat(which), flat(positions))
-    return attended.reshape(q.shape), keys, values
+    attended = row_by_row(attend, flat(turned[:, :, 0]), flat(which), flat(positions))
+    return attended.reshape(texts, rows, heads, size), keys, values

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dual_precision.training.manifest import manifest, seal_of
+from dual_precision.training.processes import is_first, together
 from dual_precision.training.reading import check_sizes, read_arrays, read_record, read_shapes
 
 Tree = Any
@@ -94,8 +95,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
             self.folder.mkdir(parents=True, exist_ok=True)
-            for step in self._unreadable():  # Orbax reads what is there, and stops at damage
-                self.set_aside(step)
+            # Orbax reads what is there, and stops at damage.
+            self._set_aside_all(self._unreadable())
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
@@ -163,6 +164,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            together("checkpoint")  # the first process gives it its name
         except (OSError, ValueError, RuntimeError) as error:
             raise self._write_failure(None, error) from error
 
@@ -249,9 +251,14 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Sets aside every later step: a run that goes on from `step` will write them again."""
-        for later in self.steps():
-            if later > step:
-                self.set_aside(later)
+        self._set_aside_all([later for later in self.steps() if later > step])
+
+    def _set_aside_all(self, steps: Sequence[int]) -> None:
+        """By the first process, when all have seen them."""
+        together("before setting aside")
+        for step in steps if is_first() else ():
+            self.set_aside(step)
+        together("set aside")
 
     def phase_ends(self) -> list[int]:
         """The last step that there is of each phase, in order."""

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from dual_precision.tasks.task import Batch, Task
-from dual_precision.training.sharding import batch_mesh, place_batches, replicate
+from dual_precision.training.options import FitOptions
+from dual_precision.training.sharding import batch_mesh, place_batches, replicate, share_rows
 
 
 class Feed:
@@ -15,37 +16,50 @@ class Feed:
 
     Attributes:
       mesh: the devices that share each batch.
-      arrays: the whole split, on every device.
-      steps_per_epoch: updates in an epoch.
-      chunk: updates in one program launch; it divides the epoch.
+      arrays: the split, whole on every device, or a part of it on each.
+      steps_per_epoch: steps in an epoch: updates, or parts of updates, see `FitOptions`.
+      chunk: steps in one program launch; it divides the epoch.
       key: of augmentation and of whatever else is random.
     """
 
-    def __init__(self, task: Task, split: Any, batch_size: int, seed: int, most: int) -> None:
-        """Puts the split on the devices; `most` updates go into one program launch at most."""
-        self._task, self._split, self._batch_size = task, split, batch_size
-        self.mesh = batch_mesh(batch_size)
-        self.key = jax.random.key(seed)
+    def __init__(self, task: Task, split: Any, options: FitOptions) -> None:
+        """Puts the split on the devices.
+
+        Raises:
+          ValueError: the devices cannot share a batch; its rows carry something, and it is cut.
+        """
+        if options.accumulate > 1 and jax.tree.leaves(task.carry(options.rows)):
+            raise ValueError(
+                f"accumulate={options.accumulate} for a task whose rows carry a state to the next"
+                " batch, which would go to other rows: expected 1"
+            )
+        self._task, self._split, self._options = task, split, options
+        self.mesh = batch_mesh(options.rows)
+        self.key = jax.random.key(options.seed)
         self._epoch, self._order = 0, self._order_of(0)
         self.steps_per_epoch = len(self._order)
-        self.chunk = _largest_divisor(self.steps_per_epoch, most)
-        self.arrays = replicate(task.arrays(split), self.mesh)
+        self.chunk = _largest_divisor(self.steps_per_epoch, options.most)
+        arrays = task.arrays(split)
+        self.arrays = (share_rows if options.shard_data else replicate)(arrays, self.mesh)
+        self._draw = jax.jit(lambda arrays, index, key: task.draw(arrays, index, key))
 
     def order(self, step: int) -> jax.Array:
-        """Indices [chunk, batch] of the next updates; every epoch has its own order."""
+        """Indices [chunk, batch] of the next steps; every epoch has its own order."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:  # made once an epoch: on a CPU it costs a tenth of a step
             self._epoch, self._order = epoch, self._order_of(epoch)
         return place_batches(self._order[offset : offset + self.chunk], self.mesh)
 
     def batches(self, step: int, count: int) -> Iterator[Batch]:
-        """The batches of `count` updates from a step on, for events."""
+        """The batches of `count` steps from a step on, for events."""
         for at in range(step, step + count):
             index = self.order(at - at % self.chunk)[at % self.chunk]
-            yield self._task.draw(self.arrays, index, jax.random.fold_in(self.key, at))
+            yield self._draw(self.arrays, index, jax.random.fold_in(self.key, at))
 
     def _order_of(self, epoch: int) -> np.ndarray:
-        return self._task.order(self._split, self._batch_size, jax.random.fold_in(self.key, epoch))
+        key = jax.random.fold_in(self.key, epoch)
+        order = self._task.order(self._split, self._options.batch_size, key)
+        return order.reshape(-1, self._options.rows)
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -17,9 +17,12 @@ from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.task import Network, Task
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.feed import Feed
-from dual_precision.training.log import Journal, Listener, Record
+from dual_precision.training.log import Journal, Listener, Record, Silence
+from dual_precision.training.manifest import manifest
 from dual_precision.training.metrics import evaluate
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Event, Moment, Phase, Stage, check_recipe, stages_of
+from dual_precision.training.processes import agree, digest_of, is_first, largest
 from dual_precision.training.sharding import replicate
 from dual_precision.training.signals import Interrupted, Signals
 from dual_precision.training.spending import spending_of
@@ -28,41 +31,11 @@ from dual_precision.training.step import compile_steps
 
 log = logging.getLogger(__name__)
 
+_DISPATCHES_BETWEEN_TALKS = 16
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing after the last checkpoint was saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FitOptions:
-    """How a recipe is run, apart from what it trains.
-
-    Attributes:
-      batch_size: examples per update, over all devices.
-      seed: of initial weights, data order and augmentation.
-      steps_per_dispatch: at most so many updates per program launch; 0 chooses: 64 on an
-        accelerator, 1 on a CPU, where XLA runs what is inside a loop on a single core.
-      epochs_per_evaluation: validation and a checkpoint come after so many epochs.
-    """
-
-    batch_size: int = 128
-    seed: int = 0
-    steps_per_dispatch: int = 0
-    epochs_per_evaluation: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
-        for name, least in (("batch_size", 1), ("steps_per_dispatch", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
-        if self.epochs_per_evaluation < 1:
-            raise ValueError(f"epochs_per_evaluation={self.epochs_per_evaluation}: expected 1")
-
-    @property
-    def most(self) -> int:
-        """Updates in one program launch, at most."""
-        return self.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 64)
 
 
 def fit(
@@ -96,14 +69,16 @@ def fit(
     check_recipe(phases, model.modes)
     network, workdir = Network(model, task), Path(workdir)
     structure = structure_of(model, task.example)
-    feed = Feed(task, train, options.batch_size, options.seed, options.most)
-    stages = stages_of(phases, structure, feed.steps_per_epoch)
+    _agree(task, options, train, validation, config, variables)
+    feed = Feed(task, train, options)
+    stages = stages_of(phases, structure, feed.steps_per_epoch, options.accumulate)
     last = stages[-1].end
     checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
     fresh = partial(_fresh, network, options, feed, variables)
     state, begun = resume(checkpoints, stages, task, options, feed) or (fresh(), -1)
-    spending = spending_of(stages, structure, options.batch_size)
-    journal = Journal(workdir, last, int(state.step), options.batch_size, listeners, spending)
+    spending = spending_of(stages, structure, options.rows)
+    said = Journal if is_first() else Silence
+    journal = said(workdir, last, int(state.step), options.rows, listeners, spending)
     with checkpoints, journal, Signals() as signals:
         for stage in [stage for stage in stages if stage.end > int(state.step)]:
             happen = _events_of(network, structure, stage, feed)
@@ -122,9 +97,34 @@ def fit(
                 if rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end):
                     scores = _evaluate(network, state, validation, stage, metrics, journal)
                     _save(checkpoints, state, stage, float(np.mean(scores)))
-                if signals.received and step < last:
-                    _stop(checkpoints, state, stage, signals.received, last)
+                if step < last and (signum := _asked_to_stop(signals, step // feed.chunk)):
+                    _stop(checkpoints, state, stage, signum, last)
     return state
+
+
+def _agree(
+    task: Task, options: FitOptions, train: Any, validation: Any, config: Any, variables: Any
+) -> None:
+    """Raises ProcessesDiffer where the processes of this run were given different things."""
+    if jax.process_count() == 1:
+        return
+    data = {"train": train, "validation": validation}
+    agree(
+        {
+            "options": dataclasses.asdict(options),
+            "config": config,
+            "data": {name: digest_of(task.arrays(split)) for name, split in data.items()},
+            "variables": variables and manifest(variables),
+        }
+    )
+
+
+def _asked_to_stop(signals: Signals, dispatches: int) -> int:
+    """The signal that asked to stop; 0 for none. Several processes stop together: they tell each
+    other from time to time, for it costs as much as a short step."""
+    if jax.process_count() == 1:
+        return signals.received or 0
+    return 0 if dispatches % _DISPATCHES_BETWEEN_TALKS else largest(signals.received or 0)
 
 
 def resume(
@@ -173,7 +173,7 @@ def _fresh(network: Network, options: FitOptions, feed: Feed, variables: Any) ->
 
 
 def _carry_of(stage: Stage, task: Task, options: FitOptions) -> dict[str, Any]:
-    return {mode: task.carry(options.batch_size) for mode in stage.phase.precisions}
+    return {mode: task.carry(options.rows) for mode in stage.phase.precisions}
 
 
 def _rewound(state: TrainState, stage: Stage, task: Task, options: FitOptions) -> TrainState:

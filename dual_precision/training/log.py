@@ -86,6 +86,22 @@ class Journal:
         return (step - before) * self.batch_size / max(now - since, 1e-9)
 
 
+class Silence(Journal):
+    """The log of a process that is not the first of its run: none."""
+
+    def __init__(self, *_: Any) -> None:
+        return
+
+    def __exit__(self, *_: Any) -> None:
+        return
+
+    def show(self, phase: str, loss: float, updates: int) -> None:
+        return
+
+    def write(self, record: Record, scores: Mapping[str, float]) -> None:
+        return
+
+
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Adds one line."""
     with path.open("a") as out:

@@ -7,10 +7,14 @@ from typing import Any
 import jax
 from clu import metrics as clu_metrics
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from dual_precision.precision import Asked, mode_of
 from dual_precision.tasks.task import Batch, Network, State, Task, Tree
 from dual_precision.training.compilation import compiler_options
+from dual_precision.training.sharding import divide, mesh_of
+
+EVALUATION_ROWS = 500  # of a batch, unless the task has a number of its own
 
 
 @cache
@@ -38,26 +42,37 @@ def evaluate(
     *,
     task: Task,
     precision: Asked,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """Name -> mean over a whole split, of what the task measures; one trace per mode.
 
     Args:
       split: examples of the task, such as `data.Images`.
       precision: a mode, or `Widths`, which are traced: one trace for all of them.
+      batch_size: examples at a time, None is what the task says, or 500; a few more where the
+        devices that the variables are on, of all processes, would not share them evenly.
 
     Raises:
       ValueError: a split of no examples.
     """
+    own: int = getattr(task, "evaluation_rows", EVALUATION_ROWS)
+    rows = own if batch_size is None else batch_size
     network = Network(model, task)
     named = precision if isinstance(precision, str) else None
     program = _batch_program(network, named)
-    carry = {mode_of(precision): task.carry(batch_size)}
+    mesh = mesh_of(variables)
+    rows += -rows % (mesh.size if mesh else 1)
+    carry = _laid_over(mesh, {mode_of(precision): task.carry(rows)})
     total: dict[str, Any] = {}
-    for batch, mask in task.batches(split, batch_size):
+    for batch, mask in task.batches(split, rows):
+        batch, mask = _laid_over(mesh, (batch, mask))
         sums, carry = program(variables, carry, batch, mask, None if named else precision)
         total = {name: total[name].merge(new) if total else new for name, new in sums.items()}
     if not total:
         raise ValueError("nothing to evaluate on: expected at least one example")
     with jax.numpy_dtype_promotion("standard"):  # clu divides a float sum by an int count
         return {name: float(value.compute()) for name, value in total.items()}
+
+
+def _laid_over(mesh: Mesh | None, rows: Any) -> Any:
+    return rows if mesh is None else divide(rows, mesh)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,20 +39,28 @@ class Sgd:
     nesterov: bool = True
     protect: str | None = None
 
+    decoupled: ClassVar[bool] = False  # whether weights decay beside the gradient, not in it
+
+    def moved(self) -> optax.GradientTransformation:
+        """What becomes of the gradients of kernels and of what is neither kernel nor step."""
+        return optax.trace(self.momentum, nesterov=self.nesterov)
+
     def __call__(
         self,
         structure: Structure,
         precisions: Sequence[str],
         schedules: "Mapping[str, Schedule]",
     ) -> optax.GradientTransformation:
-        momentum = optax.trace(self.momentum, nesterov=self.nesterov)
         rate = optax.scale_by_learning_rate(_of_float(schedules[RATE]))
         step_rate = optax.scale_by_learning_rate(_of_float(schedules[STEP_RATE]))
+        moved = self.moved()
+        decay = optax.add_decayed_weights(self.weight_decay)
+        kernel = (moved, decay) if self.decoupled else (decay, moved)
         partition = optax.partition(
             {
-                "kernel": optax.chain(optax.add_decayed_weights(self.weight_decay), momentum, rate),
+                "kernel": optax.chain(*kernel, rate),
                 "step": in_log_domain(optax.chain(optax.scale_by_adam(), step_rate)),
-                "other": optax.chain(momentum, rate),
+                "other": optax.chain(moved, rate),
                 "frozen": optax.set_to_zero(),
             },
             lambda params: label_leaves(params, structure, precisions, self.protect),
@@ -81,6 +89,24 @@ class Sgd:
             for trained in phase.precisions:
                 if trained != FLOAT_NAME:
                     _check_wider(path, table[self.protect], self.protect, table[trained])
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam(Sgd):
+    """Adam with decoupled weight decay in the place of SGD (arXiv 1711.05101), for text.
+
+    Gradients of kernels, of all leaves together, are cut to a norm of 1 first.
+    """
+
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    second: float = 0.99
+
+    decoupled: ClassVar[bool] = True
+
+    def moved(self) -> optax.GradientTransformation:
+        adam = optax.scale_by_adam(self.momentum, self.second)
+        return optax.chain(optax.clip_by_global_norm(1.0), adam)
 
 
 def _check_wider(path: str, low: Precision, name: str, high: Precision) -> None:

@@ -109,7 +109,8 @@ class Stage:
     Attributes:
       index: of the phase in the recipe.
       start, end: the step before its first update, and after its last one.
-      steps_per_epoch: updates in an epoch.
+      steps_per_epoch: steps in an epoch.
+      accumulate: steps in an update: each has its part of a batch, see `FitOptions`.
       modes: that are validated with it: its own, and those of the phases before.
       schedules: by name, update of the phase -> value.
     """
@@ -119,13 +120,14 @@ class Stage:
     start: int
     end: int
     steps_per_epoch: int
+    accumulate: int
     modes: tuple[str, ...]
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformation
 
     def values(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules give for the update after `step`, and its number as "step"."""
-        count = step - self.start
+        count = (step - self.start) // self.accumulate
         rates = {name: rate(count.astype(jnp.float32)) for name, rate in self.schedules.items()}
         return {"step": count, **rates}
 
@@ -145,20 +147,21 @@ class Stage:
 
 
 def stages_of(
-    phases: Sequence[Phase], structure: Structure, steps_per_epoch: int
+    phases: Sequence[Phase], structure: Structure, steps_per_epoch: int, accumulate: int = 1
 ) -> tuple[Stage, ...]:
-    """The phases of a recipe, one after the other."""
+    """The phases of a recipe, one after the other; `accumulate` steps make one update."""
     stages: list[Stage] = []
     start, modes = 0, set[str]()
     for index, phase in enumerate(phases):
-        updates = phase.epochs * steps_per_epoch
-        schedules = {name: make(updates) for name, make in phase.schedules.items()}
+        steps = phase.epochs * steps_per_epoch
+        schedules = {name: make(steps // accumulate) for name, make in phase.schedules.items()}
         optimizer = phase.optimizer(structure, phase.precisions, schedules)
+        if accumulate > 1:  # the mean gradient of its steps
+            optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
         modes |= {*phase.precisions}
-        end = start + updates
-        stages.append(
-            Stage(index, phase, start, end, steps_per_epoch, (*modes,), schedules, optimizer)
-        )
+        end = start + steps
+        place = (index, phase, start, end, steps_per_epoch, accumulate)
+        stages.append(Stage(*place, (*modes,), schedules, optimizer))
         start = end
     return tuple(stages)
 

@@ -8,13 +8,17 @@
   under load, the cascade; two to three minutes on two CPU cores; see inference.py
 - `python -m experiments.benchmark engines`: modes of ours in ONNX Runtime beside its own float32
   and int8, which the extra [engines] installs; see engines.py
+- `python -m experiments.benchmark language`: a byte of a decoder on planes, low beside high, and
+  drafted; PyTorch beside it, which the extra [benchmark] installs; see language.py
 - `python -m experiments.benchmark damage`, `kills` and `soak`: damaged files, processes that are
   killed, hours of requests; see reliability/ and docs/reliability.md
+- `python -m experiments.benchmark serving`, `clients`, `first_answer`: the server in a burst, many
+  clients one of which sends garbage, a slow source; see serving/ and docs/serving.md
 
 Where times are measured, every round runs every program once, in shuffled order, so that a busy
 machine slows all of them alike; ratios are medians over the ratios of the rounds, and Markdown
-tables and the bars that the project set itself are printed. The last three sub-commands end with an
-error where something happened that must not.
+tables and the bars that the project set itself are printed. `damage`, `kills`, `soak` and `clients` end
+with an error where something happened that must not.
 """
 
 from functools import partial
@@ -24,11 +28,15 @@ from absl import flags
 from experiments import cli
 from experiments.benchmark.engines import measure_engines
 from experiments.benchmark.inference import measure_inference
+from experiments.benchmark.language import measure_language
 from experiments.benchmark.method_steps import measure_method_steps
 from experiments.benchmark.plane_speed import REQUESTS
 from experiments.benchmark.reliability.damage import measure_damage
 from experiments.benchmark.reliability.kills import measure_kills
 from experiments.benchmark.reliability.soak import measure_soak
+from experiments.benchmark.serving.burst import measure_serving
+from experiments.benchmark.serving.clients import measure_clients
+from experiments.benchmark.serving.first_answer import measure_first_answer
 from experiments.benchmark.train_step import STEPS, measure_train_step
 
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
@@ -37,9 +45,13 @@ COMMANDS: cli.Commands = {
     "methods": measure_method_steps,
     "inference": measure_inference,
     "engines": measure_engines,
+    "language": measure_language,
     "damage": measure_damage,
     "kills": measure_kills,
     "soak": measure_soak,
+    "serving": measure_serving,
+    "clients": measure_clients,
+    "first_answer": measure_first_answer,
 }
 
 
@@ -55,7 +67,8 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
     string("checkpoint", None, "engines: the PyTorch state dict of a CIFAR-10 network")
-    string("network", NETWORK, "inference, soak: the packed file that answers")
+    string("network", NETWORK, "inference, soak, serving, clients, first_answer: the packed file")
+    string("decoder", None, "language: a packed file; by default 12.9 M random weights")
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
     integer("cases", 2000, "damage: files that are damaged", lower_bound=1)
@@ -64,6 +77,11 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     about = "soak: how long requests are asked"
     flags.DEFINE_float("minutes", 10.0, about, lower_bound=0.0, flag_values=values)
     integer("threads", 8, "soak: that ask", lower_bound=1, upper_bound=1000)
+    number = partial(flags.DEFINE_float, flag_values=values)
+    flags.DEFINE_list("planes", ["2", "8"], "serving: of its modes", flag_values=values)
+    number("deadline", 250.0, "serving: ms", lower_bound=1.0)
+    number("seconds", 12.0, "serving, clients: of a run", lower_bound=1.0, upper_bound=600.0)
+    number("rate", 1e6, "first_answer: bytes a second of the source", lower_bound=1000.0)
     string("out", None, "a JSON file for all times")
 
 

@@ -27,7 +27,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
     figure, axes = pyplot_for_files().subplots(figsize=(7, 4.2), layout="constrained")
     for row in modes:
         name = row["mode"]
-        curve = _since_trained(records, name)
+        curve = since_trained(records, name)
         axes.plot(
             [record["epoch"] for record in curve],
             [100 * record[f"validation_{name}_accuracy"] for record in curve],
@@ -36,7 +36,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
             color=COLOURS.get(name),
             label=f"{name} ({row['bits']})",
         )
-    _mark_phases(axes, records)
+    mark_phases(axes, records)
     last = records[-1]["epoch"]
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0, last * 1.02))
     axes.grid(alpha=0.3)
@@ -44,13 +44,14 @@ def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path)
     save_figure(figure, path)
 
 
-def _since_trained(records: Sequence[Mapping[str, Any]], mode: str) -> Rows:
+def since_trained(records: Sequence[Mapping[str, Any]], mode: str) -> Rows:
     """The records from the first that trained the mode on; all that there are if none did."""
     trained = [index for index, record in enumerate(records) if f"{mode}_loss" in record]
     return records[trained[0] :] if trained else records[-1:]
 
 
-def _mark_phases(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+def mark_phases(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    """Shades the phases of a run and names them."""
     first, last = 0, len(records)
     for index, record in enumerate(records):
         end = index + 1 == last or records[index + 1]["phase"] != record["phase"]

@@ -61,11 +61,12 @@ class Config:
     batch_size: int = 128
     steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
     epochs_per_evaluation: int = 1  # validation and checkpoint
+    accumulate: int = 1  # parts of a batch that run one after the other, to save memory
     recipe: Recipe = _DEFAULT
 
     def __post_init__(self) -> None:
         check_choice("model", self.model, sorted(MODELS))
-        for name in ("batch_size", "epochs_per_evaluation"):
+        for name in ("batch_size", "epochs_per_evaluation", "accumulate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if self.steps_per_dispatch < 0:
@@ -229,7 +230,12 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
       ValueError: a name that no recipe has, or a value of another type.
     """
-    known = {name: kind for name, kind in every_field().items() if name != "widths"}
+    return read_settings_as(texts, every_field())
+
+
+def read_settings_as(texts: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_settings`, of these fields: name -> type."""
+    known = {name: kind for name, kind in fields.items() if name != "widths"}
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")

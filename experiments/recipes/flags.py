@@ -36,6 +36,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("resume", True, "go on where the workdir stands")
     flags.DEFINE_bool("test", True, "read the test set, once, at the end")
     flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    about = "each device holds a part of the training images, not all of them"
+    flags.DEFINE_bool("shard_data", False, about)
+    cli.define_process_flags()
     define_shared_flags()
 
 

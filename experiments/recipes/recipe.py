@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 from dual_precision.structure import Structure
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.methods.modes import Split, Together
-from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
+from dual_precision.training.optimizers import RATE, STEP_RATE, Adam, Sgd
 from dual_precision.training.phases import Event, Phase
 from dual_precision.training.schedules import warmup_cosine
 
 Phases = tuple[Phase, ...]
+OPTIMIZERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adam": Adam}
 LARGEST = 1e300  # of a setting; an int may be too large for a float
 MOST_PASSES = 1_000_000  # updates are counted in int32
 
@@ -34,7 +35,8 @@ class Recipe:
     """
 
     passes: float = 400.0  # over all phases; one is one mode over one epoch
-    learning_rate: float = 0.1  # peak, SGD with Nesterov momentum 0.9
+    optimizer: str = "sgd"  # with Nesterov momentum 0.9, or adam, with decoupled weight decay
+    learning_rate: float = 0.1  # peak
     step_learning_rate: float = 1e-2  # peak, relative change of quantizer steps per update
     weight_decay: float = 5e-4  # on kernels only
     warmup: float = 0.1  # share of each phase
@@ -49,6 +51,9 @@ class Recipe:
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, float | int) and not 0 <= value < LARGEST:
                 raise ValueError(f"{name}={value!r:.99}: expected a finite number, 0 or more")
+        if self.optimizer not in OPTIMIZERS:
+            known = sorted(OPTIMIZERS)
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown: expected one of {known}")
         if not 0 < self.passes <= MOST_PASSES:
             raise ValueError(f"passes={self.passes}: expected more than 0, up to {MOST_PASSES:,}")
         for name in self.shares:
@@ -101,7 +106,7 @@ def phase(
         max(round(passes / at_once), 1),
         precisions,
         loss,
-        Sgd(weight_decay=recipe.weight_decay, protect=protect),
+        OPTIMIZERS[recipe.optimizer](weight_decay=recipe.weight_decay, protect=protect),
         schedules={
             field: partial(warmup_cosine, peak=peak, warmup=warmup, final=final)
             for field, peak in peaks.items()

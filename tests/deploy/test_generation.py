@@ -14,6 +14,7 @@ from dual_precision.deploy.generation.generator import Generator, Tally
 from dual_precision.deploy.generation.programs import FILLED
 from dual_precision.deploy.planes.mode_layers import ModeLayer, XlaModeLayer, to_plane_layers
 from dual_precision.models import build
+from dual_precision.primitives.native import decoder
 
 EXAMPLE = jax.ShapeDtypeStruct((64,), jnp.uint8)
 NETWORK = {
@@ -78,7 +79,8 @@ def test_nor_do_they_where_bytes_are_drawn():
     assert generator().generate(PROMPTS[:3], 12, precision="high", temperature=1.0) != expected
 
 
-def test_nor_without_the_kernel():
+def test_nor_without_the_kernel(monkeypatch):
+    monkeypatch.setattr(decoder, "available", lambda: False)
     expected = alone("xla", PROMPTS[3:5], 0.0)
     assert generator("xla").generate(PROMPTS[3:5], 12, drafts=5) == expected
     assert generator("xla").generate(PROMPTS[3:5], 12, precision="high") == expected

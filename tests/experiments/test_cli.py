@@ -164,6 +164,7 @@ def end(monkeypatch):
         monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
         monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded(["cifar"]))
         monkeypatch.setattr(cli, "FLAGS", SimpleNamespace(traceback=False))
+        monkeypatch.setattr(cli, "join_group", lambda: None)
         with pytest.raises(SystemExit) as stop:
             cli.run(command)
         return stop.value.code

@@ -17,7 +17,8 @@ from dual_precision.precision import Precision
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.checkpoint import Checkpoints
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
+from dual_precision.training.options import FitOptions
 from experiments import cifar
 from experiments.recipes import flags as training_flags
 from experiments.recipes.config import make_config

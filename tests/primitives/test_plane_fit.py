@@ -55,6 +55,22 @@ def test_long_tails():
     assert (np.diff(rest) < 0).all()
 
 
+def test_heavy_tails_and_the_planes_that_are_read():
+    """Student's t with 4 degrees of freedom: the clip of few planes costs eight of them dearly."""
+    w = np.random.default_rng(0).standard_t(4, SHAPE).astype(np.float32)
+    few = errors(w, *fit_planes(jnp.asarray(w)))
+    all_ = errors(w, *fit_planes(jnp.asarray(w), read=(8,)))
+    both = errors(w, *fit_planes(jnp.asarray(w), read=(2, 8)))
+    peak = np.abs(w).max(axis=0)
+    widest = (np.clip(np.floor(w / peak * 128), -128, 127) + 0.5) * peak / 128
+    assert all_[7] <= 1.001 * np.sqrt(np.mean((w - widest) ** 2) / np.mean(w**2))
+    assert all_[7] < 0.4 * few[7]
+    assert few[1] < all_[1]
+    assert min(few[1], all_[1]) <= both[1] <= max(few[1], all_[1]) * 1.001
+    with pytest.raises(ValueError, match="expected some of 1 to 2"):
+        fit_planes(jnp.ones((2, 2)), 2, read=(8,))
+
+
 def test_outputs_are_independent():
     w = normal()
     codes, scales = fit_planes(jnp.asarray(w))

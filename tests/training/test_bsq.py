@@ -16,7 +16,7 @@ from dual_precision.primitives.signed_bits import adjusted, to_signed_bits
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
 from dual_precision.training.initialize import FitInputSteps
 from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.bsq import (
@@ -34,6 +34,7 @@ from dual_precision.training.methods.bsq import (
     with_bits,
 )
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 from dual_precision.training.state import TrainState, initial_variables

@@ -17,12 +17,13 @@ from dual_precision import Modes, modes
 from dual_precision.layers import Dense
 from dual_precision.tasks.task import Network
 from dual_precision.training import fit as fit_module
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
 from dual_precision.training.log import read_records
 from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.signals import Interrupted
 

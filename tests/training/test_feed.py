@@ -7,6 +7,7 @@ import pytest
 from dual_precision import data
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.feed import Feed
+from dual_precision.training.options import FitOptions
 
 SIZE, BATCH = 100, 16
 STEPS = SIZE // BATCH
@@ -18,7 +19,7 @@ SPLIT = data.Images(
 
 
 def feed(seed=0, most=64):
-    return Feed(TASK, SPLIT, BATCH, seed, most)
+    return Feed(TASK, SPLIT, FitOptions(BATCH, seed, steps_per_dispatch=most))
 
 
 def orders(own, steps=3 * STEPS):
@@ -75,4 +76,4 @@ def test_arrays_are_on_the_devices_whole():
 
 def test_a_batch_larger_than_the_split():
     with pytest.raises(ValueError, match="batch of 101 images from a split of 100: expected at"):
-        Feed(TASK, SPLIT, 101, 0, 1)
+        Feed(TASK, SPLIT, FitOptions(101))

@@ -20,12 +20,13 @@ from dual_precision.training import fit as fit_module
 from dual_precision.training import step as step_module
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.compilation import compiler_options
-from dual_precision.training.fit import FitOptions, NonFiniteLoss, fit
+from dual_precision.training.fit import NonFiniteLoss, fit
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 from dual_precision.training.signals import Interrupted, Signals
@@ -519,3 +520,18 @@ def test_first_signal_is_noted_and_the_second_acts_as_usual(signum):
     with Signals():
         pass
     assert signal.getsignal(signum) == before
+
+
+def test_parts_of_a_batch_make_one_update(tmp_path):
+    """Without normalisation and augmentation, only the order of sums is another."""
+    model, task = MODEL.clone(norm=None), Classification((8, 8, 1))
+    states = []
+    for parts in (1, 4):
+        options = FitOptions(batch_size=BATCH, accumulate=parts)
+        phases = (phase("float", "float", epochs=2),)
+        folder = tmp_path / str(parts)
+        states.append(fit(model, task, phases, TRAIN, VALIDATION, options, folder))
+    assert int(states[1].step) == 4 * int(states[0].step)
+    leaves = [jax.tree.leaves(state.params) for state in states]
+    for one, other in zip(*leaves, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)

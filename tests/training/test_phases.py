@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from dual_precision.training.fit import FitOptions
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase, stages_of
 from dual_precision.training.schedules import warmup_cosine
 

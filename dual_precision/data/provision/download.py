@@ -102,8 +102,18 @@ def debian_package(package: str, folder: Path, *, progress: bool) -> Path:
       FetchFailed: not a Debian system, or its tools fail or stall.
     """
     _run(["apt-get", "download", package], folder, label=f"apt {package}", progress=progress)
-    deb, target = _one(folder, "*.deb", "apt-get download"), folder / "unpacked"
-    _run(["dpkg-deb", "-x", str(deb), str(target)], folder, label="dpkg-deb", progress=progress)
+    return unpack_debian(_one(folder, "*.deb", "apt-get download"), folder, progress=progress)
+
+
+def unpack_debian(package: Path, folder: Path, *, progress: bool) -> Path:
+    """The folder below `folder` that holds the files of a .deb.
+
+    Raises:
+      FetchFailed: not a Debian system, or no such package.
+    """
+    target = folder / "unpacked"
+    command = ["dpkg-deb", "-x", str(package.resolve()), str(target)]
+    _run(command, folder, label="dpkg-deb", progress=progress)
     return target
 
 

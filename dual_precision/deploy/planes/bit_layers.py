@@ -12,7 +12,7 @@ the largest of each row, and one set of planes serves 1 to 8 bits. This is Preci
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from dual_precision.primitives.bitserial import plane_product
 from dual_precision.primitives.fixed_point import WIDTHS
 from dual_precision.primitives.nested import check_bits, encode
 from dual_precision.primitives.normalization import scale_and_shift
+from dual_precision.primitives.plane_fit import FEW_PLANES
 from dual_precision.primitives.quantizers import quantize_weights
 from dual_precision.structure import Example, LayerPath, Structure, structure_of
 
@@ -156,7 +157,11 @@ class FixedNorm(nn.Module):
 
 
 def to_bit_layers(
-    model: nn.Module, variables: Mapping[str, Any], example: Example, mode: str = FLOAT_NAME
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    example: Example,
+    mode: str = FLOAT_NAME,
+    read: Sequence[int] = FEW_PLANES,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The same network on planes: (model, variables) whose precisions are "w1a8" to "w8a32".
 
@@ -169,6 +174,7 @@ def to_bit_layers(
       mode: whose weights and normalisation to take. Planes are fitted to what it computes with;
         only where those are 8-bit codes, the planes are the codes': at 8 planes the weights are
         the mode's own, and at fewer nearer to them than the codes' prefix, by its scale.
+      read: numbers of planes that the clips are chosen for, see `fit_planes`.
 
     Raises:
       ValueError: a layer is no matrix product, or of a class that no attribute names; no such
@@ -189,7 +195,7 @@ def to_bit_layers(
         for path, leaf in leaves.items()
         if structure.is_read(path, [mode]) and not structure.is_inside(path)
     }
-    parts = {path: _pack_layer(structure, path, leaves, mode) for path in structure.layers}
+    parts = {path: _pack_layer(structure, path, leaves, mode, read) for path in structure.layers}
     parts |= {path: _pack_norm(structure, path, leaves, mode) for path in structure.norms}
     for path, own in parts.items():
         packed |= {("params", *path, name): leaf for name, leaf in own.items()}
@@ -206,7 +212,7 @@ def to_bit_layers(
 
 
 def _pack_layer(
-    structure: Structure, path: LayerPath, leaves: Leaves, mode: str
+    structure: Structure, path: LayerPath, leaves: Leaves, mode: str, read: Sequence[int]
 ) -> dict[str, jax.Array]:
     layer, params = structure.layers[path], ("params", *path)
     kernel, bits, codes = leaves[*params, "kernel"], layer.table[mode].weights, None
@@ -215,7 +221,7 @@ def _pack_layer(
         if bits == layer.stored == STORED:
             codes = encode(kernel, step, bits, layer.stored)
         kernel = quantize_weights(kernel, step, bits, layer.stored)
-    return pack_dense(kernel, leaves.get((*params, "bias")), codes)
+    return pack_dense(kernel, leaves.get((*params, "bias")), codes, read)
 
 
 def _pack_norm(

@@ -1,6 +1,6 @@
 """The variables of layers on bit planes, from float weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from dual_precision.precision import MAX_BITS
 from dual_precision.primitives.bitserial import pack_words
 from dual_precision.primitives.nested import check_codes, check_finite
-from dual_precision.primitives.plane_fit import fit_planes, plane_scales
+from dual_precision.primitives.plane_fit import FEW_PLANES, fit_planes, plane_scales
 
 STORED = MAX_BITS
 
 
 def pack_dense(
-    kernel: jax.Array, bias: jax.Array | None = None, codes: jax.Array | None = None
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    codes: jax.Array | None = None,
+    read: Sequence[int] = FEW_PLANES,
 ) -> dict[str, jax.Array]:
     """The variables of a BitDense from float weights; see `fit_planes`.
 
@@ -23,6 +26,7 @@ def pack_dense(
       kernel: [K, N], float32, finite.
       bias: [N], float32.
       codes: [K, N] of 8 bits, where the weights have them already.
+      read: numbers of planes that the clips are chosen for; with codes it has no effect.
 
     Returns:
       {"words": uint32 [8, ceil(K / 32), N], "scales": float32 [8, N], "inputs": uint8 [K, 0]},
@@ -33,7 +37,7 @@ def pack_dense(
     """
     _check_dense(kernel, bias, codes)
     if codes is None:
-        codes, scales = fit_planes(kernel, STORED)
+        codes, scales = fit_planes(kernel, STORED, read)
     else:
         scales = plane_scales(kernel, codes, STORED)
     inputs = jnp.zeros((kernel.shape[0], 0), jnp.uint8)  # its shape is what is read of it

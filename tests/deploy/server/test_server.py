@@ -3,7 +3,6 @@
 import io
 import socket
 import struct
-import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from PIL import Image
 from dual_precision.data.provision.png import encode_png
 from dual_precision.deploy import Predictor, inspect_packed
 from dual_precision.deploy.server import running
-from dual_precision.deploy.server.app import make_app
 from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
 from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
 from dual_precision.deploy.server.sources import opened_source
@@ -43,43 +41,10 @@ def predictor(path):
     return Predictor(path)
 
 
-class Running:
-    """A server in a thread; its address."""
-
-    def __init__(self, service, engine):
-        self.service = service
-
-        async def load():
-            if engine is not None:
-                service.put(*engine, complete=True)
-
-        config = running.uvicorn.Config(
-            make_app(service, load), port=0, http=running.PatientProtocol, ws="none",
-            log_level="error", access_log=False,
-        )  # fmt: skip
-        there = threading.Event()
-
-        def started(address):
-            self.address = address
-            there.set()
-
-        self._server = running._Server(config, started)
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        assert there.wait(30)
-
-    def stop(self):
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-
 @pytest.fixture
-def server(engine, monkeypatch):
+def server(engine, monkeypatch, start_server):
     monkeypatch.setattr(running, "HEADER_SECONDS", 1.0)
-    own = Running(Service(BudgetSettings("latency", 1e4), LIMITS), engine)
-    yield own
-    own.stop()
+    return start_server(Service(BudgetSettings("latency", 1e4), LIMITS), engine)
 
 
 CLIENT = httpx.Client(verify=False, timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
@@ -189,15 +154,12 @@ class Slow:
         return self._engine.answer(images, mode)
 
 
-def test_a_full_line_refuses_and_what_waits_shares_batches(engine, images):
+def test_a_full_line_refuses_and_what_waits_shares_batches(engine, images, start_server):
     slow = Slow(engine[0])
     limits = Limits(rows=8, waiting=12, window=0.05)
-    server = Running(Service(BudgetSettings("latency", 1e4), limits), (slow, {"low": 1.0}))
-    try:
-        with ThreadPoolExecutor(12) as pool:
-            found = [*pool.map(lambda _: ask(server, npy(images)), range(12))]
-    finally:
-        server.stop()
+    server = start_server(Service(BudgetSettings("latency", 1e4), limits), (slow, {"low": 1.0}))
+    with ThreadPoolExecutor(12) as pool:
+        found = [*pool.map(lambda _: ask(server, npy(images)), range(12))]
     codes = [answer.status_code for answer in found]
     assert set(codes) == {200, 429}
     refused = next(answer for answer in found if answer.status_code == 429)
@@ -205,20 +167,17 @@ def test_a_full_line_refuses_and_what_waits_shares_batches(engine, images):
     assert max(slow.batches) > 3
 
 
-def test_a_budget_goes_down_when_it_is_late_and_up_again(engine, images):
+def test_a_budget_goes_down_when_it_is_late_and_up_again(engine, images, start_server):
     slow = Slow(engine[0])
     limits = Limits(window=0.5)
-    server = Running(Service(BudgetSettings("latency", 100.0), limits), (slow, {}))
-    try:
-        assert ask(server, npy(images), "budget").json()["mode"] == "high"
-        time.sleep(1.2 * limits.window)
-        assert ask(server, npy(images), "budget").json()["mode"] == "low"
-        late = time.monotonic() + 10
-        while CLIENT.get(f"{server.address}about").json()["chosen"] != "high":
-            assert time.monotonic() < late
-            time.sleep(0.05)
-    finally:
-        server.stop()
+    server = start_server(Service(BudgetSettings("latency", 100.0), limits), (slow, {}))
+    assert ask(server, npy(images), "budget").json()["mode"] == "high"
+    time.sleep(1.2 * limits.window)
+    assert ask(server, npy(images), "budget").json()["mode"] == "low"
+    late = time.monotonic() + 10
+    while CLIENT.get(f"{server.address}about").json()["chosen"] != "high":
+        assert time.monotonic() < late
+        time.sleep(0.05)
 
 
 def test_64_clients_and_one_that_sends_garbage(server, images):
@@ -244,15 +203,12 @@ def test_64_clients_and_one_that_sends_garbage(server, images):
                 assert all(a.json()["classes"] == wanted[precision] for a in found)
 
 
-def test_nothing_answers_before_something_is_there(images):
-    server = Running(Service(BudgetSettings(), LIMITS), None)
-    try:
-        for found in (CLIENT.get(f"{server.address}healthz"), ask(server, npy(images), "x")):
-            assert found.status_code == 503
-            assert found.headers["Retry-After"] == "1"
-        assert 'asked="unknown",status="503"' in CLIENT.get(f"{server.address}metrics").text
-    finally:
-        server.stop()
+def test_nothing_answers_before_something_is_there(images, start_server):
+    server = start_server(Service(BudgetSettings(), LIMITS), None)
+    for found in (CLIENT.get(f"{server.address}healthz"), ask(server, npy(images), "x")):
+        assert found.status_code == 503
+        assert found.headers["Retry-After"] == "1"
+    assert 'asked="unknown",status="503"' in CLIENT.get(f"{server.address}metrics").text
 
 
 def test_low_comes_from_the_first_part_and_nothing_is_read_twice(path, images):

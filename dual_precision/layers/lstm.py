@@ -1,0 +1,113 @@
+"""The recurrent half of an LSTM: one matrix that is called for every byte, its input signed."""
+
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dual_precision.layers.facts import Layer
+from dual_precision.layers.quantized import CALIBRATION, ROUNDING, Initializer, QuantizedLayer
+from dual_precision.precision import Asked, Resolved
+from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
+from dual_precision.primitives.ste import midrise_ste, uniform_ste
+
+Carry = tuple[jax.Array, jax.Array]  # (c, h), each [N, features]
+
+
+class Recurrence(QuantizedLayer):
+    """(gates [N, T, 4H], (c, h)) -> (h [N, T, H], (c, h)); gates are products with inputs.
+
+        i, f, g, o = gates_t + quantize(h) @ quantize(kernel) + bias
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g);   h = sigmoid(o) * tanh(c)
+
+    The order of the gates is that of `nn.OptimizedLSTMCell`; the bias of the forget gate starts
+    at 1. |h| < 1, of either sign: the layer is signed.
+
+    Attributes:
+      features: H; the kernel is [H, 4H].
+    """
+
+    signed: bool = True
+    use_bias: bool = True
+
+    kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.orthogonal())
+
+    def kernel_shape(self, inputs: int) -> tuple[int, ...]:
+        del inputs
+        return (self.features, 4 * self.features)
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return x @ kernel
+
+    def check_call(self, x: jax.Array) -> None:
+        super().check_call(x)
+        if x.ndim != 3 or x.shape[-1] != 4 * self.features:
+            raise ValueError(
+                f"{self._named} got {list(x.shape)}: expected [N, T, {4 * self.features}], four"
+                f" gates of {self.features} features"
+            )
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, gates: jax.Array, carry: Carry, *, precision: Asked
+    ) -> tuple[jax.Array, Carry]:
+        self.check_call(gates)
+        asked = self.modes.resolve(self.path, precision)
+        kernel, grid = self._kernel(asked, self.features)
+        bias = self.param("bias", _forget_one, 4 * self.features)
+        seen = carry[1]
+        if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
+            # The step of h is fitted to what h is without it.
+            free, _ = _run(gates + bias[None, None], carry, lambda h, _: self.product(h, kernel))
+            seen = free.reshape(-1, self.features)
+        inputs = self._input(asked, seen)
+        weights = kernel if grid is None else midrise_ste(kernel, *grid)
+        given, back = self._gradient_of(asked, gates.shape[1])
+
+        def product(h: jax.Array, key: Any) -> jax.Array:
+            h = h if inputs is None else uniform_ste(h, *inputs)
+            return back(self.product(h, weights), key)
+
+        return _run(gates + bias[None, None], carry, product, given)
+
+    def facts(self, x: jax.Array, y: Any) -> Layer:
+        """A call for every byte."""
+        length, kernel = x.shape[1], self.kernel_shape(self.features)
+        return Layer(
+            table=self.modes.at(self.path),
+            kernel=kernel,
+            macs=length * math.prod(kernel),
+            inputs=length * self.features,
+            stored=self.modes.stored_at(self.path),
+            signed=True,
+            calls=length,
+        )
+
+    def _gradient_of(self, asked: Resolved, length: int) -> tuple[Any, Any]:
+        """What `_output` does, for every byte: keys, and (y, key) -> y."""
+        if asked.gradients is None or self.is_initializing():
+            return None, lambda y, _: y
+        if not self.has_rng(ROUNDING):
+            return None, lambda y, _: refuse_gradient(y)
+        bits = jnp.asarray(asked.gradients, jnp.int32)
+        keys = jax.random.split(self.make_rng(ROUNDING), length)
+        return keys, lambda y, key: quantize_gradient(y, bits, key)
+
+
+def _run(gates: jax.Array, carry: Carry, product: Any, keys: Any = None) -> tuple[jax.Array, Carry]:
+    def step(state: Carry, given: tuple[jax.Array, Any]) -> tuple[Carry, jax.Array]:
+        c, h = state
+        own, key = given
+        i, f, g, o = jnp.split(own + product(h, key), 4, axis=-1)
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (c, h), h
+
+    carry, out = jax.lax.scan(step, carry, (jnp.swapaxes(gates, 0, 1), keys))
+    return jnp.swapaxes(out, 0, 1), carry
+
+
+def _forget_one(_: jax.Array, gates: int) -> jax.Array:
+    return jnp.zeros(gates, jnp.float32).at[gates // 4 : gates // 2].set(1.0)

@@ -1,0 +1,73 @@
+"""The CPU kernel for the float parts of a decoder: norms and attention with a cache, by rows.
+
+It needs a CPU with AVX512 and a C++ compiler, see build.py; without, XLA runs row by row.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dual_precision.primitives.native import build
+
+KERNEL = build.Kernel(
+    "decoder", "norms and attention of decoders", sources=(Path(__file__).parent / "decoder.cc",)
+)
+NEEDED = {"avx512f", "avx512dq"}
+UNFIT = "this CPU has no AVX512"
+_NORM, _ATTENTION = "dual_precision_rms_norm", "dual_precision_attention"
+
+
+def rms_normalize_rows(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """As `attention.rms_normalize` of x [rows, channels]; on a CPU, where it is `available()`."""
+    result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return jax.ffi.ffi_call(_NORM, result)(x, scale, epsilon=np.float32(epsilon))
+
+
+def attend_rows(
+    qkv: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    length: jax.Array,
+    cos: np.ndarray,
+    sin: np.ndarray,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `attention.cached_attention`, of qkv [N, T, 3, heads, D]; cos, sin [S, D / 2] of the
+    turns of all positions. On a CPU, where it is `available()`."""
+    texts, rows, _, heads, size = qkv.shape
+    cached = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
+    attended = jax.ShapeDtypeStruct((texts, rows, heads, size), jnp.float32)
+    call = jax.ffi.ffi_call(
+        _ATTENTION, (attended, cached, cached), input_output_aliases={1: 1, 2: 2}
+    )
+    y, keys, values = call(qkv, keys, values, length, cos, sin)
+    return y, keys, values
+
+
+def available() -> bool:
+    """Whether the kernel can be called in this process; builds it if need be, once, in seconds.
+
+    Raises:
+      ValueError: DUAL_PRECISION_NATIVE is neither 0 nor 1.
+    """
+    return _why_not() is None
+
+
+@functools.cache
+def _why_not() -> str | None:
+    return build.left_out(KERNEL.purpose, _prepare)
+
+
+def _prepare() -> None:
+    build.check_cpu(NEEDED, UNFIT)
+    library = ctypes.CDLL(str(build.built(KERNEL)))
+    if not library.dual_precision_supported():
+        raise OSError(UNFIT)
+    for name, handler in (
+        (_NORM, library.dual_precision_rms_norm),
+        (_ATTENTION, library.dual_precision_attention),
+    ):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")

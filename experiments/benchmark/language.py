@@ -1,0 +1,195 @@
+"""What a byte costs a decoder on planes: low beside high, drafted, its products, PyTorch int8.
+
+    python -m experiments.benchmark language [--decoder=FILE] [--repeats=7] [--steps=20]
+
+Two CPU cores, one minute. Without --decoder the model has 12.9 M weights, drawn at random: good for
+times, not for how many drafts agree; "every draft kept" is what a round costs and could bring.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dual_precision import modes
+from dual_precision.deploy import Generator
+from dual_precision.deploy.generation.programs import MOST_ROWS, Choice, round_of_drafts, step
+from dual_precision.models import build
+from dual_precision.primitives.bitserial import plane_product
+from experiments.benchmark.timing import time_rounds, timed_request
+
+STEPS = 20
+PROMPT = b"It is a truth universally acknowledged"
+
+
+def measure_language(
+    *,
+    decoder: str | None = None,
+    repeats: int = 7,
+    steps: int | None = None,
+    out: str | None = None,
+) -> None:
+    """The sub-command `language`: prints a table of milliseconds and ratios to high."""
+    generator = Generator(decoder) if decoder else random_generator()
+    programs: dict[str, Callable[[], object]] = {
+        "low, one byte": one_byte(generator, generator.low),
+        "high, one byte": one_byte(generator, generator.high),
+        "high, products alone": products_alone(generator, generator.high),
+        "low, products alone": products_alone(generator, generator.low),
+        "4 rows in high": rows_at_once(generator, 4),
+        "8 rows in high": rows_at_once(generator, 8),
+        "round of 3 drafts": one_round(generator, 3),
+        "round of 7 drafts": one_round(generator, 7),
+    }
+    if (peer := torch_products(generator)) is not None:
+        programs["PyTorch dynamic int8, products alone"] = peer
+    count = steps or STEPS
+
+    def request(run: Callable[[], object]) -> Callable[[], float]:
+        return lambda: timed_request(run, count)
+
+    times = time_rounds({name: request(run) for name, run in programs.items()}, repeats)
+    print(table_of(times))
+    if out:
+        Path(out).write_text(json.dumps(times, indent=1) + "\n")
+
+
+def table_of(times: dict[str, list[float]]) -> str:
+    """Markdown: milliseconds, and the ratio of the time of high to each, medians of the rounds."""
+    high = np.array(times["high, one byte"])
+    lines = ["| what | ms | high / it |", "|---|---|---|"]
+    for name, found in times.items():
+        ratio = float(np.median(high / np.array(found)))
+        lines.append(f"| {name} | {np.median(found):.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def random_generator() -> Generator:
+    """A decoder of 12.9 M weights."""
+    model = build("transformer_512", modes=modes(low="w2a8", high="w8a8"))
+    text = jnp.zeros((1, 8), jnp.uint8)
+    init = jax.jit(lambda key: model.init(key, text, precision="high"))
+    example = jax.ShapeDtypeStruct((model.context,), jnp.uint8)
+    return Generator.of(model, init(jax.random.key(0)), example)
+
+
+def _greedy() -> Choice:
+    zero = jnp.zeros(1, jnp.uint32)
+    return Choice(jax.random.key(0), zero, jnp.float32(1), True)
+
+
+def _again(generator: Generator, run: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[], None]:
+    """A request that always goes on from the same place of one text: the caches are donated."""
+    token, cache = generator.filled([PROMPT], generator.high)
+    length, held = np.asarray(cache.length), [cache]
+
+    def request() -> None:
+        own = held[0]
+        found, after = run(token, type(own)(own.keys, own.values, jnp.asarray(length)))
+        held[0] = after
+        np.asarray(found)
+
+    return request
+
+
+def one_byte(generator: Generator, mode: str) -> Callable[[], None]:
+    """One byte of a mode, from the last one to the next on the host."""
+    choice = _greedy()
+
+    def run(token: Any, cache: Any) -> tuple[Any, Any]:
+        return step(
+            generator.variables, token, cache, choice, model=generator.model, precision=mode
+        )
+
+    return _again(generator, run)
+
+
+def rows_at_once(generator: Generator, rows: int) -> Callable[[], None]:
+    """One pass of high over so many rows, as a round verifies."""
+    assert rows <= MOST_ROWS
+    tokens = jnp.asarray(np.frombuffer(PROMPT[:rows], np.uint8))[None]
+
+    @jax.jit
+    def forward(variables: Any, cache: Any) -> Any:
+        logits, after = generator.model.apply(variables, tokens, cache, precision=generator.high)
+        return jnp.argmax(logits, axis=-1), after
+
+    return _again(generator, lambda _, cache: forward(generator.variables, cache))
+
+
+def one_round(generator: Generator, drafts: int) -> Callable[[], None]:
+    """One round, whatever it keeps."""
+    choice, both = _greedy(), {"low": generator.low, "high": generator.high}
+
+    def run(token: Any, cache: Any) -> tuple[Any, Any]:
+        found, _, _, after = round_of_drafts(
+            generator.variables, token, cache, choice, model=generator.model, drafts=drafts, **both
+        )
+        return found, after
+
+    return _again(generator, run)
+
+
+def _products(generator: Generator) -> list[tuple[Any, ...]]:
+    """(words, scales, inputs) of every product on planes."""
+    found = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(generator.variables)[0]:
+        if path[-1].key == "words":
+            own = generator.variables
+            for key in path[:-1]:
+                own = own[key.key]
+            found.append((leaf, own["scales"], leaf.shape[1] * 32))
+    return found
+
+
+def products_alone(generator: Generator, mode: str) -> Callable[[], object]:
+    """The products of one byte in one program, of inputs that are there: what is left of a byte
+    without them is norms, attention, choosing and starting."""
+    products = _products(generator)
+    planes = generator.model.modes.default[mode].weights
+    inputs = [jnp.ones((1, size), jnp.float32) for _, _, size in products]
+
+    @jax.jit
+    def run(products: Any, inputs: Any) -> jax.Array:
+        total = jnp.float32(0)
+        for (words, scales), x in zip(products, inputs, strict=True):
+            total += plane_product(x + total, words, scales, planes, 8)[0, 0] * 0.0
+        return total
+
+    given = [(words, scales) for words, scales, _ in products]
+    return lambda: jax.block_until_ready(run(given, inputs))
+
+
+def torch_products(generator: Generator) -> Callable[[], None] | None:
+    """The same products in PyTorch, dynamic int8, one after the other on one thread; None
+    without torch. In a process without XLA, two threads take 0.9 of the time of one."""
+    try:
+        import torch
+    except ImportError:
+        print("PyTorch is not here: install the extra [benchmark] for its row\n")
+        return None
+    import warnings
+
+    torch.set_num_threads(1)  # its threads and those of XLA would wait for each other
+    layers = [
+        torch.nn.Sequential(torch.nn.Linear(size, words.shape[2], bias=False))
+        for words, _, size in _products(generator)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = [
+            torch.ao.quantization.quantize_dynamic(layer, {torch.nn.Linear}, dtype=torch.qint8)
+            for layer in layers
+        ]
+    inputs = [torch.ones(1, size) for _, _, size in _products(generator)]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for layer, x in zip(quantized, inputs, strict=True):
+                layer(x)
+
+    return run

