@@ -55,6 +55,8 @@ class LanguageConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
+        if self.recipe.label_smoothing:
+            raise ValueError(f"label_smoothing={self.recipe.label_smoothing}: expected 0 on text")
         check_text_name(self.dataset)
         check_recipe(self.recipe.phases(), self.modes)
 

@@ -151,6 +151,7 @@ def test_a_config_comes_back_from_its_json(settings):
 
 # Another value for every field that only a recipe has.
 ALTERNATIVES: dict[str, Any] = {
+    "optimizer": "adam",
     "reestimate": 2,
     "split": False,
     "passes": 50.0,
