@@ -49,13 +49,14 @@ def evaluate(
     Args:
       split: examples of the task, such as `data.Images`.
       precision: a mode, or `Widths`, which are traced: one trace for all of them.
-      batch_size: examples at a time, None is what the task says, or 500; a few more where the devices that the variables are on, of
-        all processes, would not share them evenly.
+      batch_size: examples at a time, None is what the task says, or 500; a few more where the
+        devices that the variables are on, of all processes, would not share them evenly.
 
     Raises:
       ValueError: a split of no examples.
     """
-    rows: int = batch_size or getattr(task, "evaluation_rows", EVALUATION_ROWS)
+    own: int = getattr(task, "evaluation_rows", EVALUATION_ROWS)
+    rows = own if batch_size is None else batch_size
     network = Network(model, task)
     named = precision if isinstance(precision, str) else None
     program = _batch_program(network, named)

@@ -165,7 +165,8 @@ def products_alone(generator: Generator, mode: str) -> Callable[[], object]:
 
 
 def torch_products(generator: Generator) -> Callable[[], None] | None:
-    """The same products in PyTorch, dynamic int8, one after the other; None without torch."""
+    """The same products in PyTorch, dynamic int8, one after the other on one thread; None
+    without torch. In a process without XLA, two threads take 0.9 of the time of one."""
     try:
         import torch
     except ImportError:
@@ -173,6 +174,7 @@ def torch_products(generator: Generator) -> Callable[[], None] | None:
         return None
     import warnings
 
+    torch.set_num_threads(1)  # its threads and those of XLA would wait for each other
     layers = [
         torch.nn.Sequential(torch.nn.Linear(size, words.shape[2], bias=False))
         for words, _, size in _products(generator)

@@ -89,6 +89,8 @@ def train(*, seed: int | None = None) -> None:
         network = config.network()
         model, task = build_from(network), language_task(config)
         task.order(text.train, config.batch_size, jax.random.key(0))  # too short a text, at once
+        for part in (text.validation, text.test):
+            next(task.batches(part, task.evaluation_rows))
         description = {
             "preset": preset,
             "experiment": config.to_json(),
