@@ -17,8 +17,8 @@
 
 Where times are measured, every round runs every program once, in shuffled order, so that a busy
 machine slows all of them alike; ratios are medians over the ratios of the rounds, and Markdown
-tables and the bars that the project set itself are printed. `damage`, `kills`, `soak` and `clients` end
-with an error where something happened that must not.
+tables and the bars that the project set itself are printed. `damage`, `kills`, `soak` and
+`clients` end with an error where something happened that must not.
 """
 
 from functools import partial

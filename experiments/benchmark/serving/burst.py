@@ -61,7 +61,8 @@ class Sent:
 
 def arrivals(seed: int, base: float, seconds: float) -> list[float]:
     """Seconds at which requests are due: Poisson, three times the base in the middle third."""
-    rng, now, found = np.random.default_rng(seed), 0.0, []
+    found: list[float] = []
+    rng, now = np.random.default_rng(seed), 0.0
     while len(found) < MOST:
         inside = seconds / 3 <= now < 2 * seconds / 3
         now += rng.exponential(1 / (base * (BURST if inside else 1.0)))
