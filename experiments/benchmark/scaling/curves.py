@@ -97,7 +97,9 @@ def weak_efficiency(way: Way, step: StepCost, devices: int, link: Interconnect) 
     return step.compute / way(step, devices, link)
 
 
-def strong_speedup(way: Way, step: StepCost, batch: int, devices: int, link: Interconnect) -> float:
+def strong_speedup(
+    way: Way, step: StepCost, batch: float, devices: int, link: Interconnect
+) -> float:
     """How many times as fast as one device, for a batch that all devices share."""
     one = step.with_rows(batch).compute
     return one / way(step.with_rows(batch / devices), devices, link)
@@ -109,7 +111,7 @@ def weak_limit(way: Way, step: StepCost, counts: Sequence[int], link: Interconne
 
 
 def strong_limit(
-    way: Way, step: StepCost, batch: int, counts: Sequence[int], link: Interconnect
+    way: Way, step: StepCost, batch: float, counts: Sequence[int], link: Interconnect
 ) -> int:
     """The number of devices at which a shared batch is fastest."""
     return max(counts, key=lambda n: strong_speedup(way, step, batch, n, link))

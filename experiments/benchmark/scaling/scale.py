@@ -238,13 +238,8 @@ def measure_scale(
             continue
         step = step_cost(own, teraflops)
         curves[own["model"]] = rows = scaling_rows(step)
-        print(
-            f"\n{own['model']}, by a model, not measured:"
-            f" {own['operations'] / 1e9:.1f} G operations of a device at {teraflops:g} T/s (assumed) take {1e3 * step.compute:.2f} ms;"
-            f" {step.rows} rows of each device, or {STRONG * step.rows} shared by all"
-            f" ({LARGER} times as many where said);"
-            f" all-reduces of the program for {counts[-1]}\n\n{scaling_table(rows)}"
-        )
+        about = _assumed(own, step, teraflops)
+        print(f"\n{about}\n\n{scaling_table(rows)}")
     print(f"\nto start replicas from one packed file, {Path(network).name}:\n\n{starts}")
     if picture:
         plot_scaling(_curves_of(curves), Path(picture))
@@ -253,6 +248,17 @@ def measure_scale(
             {**f, "collectives": [dataclasses.astuple(c) for c in f["collectives"]]} for f in found
         ]
         write_whole(Path(out), json.dumps({"compiled": plain, "curves": curves}, indent=2) + "\n")
+
+
+def _assumed(found: Mapping[str, Any], step: StepCost, teraflops: float) -> str:
+    """What the curves of a model stand on."""
+    operations, rows = found["operations"] / 1e9, int(step.rows)
+    return (
+        f"{found['model']}, by a model, not measured: {operations:.1f} G operations of a device at"
+        f" {teraflops:g} T/s (assumed) take {1e3 * step.compute:.2f} ms; {rows} rows of each"
+        f" device, or {STRONG * rows} shared by all ({LARGER} times as many where said);"
+        f" all-reduces of the program for {found['devices']}"
+    )
 
 
 def _curves_of(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Curves:
