@@ -13,8 +13,8 @@ from experiments.figures.idea import (
     GRID,
     PLANES_READ,
     draw_idea,
+    drawn_values,
     planes_of,
-    values_of,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -121,4 +121,4 @@ def test_the_drawing_is_true():
     signs = planes_of(DRAWN_WEIGHTS)
     for bits in PLANES_READ.values():
         read = signs[:, :bits] @ worth[:bits]
-        np.testing.assert_array_equal(read, values_of(DRAWN_WEIGHTS, bits))
+        np.testing.assert_array_equal(read, drawn_values(DRAWN_WEIGHTS, bits))

@@ -135,7 +135,7 @@ def load_text(
     found = _read(spec, folder)
     if found is None:
         shown = sys.stderr.isatty() if progress is None else progress
-        parts = texts.provide(
+        parts = texts.provide_text(
             spec, folder, archive=given, check=lambda parts: _check(spec, parts), progress=shown
         )
         found = {part: as_bytes(text) for part, text in parts.items()}

@@ -16,9 +16,10 @@ A step up that is taken back within `patience` windows doubles the patience, up 
 one that holds halves it again. So a load that no mode but the cheapest can carry is tried ever more
 rarely, and what p alone would say too late, as a queue has to grow first, u says at once.
 
-Mean. Every image has T to spend, and what is not spent is kept, up to `horizon` images of it:
+Mean. Every image has T to spend. What is not spent is kept, up to `horizon` images of it; what was
+spent too much is paid back, all of it, however many images a window had:
 
-    credit <- clip(credit + sum over the images of (T - cost), -horizon T, horizon T)
+    credit <- min(credit + sum over the images of (T - cost), horizon T)
     credit >= band * horizon * T   -> the dearest mode that the credit pays for a horizon of
     credit < 0                     -> the dearest mode of at most T, else the cheapest
 
@@ -164,8 +165,7 @@ class MeanBudget:
     def next(self, state: ControlState, seen: Observation) -> ControlState:
         """The state after a window."""
         most = self.horizon * self.target
-        credit = state.credit + seen.answered * self.target - seen.spent
-        credit = max(-most, min(most, credit))
+        credit = min(most, state.credit + seen.answered * self.target - seen.spent)
         choice = state.choice
         if credit < 0:
             choice = min(choice, self._within(self.target))

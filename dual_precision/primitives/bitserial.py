@@ -146,29 +146,27 @@ def plane_product(
     _check_operands(x, words, scales, planes)
     if grid is not None and activations != DIGIT:
         raise ValueError(f"codes of a grid and {activations} bits: expected {DIGIT}")
-    given = jnp.stack(grid) if grid is not None else jnp.zeros(0, jnp.float32)
-    ways: dict[str, Callable[..., jax.Array]] = {
-        "xla": partial(_product, dot=plane_dot),
-        "native": native.plane_product,
-        "pallas": partial(_product, dot=plane_dot_pallas),
-    }
-    ways = {name: partial(w, planes=planes, activations=activations) for name, w in ways.items()}
+    ways = _ways(planes, activations)
     if form not in (None, *ways):
         raise ValueError(f"form {form!r}: expected one of {list(ways)}")
     if x.shape[0] == 0:
         return jnp.zeros((0, words.shape[2]), jnp.float32)
+    given = (x, words, scales, jnp.stack(grid) if grid is not None else jnp.zeros(0, jnp.float32))
     if form is not None:
-        return ways[form](x, words, scales, given)
-    few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.available()
-    return lax.platform_dependent(
-        x,
-        words,
-        scales,
-        given,
-        cpu=ways["native" if native.available() else "xla"],
-        cuda=ways["pallas" if few else "xla"],
-        default=ways["xla"],
-    )
+        return ways[form](*given)
+    few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.has_triton()
+    on_cpu, on_gpu = "native" if native.available() else "xla", "pallas" if few else "xla"
+    return lax.platform_dependent(*given, cpu=ways[on_cpu], cuda=ways[on_gpu], default=ways["xla"])
+
+
+def _ways(planes: int, activations: int) -> dict[str, Callable[..., jax.Array]]:
+    """Form -> the product of (x, words, scales, grid)."""
+    ways: dict[str, Callable[..., jax.Array]] = {
+        "xla": partial(_product, dot=plane_dot),
+        "native": native.plane_product_native,
+        "pallas": partial(_product, dot=plane_dot_pallas),
+    }
+    return {name: partial(w, planes=planes, activations=activations) for name, w in ways.items()}
 
 
 def _check_operands(x: jax.Array, words: jax.Array, scales: jax.Array, planes: int) -> None:

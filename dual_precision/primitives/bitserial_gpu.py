@@ -26,7 +26,7 @@ _OUTPUTS = 128  # of a tile
 _WORDS = 16  # of a tile: 512 inputs
 
 
-def available() -> bool:
+def has_triton() -> bool:
     """Whether this jax can compile the kernel."""
     return triton is not None
 
@@ -66,7 +66,7 @@ def plane_dot_gpu(
         ],
         out_specs=pl.BlockSpec((1, rows, _OUTPUTS), lambda n, k: (k, 0, n)),
         out_shape=jax.ShapeDtypeStruct((tiles[1], rows, words.shape[2]), jnp.int32),
-        compiler_params=triton.CompilerParams(num_warps=4) if available() else None,
+        compiler_params=triton.CompilerParams(num_warps=4) if has_triton() else None,
         interpret=interpret,
     )(bits, words)
     return jnp.sum(partial_sums, axis=0, dtype=jnp.int32)[:, :outputs]

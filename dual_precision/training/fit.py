@@ -84,17 +84,15 @@ def fit(
             happen = _events_of(network, structure, stage, feed)
             if stage.index > begun:
                 state = happen(_restarted(state, stage, task, options), stage.phase.start)
-                log.info("phase %s: %d updates", stage.phase.name, stage.end - stage.start)
             program = compile_steps(network, stage, feed.key)
             while (step := int(state.step)) < stage.end:
                 state, metrics = program(state, feed.arrays, feed.order(step))
                 _check_finite(metrics["loss"], step, stage, checkpoints)
                 journal.show(stage.phase.name, float(metrics["loss"][-1]), feed.chunk)
                 step += feed.chunk
-                epoch, rest = divmod(step, feed.steps_per_epoch)
-                if rest == 0:
+                if step % feed.steps_per_epoch == 0:
                     state = happen(_rewound(state, stage, task, options), stage.due(step))
-                if rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end):
+                if _is_evaluated(step, stage, feed, options):
                     scores = _evaluate(network, state, validation, stage, metrics, journal)
                     _save(checkpoints, state, stage, float(np.mean(scores)))
                 if step < last and (signum := _asked_to_stop(signals, step // feed.chunk)):
@@ -117,6 +115,11 @@ def _agree(
             "variables": variables and manifest(variables),
         }
     )
+
+
+def _is_evaluated(step: int, stage: Stage, feed: Feed, options: FitOptions) -> bool:
+    epoch, rest = divmod(step, feed.steps_per_epoch)
+    return rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end)
 
 
 def _asked_to_stop(signals: Signals, dispatches: int) -> int:
@@ -182,6 +185,7 @@ def _rewound(state: TrainState, stage: Stage, task: Task, options: FitOptions) -
 
 
 def _restarted(state: TrainState, stage: Stage, task: Task, options: FitOptions) -> TrainState:
+    log.info("phase %s: %d updates", stage.phase.name, stage.end - stage.start)
     return dataclasses.replace(_rewound(state, stage, task, options), opt_state=None)
 
 

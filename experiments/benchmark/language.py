@@ -42,8 +42,8 @@ def measure_language(
         "low, products alone": products_alone(generator, generator.low),
         "4 rows in high": rows_at_once(generator, 4),
         "8 rows in high": rows_at_once(generator, 8),
-        "round of 3 drafts": one_round(generator, 3),
-        "round of 7 drafts": one_round(generator, 7),
+        "round of 3 drafts": draft_round(generator, 3),
+        "round of 7 drafts": draft_round(generator, 7),
     }
     if (peer := torch_products(generator)) is not None:
         programs["PyTorch dynamic int8, products alone"] = peer
@@ -121,7 +121,7 @@ def rows_at_once(generator: Generator, rows: int) -> Callable[[], None]:
     return _again(generator, lambda _, cache: forward(generator.variables, cache))
 
 
-def one_round(generator: Generator, drafts: int) -> Callable[[], None]:
+def draft_round(generator: Generator, drafts: int) -> Callable[[], None]:
     """One round, whatever it keeps."""
     choice, both = _greedy(), {"low": generator.low, "high": generator.high}
 

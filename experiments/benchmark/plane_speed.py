@@ -161,7 +161,7 @@ GROUPS: dict[str, Callable[[], dict[str, Request]]] = {
 COLD = (ONE, CELL)  # the groups that are measured with cold caches too
 
 
-def distances(requests: Mapping[str, Request]) -> dict[str, float]:
+def relative_errors(requests: Mapping[str, Request]) -> dict[str, float]:
     """|y - y of JAX float32| / |y of JAX float32| of every program: they compute the same."""
     exact = _output(requests[JAX]())
     return {name: relative_difference(_output(run()), exact) for name, run in requests.items()}
@@ -226,7 +226,7 @@ def requests_table(
 
     Args:
       times, cold: milliseconds of a request, warm and with cold caches; the latter may be missing.
-      off: see `distances`.
+      off: see `relative_errors`.
     """
     others = [name for name in (JAX, TORCH, INT8) if name in times]
     rows = []
@@ -255,7 +255,7 @@ def measure_group(group: str, repeats: int, steps: int) -> tuple[Times, Times, l
     """Runs a group, printing its table; its times, warm and cold, and a line for every bar."""
     print(f"\n{group}: preparing", flush=True)
     requests = GROUPS[group]()
-    off = distances(requests)  # compiles
+    off = relative_errors(requests)  # compiles
     cold_steps = min(steps, COLD_REQUESTS) if group in COLD else 0
     warm, cold = time_requests(requests, repeats, steps, cold_steps)
     print(f"\n{requests_table(warm, off, cold)}\n", flush=True)

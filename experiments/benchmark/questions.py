@@ -21,7 +21,7 @@ class Question(NamedTuple):
     right: np.ndarray
 
 
-class Reply(NamedTuple):
+class TimedAnswer(NamedTuple):
     """How a request went; it is right if every bit is that of the answer alone."""
 
     question: Question
@@ -39,12 +39,12 @@ def questions_of(
 
 def asked(
     predictor: Predictor, questions: Sequence[Question], rng: np.random.Generator
-) -> Iterator[Reply]:
+) -> Iterator[TimedAnswer]:
     """Asks for ever, at random."""
     while True:
         question = questions[int(rng.integers(len(questions)))]
         taken, found = timed(partial(predictor.predict, question.images, question.mode))
-        yield Reply(question, taken, found.tobytes() == question.right.tobytes())
+        yield TimedAnswer(question, taken, found.tobytes() == question.right.tobytes())
 
 
 def in_threads(

@@ -32,7 +32,7 @@ def planes_of(weights: np.ndarray) -> np.ndarray:
     return 2 * bits - 1
 
 
-def values_of(weights: np.ndarray, bits: int) -> np.ndarray:
+def drawn_values(weights: np.ndarray, bits: int) -> np.ndarray:
     """What a mode of `bits` bits reads of weights [n, 1], float32 [n]."""
     step = jnp.array([GRID])
     codes = encode(jnp.asarray(weights), step, bits, _STORED)
@@ -46,7 +46,7 @@ def draw_idea() -> str:
         f' width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" font-size="15">'
     )
     paper = f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="8" fill="white"/>'
-    columns = {mode: values_of(DRAWN_WEIGHTS, bits) for mode, bits in PLANES_READ.items()}
+    columns = {mode: drawn_values(DRAWN_WEIGHTS, bits) for mode, bits in PLANES_READ.items()}
     parts = [*_brackets(), *_rows(planes_of(DRAWN_WEIGHTS), columns), *_file()]
     return "\n".join([head, paper, *parts, "</svg>"]) + "\n"
 

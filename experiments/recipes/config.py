@@ -19,7 +19,7 @@ from experiments.recipes.bsq import Bsq
 from experiments.recipes.cyclic import Cyclic, Static
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.single import Float, High, Low, Truncate
-from experiments.recipes.supernet import Supernet
+from experiments.recipes.supernet import SupernetRecipe
 from experiments.recipes.two_phase import Joint, Refine, TwoPhase
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -32,7 +32,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "static": Static,
     "cyclic": Cyclic,
     "bsq": Bsq,
-    "supernet": Supernet,
+    "supernet": SupernetRecipe,
 }
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order

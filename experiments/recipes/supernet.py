@@ -13,7 +13,7 @@ CHOICES = " ".join(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
 
 
 @dataclasses.dataclass(frozen=True)
-class Supernet(Recipe):
+class SupernetRecipe(Recipe):
     """Low alone, for half of the passes; each update draws one of `choices` for every layer.
 
     Layers that have the same widths in all modes, the first and the last, keep them. What is

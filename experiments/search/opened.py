@@ -21,7 +21,7 @@ from dual_precision.training.log import read_records
 from dual_precision.training.methods.sampled import SampledLoss
 from experiments.cifar import options_of, task_of
 from experiments.recipes.config import Config
-from experiments.recipes.supernet import Supernet as Recipe
+from experiments.recipes.supernet import SupernetRecipe
 from experiments.workdir import config_of_run, read_description
 
 CALIBRATION = 1000  # training images that normalisation is calibrated on
@@ -101,7 +101,7 @@ def open_supernet(workdir: Path, images: int, recalibrate: bool, data_dir: str |
       CheckpointError: there is no checkpoint.
     """
     config = config_of_run(workdir)
-    if not isinstance(config.recipe, Recipe):
+    if not isinstance(config.recipe, SupernetRecipe):
         raise ValueError(
             f"{workdir} is a run of --mode={config.mode}: expected one of --mode=supernet, which"
             " trains all widths at once"

@@ -72,7 +72,9 @@ def run_strategy(session: Session, strategy: str, evaluations: int, quantile: fl
                 session.edit(edit, "script")
 
 
-def needed(evaluated: Sequence[Evaluated], target: float, ends: tuple[float, float]) -> float:
+def evaluations_needed(
+    evaluated: Sequence[Evaluated], target: float, ends: tuple[float, float]
+) -> float:
     """Evaluations until the front is as good as `target`; infinite where it never is."""
     for count in range(1, len(evaluated) + 1):
         if front_accuracy(evaluated[:count], *ends, 0.0) >= target:
@@ -105,7 +107,7 @@ def compare(
     row: dict[str, Any] = {"seed": seed}
     row |= {name: front_accuracy(own, *ends, 0.0) for name, own in found.items()}
     row["uniform"] = front_accuracy(uniform, *ends, 0.0)
-    row["needed"] = needed(found["steered"], row["evolve"], ends) / needed(
+    row["needed"] = evaluations_needed(found["steered"], row["evolve"], ends) / evaluations_needed(
         found["evolve"], row["evolve"], ends
     )
     low = space.cost(("w2a2",) * len(space.layers))

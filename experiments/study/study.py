@@ -53,7 +53,7 @@ def run_study(
         sort_out(matrix.cells, folder, train)
         failures = {}
         if train:
-            dataset = data.load(dataset_of(matrix), data_dir=data_dir, archive=archive)
+            dataset = data.load(common_dataset(matrix), data_dir=data_dir, archive=archive)
             failures = train_cells(matrix, folder, dataset, jobs, line, write)
         text = write()
     if failures:
@@ -73,7 +73,7 @@ def about_of(matrix: Matrix, as_typed: str) -> dict[str, str]:
     return {**about, "model": config.model, "dataset": config.dataset}
 
 
-def dataset_of(matrix: Matrix) -> str:
+def common_dataset(matrix: Matrix) -> str:
     """The data set of all cells."""
     return matrix.cells[0].config.dataset
 

@@ -86,7 +86,7 @@ COSTS = (1.0, 8.0)
 
 @given(
     st.floats(1.0, 10.0),
-    st.lists(st.integers(0, 64), min_size=1, max_size=300),
+    st.lists(st.integers(0, 64) | st.integers(0, 5000), min_size=1, max_size=300),
 )
 def test_the_mean_is_held(target, windows):
     """Whatever comes: to within a horizon's worth, and what one window overdraws."""
@@ -98,6 +98,16 @@ def test_the_mean_is_held(target, windows):
         state = budget.next(state, Observation(count, 1.0, (0.0, 0.0), cost))
     most = budget.horizon * target + max(windows) * COSTS[-1]
     assert spent <= images * target + most
+
+
+def test_windows_of_more_images_than_the_horizon_do_not_raise_the_mean():
+    budget, count, spent = MeanBudget(2.0, COSTS), 5000, 0.0
+    state = budget.start()
+    for _ in range(200):
+        cost = count * COSTS[state.choice]
+        spent += cost
+        state = budget.next(state, Observation(count, 1.0, (0.0, 0.0), cost))
+    assert spent <= 200 * count * 2.0 + budget.horizon * 2.0 + count * COSTS[-1]
 
 
 def test_a_mean_between_two_modes_is_used_and_switches_are_rare():

@@ -221,13 +221,13 @@ class Odd(nn.Module):
 
 def test_what_is_not_exported_is_said(tmp_path):
     from dual_precision.deploy.export.onnx.graph import Graph
-    from dual_precision.deploy.export.onnx.network import Network
+    from dual_precision.deploy.export.onnx.network import OnnxNetwork
 
     example = Classification((2, 2, 1)).example
     model = Odd(modes(high="w8a8"), how=lambda x: jnp.sort(x, axis=-1))
     structure = structure_of(model, example)
     steps = trace_steps(model, structure, example)
-    network = Network(Graph(), steps, structure, {"params": {}}, "high", None)
+    network = OnnxNetwork(Graph(), steps, structure, {"params": {}}, "high", None)
     with pytest.raises(ValueError, match="the network computes 'sort' between its layers: expect"):
         network.tensor(steps.parts[steps.output].source)
     with pytest.raises(ValueError, match="a network of 2 inputs and 1 outputs: expected one array"):

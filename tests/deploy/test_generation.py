@@ -80,7 +80,7 @@ def test_nor_do_they_where_bytes_are_drawn():
 
 
 def test_nor_without_the_kernel(monkeypatch):
-    monkeypatch.setattr(decoder, "available", lambda: False)
+    monkeypatch.setattr(decoder, "rows_are_compiled", lambda: False)
     expected = alone("xla", PROMPTS[3:5], 0.0)
     assert generator("xla").generate(PROMPTS[3:5], 12, drafts=5) == expected
     assert generator("xla").generate(PROMPTS[3:5], 12, precision="high") == expected

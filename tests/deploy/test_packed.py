@@ -114,7 +114,7 @@ def resealed(content, change):
     text = json.dumps(header, separators=(",", ":")).encode()
     raw = len(text).to_bytes(8, "little") + text
     at = 8 + len(container.SEAL)
-    return raw[:at] + container.seal_of(raw) + raw[at + 64 :] + content[8 + length :]
+    return raw[:at] + container.header_seal(raw) + raw[at + 64 :] + content[8 + length :]
 
 
 FIXED = ("format", "sha256")

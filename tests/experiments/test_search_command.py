@@ -11,7 +11,7 @@ from dual_precision.search.session import read_events, replay
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
-from experiments.search.steering import interval, needed, run_strategy
+from experiments.search.steering import evaluations_needed, interval, run_strategy
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,8 +72,8 @@ def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path)
     )
     assert min(map(len, state.space.alternatives)) >= 2
     ends = (space.cost(("w1a1",) * 3), space.cost(("w4a4",) * 3))
-    assert needed(state.evaluated, 0.0, ends) == 1
-    assert np.isinf(needed(state.evaluated, 1e9, ends))
+    assert evaluations_needed(state.evaluated, 0.0, ends) == 1
+    assert np.isinf(evaluations_needed(state.evaluated, 1e9, ends))
 
 
 def test_intervals_and_ranks():

@@ -205,7 +205,7 @@ def test_the_gpu_kernel_interpreted(shape, planes):
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-@pytest.mark.skipif(not bitserial_gpu.available(), reason="this jax has no Triton backend")
+@pytest.mark.skipif(not bitserial_gpu.has_triton(), reason="this jax has no Triton backend")
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_the_gpu_kernel_lowers_without_a_gpu(rows):
     text = lowered_for_cuda(rows, 8)

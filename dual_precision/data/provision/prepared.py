@@ -83,7 +83,7 @@ def _examples(raw: Raw, split: str, with_id: bool) -> Iterator[tuple[int, dict[s
         yield i, example
 
 
-def read(spec: Spec, builder: Any, *, progress: bool) -> dict[str, Images]:
+def read_prepared(spec: Spec, builder: Any, *, progress: bool) -> dict[str, Images]:
     """Reads both splits of a prepared data set into memory, in canonical order, and verifies them.
 
     Returns:

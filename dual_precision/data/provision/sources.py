@@ -56,7 +56,7 @@ def provide(
     with prepared.quiet(progress):
         builder = prepared.open_builder(spec, data_dir)
         if builder.is_prepared():
-            splits = prepared.read(spec, builder, progress=progress)
+            splits = prepared.read_prepared(spec, builder, progress=progress)
         else:
             builder, splits = _provision(spec, builder, archive, progress)
     return splits, tuple(builder.info.features["label"].names)
@@ -72,7 +72,7 @@ def _provision(
         with _lock(root, spec.name):
             builder = prepared.open_builder(spec, root)
             if builder.is_prepared():  # by the process that had the lock
-                return builder, prepared.read(spec, builder, progress=progress)
+                return builder, prepared.read_prepared(spec, builder, progress=progress)
             if target.exists():
                 raise DataError(
                     f"{target} is there but holds no prepared data set; delete that directory and "
@@ -102,7 +102,7 @@ def _first_that_works(
             # What TFDS downloads is kept where TFDS keeps it, for the next set made from it.
             downloads = (root if label == _TFDS else staging) / "downloads"
             prepared.write(spec, builder, fetch(builder) if fetch else None, downloads=downloads)
-            splits = prepared.read(spec, builder, progress=progress)
+            splits = prepared.read_prepared(spec, builder, progress=progress)
             prepared.write_manifest(Path(builder.data_path), splits)
             return builder, splits
         except Exception as error:  # whatever a client or TFDS raises, the next source may have it

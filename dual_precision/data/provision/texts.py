@@ -25,7 +25,7 @@ _LARGEST_RECORD = 1 << 24  # bytes of a novel
 Parts = dict[str, bytes]
 
 
-def provide(
+def provide_text(
     spec: Any,
     folder: Path,
     *,

@@ -84,7 +84,7 @@ def begins_packed(raw: bytes) -> bool:
     return raw[8:].startswith(_FORMAT)
 
 
-def seal_of(raw: bytes) -> bytes:
+def header_seal(raw: bytes) -> bytes:
     """The checksum of a header, 64 digits; `raw` is the 8 + n bytes, with any 64 in its place."""
     at = 8 + len(SEAL)
     digest = hashlib.sha256(raw[:at])
@@ -137,7 +137,7 @@ def read_header(file: BinaryIO) -> Header:
         )
     raw += _read(file, 8 + length - len(raw))
     at = 8 + len(SEAL)
-    if raw[8:at] != SEAL or raw[at : at + 64] != seal_of(raw):
+    if raw[8:at] != SEAL or raw[at : at + 64] != header_seal(raw):
         raise PackedError(f"its header does not match its checksum: altered; {AGAIN}")
     with consistent():
         return _parse(json.loads(raw[8:]), len(raw))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.file.container import DTYPES, LONGEST_HEADER, SEAL, seal_of
+from dual_precision.deploy.file.container import DTYPES, LONGEST_HEADER, SEAL, header_seal
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -62,7 +62,7 @@ def sealed_header(about: Mapping[str, Any], table: Mapping[str, Any]) -> bytes:
         )
     raw = len(text).to_bytes(8, "little") + text
     at = 8 + len(SEAL)
-    return raw[:at] + seal_of(raw) + raw[at + 64 :]
+    return raw[:at] + header_seal(raw) + raw[at + 64 :]
 
 
 def _dump(value: Any) -> str:

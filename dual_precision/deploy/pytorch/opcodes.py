@@ -69,7 +69,7 @@ class ForeignFile(ValueError):
     """A file holds something else than tensors, or is damaged; the message says what."""
 
 
-def read_records(file: BinaryIO, said: dict[str, Stored] | None = None) -> Record:
+def read_foreign(file: BinaryIO, said: dict[str, Stored] | None = None) -> Record:
     """The value that the pickle at the place of `file` describes.
 
     Args:

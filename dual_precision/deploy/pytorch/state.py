@@ -23,7 +23,7 @@ from dual_precision.deploy.pytorch.opcodes import (
     ForeignFile,
     Stored,
     View,
-    read_records,
+    read_foreign,
 )
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -123,7 +123,7 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
     order = f"{folder}/byteorder"
     if order in names and archive.read(order) != b"little":
         raise ForeignFile("numbers that are not little endian: save it on another machine")
-    table = _table(read_records(io.BytesIO(archive.read(found[0]))))
+    table = _table(read_foreign(io.BytesIO(archive.read(found[0]))))
     needed = {view.stored for view in table.values()}
     storages = {
         stored: _numbers(stored, archive.read(f"{folder}/data/{stored.key}")) for stored in needed
@@ -133,14 +133,14 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(content)
-    if (magic := read_records(file)) != MAGIC or (version := read_records(file)) != VERSION:
+    if (magic := read_foreign(file)) != MAGIC or (version := read_foreign(file)) != VERSION:
         found = f"version {version}" if magic == MAGIC else "another number"
         raise ForeignFile(f"{found} at its beginning: expected {VERSION}, of torch.save")
-    machine = read_records(file)
+    machine = read_foreign(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise ForeignFile("numbers that are not little endian: save it on another machine")
     said: dict[str, Stored] = {}
-    table, keys = _table(read_records(file, said)), read_records(file)
+    table, keys = _table(read_foreign(file, said)), read_foreign(file)
     storages = {}
     for key in keys if isinstance(keys, list) else ():
         stored = said.get(key) if isinstance(key, str) else None

@@ -22,7 +22,7 @@ _NORM, _ATTENTION = "dual_precision_rms_norm", "dual_precision_attention"
 
 
 def rms_normalize_rows(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """As `attention.rms_normalize` of x [rows, channels]; on a CPU, where it is `available()`."""
+    """As `attention.rms_normalize` of x [rows, channels]; on a CPU, where there is the kernel."""
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     return jax.ffi.ffi_call(_NORM, result)(x, scale, epsilon=np.float32(epsilon))
 
@@ -36,7 +36,7 @@ def attend_rows(
     sin: np.ndarray,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `attention.cached_attention`, of qkv [N, T, 3, heads, D]; cos, sin [S, D / 2] of the
-    turns of all positions. On a CPU, where it is `available()`."""
+    turns of all positions. On a CPU, where `rows_are_compiled()`."""
     texts, rows, _, heads, size = qkv.shape
     cached = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
     attended = jax.ShapeDtypeStruct((texts, rows, heads, size), jnp.float32)
@@ -47,7 +47,7 @@ def attend_rows(
     return y, keys, values
 
 
-def available() -> bool:
+def rows_are_compiled() -> bool:
     """Whether the kernel can be called in this process; builds it if need be, once, in seconds.
 
     Raises:

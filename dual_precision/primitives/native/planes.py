@@ -25,7 +25,7 @@ UNFIT = "this CPU has no AVX512-VNNI and GFNI"
 _TARGET = "dual_precision_plane_product"
 
 
-def plane_product(
+def plane_product_native(
     x: jax.Array,
     words: jax.Array,
     scales: jax.Array,

@@ -12,12 +12,12 @@ from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
 from dual_precision.structure import free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
+from dual_precision.training.methods.modes import Metrics, loss_of
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
 
 Choices = tuple[Precision, ...]
-Metrics = dict[str, jax.Array]
 _NONE: FrozenDict[str, Choices] = FrozenDict()
 
 
@@ -96,7 +96,5 @@ class SampledLoss:
         del values
         asked = self.path(network, jax.random.fold_in(key, 0))
         outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
-        loss = network.task.loss(outputs, batch)
-        measured = network.task.measures(outputs, batch)
-        metrics = {f"{self.mode}_{name}": jnp.mean(value) for name, value in measured.items()}
-        return loss, (state, {**metrics, f"{self.mode}_loss": loss})
+        loss, metrics = loss_of(network, self.mode, outputs, batch)
+        return loss, (state, metrics)

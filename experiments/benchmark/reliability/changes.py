@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.file.container import SEAL, seal_of
+from dual_precision.deploy.file.container import SEAL, header_seal
 from dual_precision.deploy.file.writer import sealed_header
 
 DEEP = "a deep nest"
@@ -94,7 +94,7 @@ def forged_packed(raw: bytes, rng: np.random.Generator) -> bytes:
 
 def _sealed(text: bytes) -> bytes:
     raw, at = len(text).to_bytes(8, "little") + text, 8 + len(SEAL)
-    return raw[:at] + seal_of(raw) + raw[at + 64 :]
+    return raw[:at] + header_seal(raw) + raw[at + 64 :]
 
 
 def _changed_floats(body: bytes, rng: np.random.Generator) -> bytes:

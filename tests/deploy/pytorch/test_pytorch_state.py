@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dual_precision.deploy.pytorch.opcodes import ForeignFile, read_records
+from dual_precision.deploy.pytorch.opcodes import ForeignFile, read_foreign
 from dual_precision.deploy.pytorch.state import is_pytorch, read_state
 
 FOLDER = Path(__file__).parent
@@ -31,7 +31,7 @@ def zipped(path: Path, table: bytes, **entries: bytes) -> Path:
 
 
 def opened(*words: bytes) -> Any:
-    return read_records(io.BytesIO(b"\x80\x02" + b"".join(words) + b"."))
+    return read_foreign(io.BytesIO(b"\x80\x02" + b"".join(words) + b"."))
 
 
 def storage(kind: bytes = b"FloatStorage", count: int = 4) -> bytes:
@@ -117,7 +117,7 @@ def test_a_malicious_file_runs_nothing(tmp_path, protocol, place):
 )
 def test_no_call_but_those_of_tensors(call):
     with pytest.raises(ForeignFile, match=r"it needs|a call of"):
-        read_records(io.BytesIO(pickle.dumps({"w": Runs(*call)}, 2)))
+        read_foreign(io.BytesIO(pickle.dumps({"w": Runs(*call)}, 2)))
 
 
 @pytest.mark.parametrize(

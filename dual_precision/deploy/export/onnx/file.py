@@ -23,7 +23,7 @@ from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, NIBBLES, VNNI
-from dual_precision.deploy.export.onnx.network import Network, Ranges
+from dual_precision.deploy.export.onnx.network import OnnxNetwork, Ranges
 from dual_precision.deploy.export.onnx.steps import Steps, trace_steps
 from dual_precision.deploy.export.onnx.switched import WIDE, Switched
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
@@ -87,7 +87,7 @@ def save_onnx(
         ranges = None
         if calibration is not None and runs_on_integers(structure, name):
             ranges = ranges_of(model, variables, structure, calibration, name)
-        network = Network(graph, steps, structure, integers, name, form, ranges)
+        network = OnnxNetwork(graph, steps, structure, integers, name, form, ranges)
         outputs[name] = network.output()
     write_graph(path, graph, steps, example, outputs, names)
 

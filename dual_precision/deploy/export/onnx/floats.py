@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from dual_precision.deploy.export.onnx.file import write_graph
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.deploy.export.onnx.layers import Seen, Values
-from dual_precision.deploy.export.onnx.network import Network
+from dual_precision.deploy.export.onnx.network import OnnxNetwork
 from dual_precision.deploy.export.onnx.steps import trace_steps
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import Example, LayerPath, structure_of
@@ -36,7 +36,7 @@ def save_float_onnx(
 
 
 @dataclasses.dataclass
-class _FloatNetwork(Network):
+class _FloatNetwork(OnnxNetwork):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._leaves = {k: np.asarray(v) for k, v in flatten_dict(dict(self.integers)).items()}

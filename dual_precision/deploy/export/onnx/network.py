@@ -29,7 +29,7 @@ Ranges = Mapping[LayerPath, tuple[float, float]]  # see file.ranges_of
 
 
 @dataclasses.dataclass
-class Network(Arrays):
+class OnnxNetwork(Arrays):
     """The nodes of one mode.
 
     Attributes:

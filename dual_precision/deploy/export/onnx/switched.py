@@ -12,7 +12,7 @@ from typing import Any
 from dual_precision.deploy.export.onnx.arrays import Arrays
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.deploy.export.onnx.layers import NIBBLES
-from dual_precision.deploy.export.onnx.network import Network
+from dual_precision.deploy.export.onnx.network import OnnxNetwork
 from dual_precision.deploy.export.onnx.nibbles import in_nibbles, narrow_sums
 from dual_precision.deploy.export.onnx.steps import Part, Steps
 from dual_precision.structure import Structure
@@ -76,7 +76,7 @@ class Switched(Arrays):
 
 
 @dataclasses.dataclass
-class _Branch(Network):
+class _Branch(OnnxNetwork):
     """A layer of one mode; what it takes is computed around it."""
 
     around: Arrays | None = None
