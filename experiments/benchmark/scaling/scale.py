@@ -4,8 +4,8 @@
 
 Compiles the phase that trains both modes for so many virtual CPU devices, a process for each, and
 runs none of it. The collectives, their bytes and the memory of a device are read from the compiled
-programs; scaling curves follow from them by curves.py, whose figures are stated, not measured. One
-to three minutes on two CPU cores. Another backend than XLA's CPU would fuse collectives otherwise.
+programs; scaling curves follow from them by curves.py, whose figures are stated, not measured. Four
+minutes on two busy CPU cores. Another backend than XLA's CPU would fuse collectives otherwise.
 """
 
 import dataclasses
