@@ -1,6 +1,7 @@
 """What an analyst may change of a space, as data."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,7 +46,15 @@ def edit_from(found: Mapping[str, Any]) -> Edit:
     known = {field.name for field in dataclasses.fields(Edit)}
     if not isinstance(found, Mapping) or set(found) - known or found.get("kind") not in _KINDS:
         raise SpaceError(f"edit {found!r:.200}: expected a kind of {list(_KINDS)}, of {known}")
-    return Edit(**found)
+    edit = Edit(**found)
+    texts = (edit.layer, edit.alternative, edit.next)
+    if not all(isinstance(text, str) for text in texts) or not (
+        edit.most is None or (type(edit.most) in (int, float) and math.isfinite(edit.most))
+    ):
+        raise SpaceError(
+            f"edit {found!r:.200}: expected texts, and of most a finite number or null"
+        )
+    return edit
 
 
 def edited(space: Space, edit: Edit) -> Space:

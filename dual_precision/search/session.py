@@ -5,7 +5,9 @@ line written before it takes effect anywhere else. It is replayed without evalua
 without a page; a search goes on from its log as if it had never stopped.
 """
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +51,19 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
+def _end_last_line(path: Path, events: int) -> None:
+    """Completes the last line of a log if it is an event, and drops it else; in one step."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return
+    if content.count(b"\n") < events:
+        with path.open("ab") as log:
+            log.write(b"\n")
+    else:
+        os.truncate(path, whole)
+
+
 def replay(events: Sequence[Event]) -> list[State]:
     """The state after every event of a log, the first one's first.
 
@@ -85,7 +100,7 @@ class Session:
         """Begins a session, or goes on with the one in `path`.
 
         Raises:
-          SpaceError: the log there is of another space, or has other settings.
+          SpaceError: the log there is of another space, has other settings, or another `about`.
         """
         self.path, self.version = Path(path), 0
         self._evaluate, self._train = evaluate, train
@@ -96,9 +111,7 @@ class Session:
             self.state = replay(events)[-1]
             self._check_same(events[0], begin)
             self.version = len(events) - 1
-            text = "".join(json.dumps(event) + "\n" for event in events)
-            if self.path.read_text() != text:  # half a line
-                self.path.write_text(text)
+            _end_last_line(self.path, len(events))
         else:
             self.state = state_from(begin)
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +175,12 @@ class Session:
             self.state, self.version = state, self.version + 1
 
     def _write(self, event: Event) -> None:
-        with self.path.open("a") as log:
-            log.write(json.dumps(event) + "\n")
+        line = (json.dumps(event) + "\n").encode()
+        with self.path.open("ab", buffering=0) as log:
+            before = log.seek(0, os.SEEK_END)
+            if log.write(line) < len(line):  # what comes next is not to follow on half a line
+                log.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def _check_same(self, found: Event, wanted: Event) -> None:
         if found["digest"] != wanted["digest"]:
@@ -175,4 +192,14 @@ class Session:
             raise SpaceError(
                 f"{self.path} was begun with {found['settings']}, now {wanted['settings']}: give"
                 " the same, or another --workdir"
+            )
+        here = json.loads(json.dumps(wanted["about"]))
+        there = found["about"]
+        differ = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
+        if differ:
+            pairs = ", ".join(
+                f"{k} (there {there.get(k)!r:.60}, here {here.get(k)!r:.60})" for k in differ
+            )
+            raise SpaceError(
+                f"{self.path} is of something else: {pairs}; give the same, or another --workdir"
             )

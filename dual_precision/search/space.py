@@ -60,7 +60,10 @@ class Space:
             if not own:
                 raise SpaceError(f"layer {layer!r} has no alternative left, so that no path is")
             for text in own:
-                precision = parse(text)
+                try:
+                    precision = parse(text)
+                except ValueError as error:
+                    raise SpaceError(f"layer {layer!r}: {error}") from None
                 if None in (precision.weights, precision.activations) or precision.gradients:
                     raise SpaceError(f"{text!r} of layer {layer!r}: expected bits of both: w2a3")
         least = min(self._least[0].values())

@@ -14,6 +14,8 @@
   killed, hours of requests; see reliability/ and docs/reliability.md
 - `python -m experiments.benchmark serving`, `clients`, `first_answer`: the server in a burst, many
   clients one of which sends garbage, a slow source; see serving/ and docs/serving.md
+- `python -m experiments.benchmark scale`: the train step compiled for many devices, not run, and a
+  model of how it scales; see scaling/ and docs/scale.md
 
 Where times are measured, every round runs every program once, in shuffled order, so that a busy
 machine slows all of them alike; ratios are medians over the ratios of the rounds, and Markdown
@@ -34,6 +36,7 @@ from experiments.benchmark.plane_speed import REQUESTS
 from experiments.benchmark.reliability.damage import measure_damage
 from experiments.benchmark.reliability.kills import measure_kills
 from experiments.benchmark.reliability.soak import measure_soak
+from experiments.benchmark.scaling.scale import measure_scale
 from experiments.benchmark.serving.burst import measure_serving
 from experiments.benchmark.serving.clients import measure_clients
 from experiments.benchmark.serving.first_answer import measure_first_answer
@@ -49,6 +52,7 @@ COMMANDS: cli.Commands = {
     "damage": measure_damage,
     "kills": measure_kills,
     "soak": measure_soak,
+    "scale": measure_scale,
     "serving": measure_serving,
     "clients": measure_clients,
     "first_answer": measure_first_answer,
@@ -62,12 +66,18 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("repeats", 7, "rounds, each of which runs every program", lower_bound=1)
     about = f"steps ({STEPS}), or requests ({REQUESTS}), of a program in a round"
     integer("steps", None, about, lower_bound=1)
-    integer("batch_size", 128, "train, methods: images per step", lower_bound=8, upper_bound=2**16)
+    integer(
+        "batch_size",
+        128,
+        "train, methods: images per step; scale: of a device",
+        lower_bound=8,
+        upper_bound=2**16,
+    )
     string("model", "resnet20", "train, methods: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
     string("checkpoint", None, "engines: the PyTorch state dict of a CIFAR-10 network")
-    string("network", NETWORK, "inference, soak, serving, clients, first_answer: the packed file")
+    string("network", NETWORK, "of all that serve, and of scale: the packed file")
     string("decoder", None, "language: a packed file; by default 12.9 M random weights")
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
@@ -82,6 +92,12 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     number("deadline", 250.0, "serving: ms", lower_bound=1.0)
     number("seconds", 12.0, "serving, clients: of a run", lower_bound=1.0, upper_bound=600.0)
     number("rate", 1e6, "first_answer: bytes a second of the source", lower_bound=1000.0)
+    names = ["resnet20", "resnet56", "transformer"]
+    flags.DEFINE_list("models", names, "scale: that are compiled", flag_values=values)
+    flags.DEFINE_list("devices", ["1", "8", "64"], "scale: how many", flag_values=values)
+    about = "scale: 10^12 operations a second that a device reaches; an assumption"
+    number("teraflops", 10.0, about, lower_bound=1e-6)
+    string("picture", None, "scale: where its curves are drawn, .svg or .png")
     string("out", None, "a JSON file for all times")
 
 

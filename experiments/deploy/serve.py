@@ -78,13 +78,17 @@ async def _load(service: Any, file: str, planes: list[int] | None, rate: float |
             ready = await run(lambda: measured(PlanesEngine(source, planes)))
             service.put(*ready, complete=True)
             return
-        with PackedFile(source) as header:
-            low, *others = header.info.bytes_read
+        low, *others = await run(lambda: _modes_of(source))
         if others:
             ready = await run(lambda: measured(PredictorEngine(source, [low])))
             service.put(*ready, complete=False)
         ready = await run(lambda: measured(PredictorEngine(source)))
         service.put(*ready, complete=True)
+
+
+def _modes_of(source: Any) -> list[str]:
+    with PackedFile(source) as header:
+        return [*header.info.bytes_read]
 
 
 def _samples(file: str) -> Any:

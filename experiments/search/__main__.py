@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dual_precision.search.evolve import Settings
 from dual_precision.search.session import Session
 from experiments import cli
-from experiments.search.opened import describe_opened, open_supernet, trained_in
+from experiments.search.opened import LOG, describe_opened, open_supernet, trained_in
 from experiments.search.results import leave_search
 from experiments.workdir import only_user
 
@@ -52,8 +52,7 @@ def main(
         def train(space):
             return opened.train_on(space, passes, folder)
 
-        log = folder / "session.jsonl"
-        session = Session(log, opened.space, settings, about, opened.evaluate, train)
+        session = Session(folder / LOG, opened.space, settings, about, opened.evaluate, train)
         if page:
             from dual_precision.search.page.server import serve_page
 

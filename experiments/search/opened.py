@@ -1,6 +1,7 @@
 """A trained supernet, opened for a search: its network, its data, how it is trained on."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dual_precision import data
 from dual_precision.data.arrays import Images
 from dual_precision.loading import load
 from dual_precision.precision import parse
+from dual_precision.search.session import read_events
 from dual_precision.search.space import Space, space_of
 from dual_precision.search.supernet import Supernet
 from dual_precision.training.checkpoint import Checkpoints
@@ -25,6 +27,7 @@ from experiments.recipes.supernet import SupernetRecipe
 from experiments.workdir import config_of_run, read_description
 
 CALIBRATION = 1000  # training images that normalisation is calibrated on
+LOG = "session.jsonl"
 _LOSS = "low_loss"
 
 
@@ -68,6 +71,8 @@ class Opened:
         loss = dataclasses.replace(phase.loss, layers=own)
         phase = dataclasses.replace(phase, loss=loss, start=())
         workdir = folder / f"trained{len(trained_in(folder)) + 1}"
+        if workdir.exists():  # of a process that was killed before its log had the training
+            shutil.rmtree(workdir)
         network = self.supernet.network
         state = fit(
             network.model,
@@ -85,8 +90,10 @@ class Opened:
 
 
 def trained_in(folder: Path) -> list[Path]:
-    """The folders of training that a session has had, the oldest first."""
-    count = len([path for path in folder.glob("trained*") if path.is_dir()])
+    """The folders of the trainings that the log of a session has, the oldest first."""
+    log = folder / LOG
+    events = read_events(log) if log.exists() else []
+    count = sum(event.get("event") == "trained" for event in events)
     return [folder / f"trained{number + 1}" for number in range(count)]
 
 

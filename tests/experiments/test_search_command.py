@@ -11,6 +11,7 @@ from dual_precision.search.session import read_events, replay
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
+from experiments.search.opened import LOG, trained_in
 from experiments.search.steering import evaluations_needed, interval, run_strategy
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,15 @@ def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path)
     ends = (space.cost(("w1a1",) * 3), space.cost(("w4a4",) * 3))
     assert evaluations_needed(state.evaluated, 0.0, ends) == 1
     assert np.isinf(evaluations_needed(state.evaluated, 1e9, ends))
+
+
+def test_a_training_counts_when_the_log_has_it(tmp_path):
+    """A process may be killed while it trains, and leave a folder without a checkpoint."""
+    (tmp_path / "trained1").mkdir()
+    assert trained_in(tmp_path) == []
+    (tmp_path / LOG).write_text('{"event": "begin"}\n{"event": "trained", "losses": []}\n')
+    (tmp_path / "trained2").mkdir()
+    assert trained_in(tmp_path) == [tmp_path / "trained1"]
 
 
 def test_intervals_and_ranks():

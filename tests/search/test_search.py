@@ -205,6 +205,9 @@ def test_a_log_is_the_session(tmp_path):
     copy = tmp_path / "copy"
     copy.write_text(session.path.read_text() + '{"event": "eva')  # killed while it wrote
     again = begun(copy, population=4)
+    begun(copy, population=4)
+    copy.write_text(copy.read_text().removesuffix("\n"))  # killed before the end of the line
+    assert begun(copy, population=4).version == again.version
     session.run(16)
     again.run(16)
     assert again.state.evaluated == session.state.evaluated
@@ -254,12 +257,27 @@ def test_logs_of_others(tmp_path):
         Session(path, other, Settings(), {}, score)
     with pytest.raises(SpaceError, match=r"begun with .*'seed': 0.*: give the same"):
         begun(path, seed=1)
+    with pytest.raises(SpaceError, match=r"images \(there None, here 100\); give the same"):
+        Session(path, SPACE, Settings(), {"images": 100}, score)
     lines = path.read_text().splitlines()
     for bad, message in (
         ("", "is empty"),
         ("x\n", ":1 is no event"),
         ("{}\n", "begins with {}"),
         ("\n".join([lines[0], '{"event": "dance"}', ""]), "line 2 of the log: event 'dance'"),
+        (
+            "\n".join([lines[0], '{"event": "edit", "edit": {"kind": "bound", "most": "x"}}', ""]),
+            "line 2 of the log: edit .* a finite number",
+        ),
+        (
+            "\n".join(
+                [
+                    lines[0],
+                    '{"event": "edit", "edit": {"kind": "add", "layer": "a", "alternative": "x"}}',
+                ]
+            ),
+            "line 2 of the log",
+        ),
         ("\n".join([lines[0], "[]", lines[1], ""]), ":2 is no event"),
         (
             "\n".join([lines[0], '{"event": "evaluated", "candidate": ["w1a1"], "accuracy": 1}']),

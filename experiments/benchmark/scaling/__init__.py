@@ -1,0 +1,1 @@
+"""How the train step scales over devices, from its compiled program and a stated model."""
