@@ -1,4 +1,4 @@
-"""The train step beside plain flax, Qwix and AQT, on the same network and batch, in one run.
+"""The train step beside plain flax, Qwix, AQT and PyTorch, same network and batch, in one run.
 
     python -m experiments.benchmark train --repeats=7 --batch_size=128 --model=resnet20
 
@@ -42,6 +42,7 @@ from experiments.benchmark.comparison import (
 )
 from experiments.benchmark.machine import describe_machine
 from experiments.benchmark.timing import time_rounds, timed
+from experiments.benchmark.train_torch import TORCH, TORCH_BF16, TorchStep, torch_steps
 from experiments.figures.tables import markdown_table
 from experiments.recipes.single import Float, High, Low
 from experiments.recipes.two_phase import TwoPhase
@@ -54,6 +55,7 @@ STEPS = 2  # in a row of one program, by default
 
 PLAIN, QWIX, AQT = train_peers.PEERS
 OPTIONS = ", our compiler options"
+SIZES = ("stage_sizes", "widths", "space_to_depth")  # of a network, for its peers
 FLOAT, HIGH, LOW, BOTH = "ours float", "ours w8a8", "ours w2a2", "ours w8a8 and w2a2"
 
 BARS = (
@@ -61,6 +63,8 @@ BARS = (
     Bar("quantized step against our float step, low", LOW, FLOAT, 0.76, 0.9),
     Bar("quantized step against that of Qwix", HIGH, QWIX, 1.0, 1.5),
     Bar("quantized step against that of AQT", HIGH, AQT, 1.0, 1.5),
+    Bar("quantized step against PyTorch in float32", HIGH, TORCH, 1.0, 1.7),
+    Bar("quantized step against PyTorch in bfloat16", HIGH, TORCH_BF16, 0.6, 1.0),
     Bar("float step against plain flax", FLOAT, PLAIN, 1.0, 2.0),
 )
 _COLUMNS = (
@@ -175,7 +179,7 @@ def peer_programs(
     names: Sequence[str], model: ResNet, images: jax.Array, labels: jax.Array
 ) -> tuple[dict[str, Program], list[str]]:
     """The peers with the default options of JAX and with ours; a line on what each quantizes."""
-    sizes = {key: getattr(model, key) for key in ("stage_sizes", "widths", "space_to_depth")}
+    sizes = {key: getattr(model, key) for key in SIZES}
     pixels = images.astype(jnp.float32) / 127.5 - 1  # once: no part of their steps
     variables = jax.jit(train_peers.plain(**sizes).init)(jax.random.key(0), pixels[:1])
     optimizer = optax.sgd(RATE, momentum=0.9, nesterov=True)
@@ -218,7 +222,7 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
     return traces - warm
 
 
-def steps_table(times: Times, programs: Mapping[str, Program], batch_size: int) -> str:
+def steps_table(times: Times, programs: Mapping[str, Program | TorchStep], batch_size: int) -> str:
     """One line per program, in Markdown."""
     rows: list[dict[str, Any]] = []
     for name, rounds in times.items():
@@ -259,8 +263,14 @@ def measure_train_step(
     print(", ".join(f"{key} {value}" for key, value in about.items()) + "\n", flush=True)
     images, labels = random_batch(batch_size)
     wanted = (PLAIN, QWIX, AQT) if peers else (PLAIN,)
-    programs, notes = peer_programs(wanted, network, images, labels)
+    programs: dict[str, Program | TorchStep] = {}
+    found, notes = peer_programs(wanted, network, images, labels)
+    programs |= found
     programs |= our_programs(network, images, labels)
+    if peers:
+        sizes = {key: getattr(network, key) for key in SIZES}
+        others, lines = torch_steps(sizes, images, labels, RATE)
+        programs, notes = {**programs, **others}, notes + lines
     # Compilation and one step come first.
     time_rounds({f"compiling {name}": partial(p.run, 2) for name, p in programs.items()}, 1)
     each = {name: partial(p.run, steps or STEPS) for name, p in programs.items()}
