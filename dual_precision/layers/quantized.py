@@ -17,7 +17,7 @@ from flax import linen as nn
 from dual_precision.layers.facts import Layer
 from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths
 from dual_precision.primitives.code_products import code_product
-from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes
+from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes, conv2d_integers
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.quantizers import (
@@ -74,6 +74,10 @@ class QuantizedLayer(nn.Module):
         """The layer on float arrays: x [..., inputs] and the kernel -> [..., features]."""
         raise NotImplementedError
 
+    def product_of_integers(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """As `product`, the same bits, of integers from -256 to 256 in float32."""
+        return self.product(x, kernel)
+
     def codes_pay(self, largest: tuple[int, int]) -> bool:
         """Whether `product_of_codes` is faster here than `product` of the same numbers, for
         inputs and weights of at most these magnitudes."""
@@ -123,7 +127,8 @@ class QuantizedLayer(nn.Module):
     ) -> jax.Array:
         """The product of what the call quantizes and of what it takes as it is."""
         if self.channelwise and weights is not None:
-            return code_product(self.product, x, kernel, inputs, weights)
+            product = self.product if inputs is None else self.product_of_integers
+            return code_product(product, x, kernel, inputs, weights)
         x = x if inputs is None else uniform_ste(x, *inputs)
         return self.product(x, kernel if weights is None else midrise_ste(kernel, *weights))
 
@@ -280,6 +285,9 @@ class Conv(QuantizedLayer):
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return conv2d(x, kernel, self.stride)
+
+    def product_of_integers(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d_integers(x, kernel, self.stride)
 
     def codes_pay(self, largest: tuple[int, int]) -> bool:
         return codes_pay(largest)

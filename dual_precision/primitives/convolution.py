@@ -49,6 +49,20 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return _by_xla(x, kernel, stride, jnp.float32)
 
 
+def conv2d_integers(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """As `conv2d`, of integers from -256 to 256: bfloat16 holds them, and y has the same bits.
+
+    On CPUs with units for bfloat16, they sum such products in float32; there the gradient of y is
+    rounded to bfloat16, to 8 significant bits, and nothing else is.
+
+    >>> conv2d_integers(jnp.ones((1, 2, 2, 1)), jnp.full((3, 3, 1, 1), 255.0), 2).item()
+    1020.0
+    """
+    if not _XLA_ALONE.get() and x.size and kernel.size and native.fast_bfloat16():
+        return _of_integers(x, kernel, stride)
+    return conv2d(x, kernel, stride)
+
+
 def conv2d_codes(
     x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int]
 ) -> jax.Array:
@@ -111,3 +125,20 @@ def _backward(stride, residuals, g):
 
 
 _by_library.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _of_integers(x, kernel, stride):
+    return _forward_of_integers(x, kernel, stride)[0]
+
+
+def _forward_of_integers(x, kernel, stride):
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _by_library(x, kernel, stride), (x, kernel)
+
+
+def _backward_of_integers(stride, residuals, g):
+    return _backward(stride, residuals, g.astype(jnp.bfloat16))
+
+
+_of_integers.defvjp(_forward_of_integers, _backward_of_integers)

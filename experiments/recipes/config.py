@@ -91,12 +91,17 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, those of the recipe beside the others; JSON types."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        recipe = dataclasses.asdict(own.pop("recipe"))
-        own["widths"] = {path: dict(entry) for path, entry in self.widths.items()}
-        if not self.order:
-            del own["order"]
-        return {**own, **recipe}
+        return config_json(self)
+
+
+def config_json(config: Any) -> dict[str, Any]:
+    """Every field of a configuration, those of its recipe beside the others; JSON types."""
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    recipe = dataclasses.asdict(own.pop("recipe"))
+    own["widths"] = {path: dict(entry) for path, entry in config.widths.items()}
+    if not config.order:
+        del own["order"]
+    return {**own, **recipe}
 
 
 # What a preset changes of the defaults.

@@ -15,6 +15,7 @@ from experiments.recipes.config import (
     LayerWidths,
     check_choice,
     check_type,
+    config_json,
     recipe_of,
 )
 from experiments.recipes.recipe import Recipe
@@ -67,12 +68,7 @@ class LanguageConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, those of the recipe beside the others; JSON types."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        recipe = dataclasses.asdict(own.pop("recipe"))
-        own["widths"] = {path: dict(entry) for path, entry in self.widths.items()}
-        if not self.order:
-            del own["order"]
-        return {**own, **recipe}
+        return config_json(self)
 
     def network(self) -> dict[str, Any]:
         """What `models.build_from` makes the network of."""

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes, xla_alone
+from dual_precision.primitives.convolution import (
+    codes_pay,
+    conv2d,
+    conv2d_codes,
+    conv2d_integers,
+    xla_alone,
+)
 from dual_precision.primitives.native import convolution as native
 
 needs_library = pytest.mark.skipif(
@@ -36,29 +42,42 @@ def operands(batch, height, width, inputs, outputs, kernel, stride):
     return x, w, jnp.asarray(some_integers(y), jnp.float32)
 
 
-def all_three(x, w, g, stride):
+def all_three(x, w, g, stride, product=conv2d):
     """The sum, and its gradients of x and w, as one program."""
 
     @jax.jit
     def whole(x, w, g):
-        y, back = jax.vjp(lambda x, w: conv2d(x, w, stride), x, w)
+        y, back = jax.vjp(lambda x, w: product(x, w, stride), x, w)
         return y, *back(g)
 
     return whole(x, w, g)
 
 
 @needs_library
+@pytest.mark.parametrize("product", [conv2d, conv2d_integers])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_library_and_xla(shape):
+def test_the_library_and_xla(shape, product):
     x, w, g = operands(*shape)
     with xla_alone():
         wanted = all_three(x, w, g, shape[-1])
-    for found, right in zip(all_three(x, w, g, shape[-1]), wanted, strict=True):
+    for found, right in zip(all_three(x, w, g, shape[-1], product), wanted, strict=True):
         np.testing.assert_array_equal(found, right)
         assert found.dtype == right.dtype
 
 
 @needs_library
+def test_of_integers_only_the_gradient_is_rounded():
+    """To 8 bits, where the CPU has units for that; forward the largest codes are exact."""
+    x = jnp.asarray(some_integers((2, 6, 6, 16), 0, 256), jnp.float32)
+    w = 2.0 * jnp.asarray(some_integers((3, 3, 16, 16), -128, 128), jnp.float32) + 1.0
+    g = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 6, 16)), jnp.float32)
+    found, wanted = (all_three(x, w, g, 1, product) for product in (conv2d_integers, conv2d))
+    np.testing.assert_array_equal(found[0], wanted[0])
+    sizes = all_three(jnp.abs(x), jnp.abs(w), jnp.abs(g), 1)
+    for rounded, right, size in zip(found[1:], wanted[1:], sizes[1:], strict=True):
+        assert (jnp.abs(rounded - right) <= 2.0**-8 * size).all()
+
+
 def test_a_network_knows_who_computes():
     x, w, _ = operands(*SHAPES[0])
     text = str(jax.make_jaxpr(lambda x, w: conv2d(x, w, 1))(x, w))

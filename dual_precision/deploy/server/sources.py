@@ -46,6 +46,8 @@ class PrefixFile(io.RawIOBase):
         left = max(0, self._size - self._at)
         end = self._at + (left if size is None or size < 0 else min(size, left))
         while len(self._content) < end:
+            if self.closed:  # by another thread, as the server ends
+                raise ValueError("a source that was closed: nothing more is fetched")
             part = self._fetch(min(_PIECE, end - len(self._content)))
             if not part:
                 raise OSError(f"it ended at byte {len(self._content)} of {self._size}")
@@ -72,6 +74,7 @@ def opened_source(source: str, rate: float | None = None) -> Iterator[BinaryIO]:
         else:
             size, fetch = _local(stack.enter_context(open(source, "rb")))
         own = PrefixFile(size, fetch if rate is None else _slow(fetch, rate))
+        stack.callback(own.close)
         yield cast(BinaryIO, own)
 
 

@@ -66,9 +66,14 @@ def left_out(purpose: str, prepare: Callable[[], None]) -> str | None:
 
 def check_cpu(needed: set[str], unfit: str) -> None:
     """Raises OSError where it is plain, before anything is built, that the CPU cannot do it."""
-    words = set(_CPU.read_text().split()) if _CPU.exists() else needed
-    if not words >= needed:
+    words = cpu_words()
+    if words is not None and not words >= needed:
         raise OSError(unfit)
+
+
+def cpu_words() -> set[str] | None:
+    """What the system says of the CPU, its instruction sets in it; None where it says nothing."""
+    return set(_CPU.read_text().split()) if _CPU.exists() else None
 
 
 def built(kernel: Kernel) -> Path:

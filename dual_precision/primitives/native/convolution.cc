@@ -113,8 +113,14 @@ class Convolution {
     const auto direct = dnnl::algorithm::convolution_direct;
     const auto kind = part == kForward ? dnnl::prop_kind::forward_inference
                                        : dnnl::prop_kind::forward_training;
-    const dnnl::convolution_forward::primitive_desc forward(cpu(), kind, direct, x_, any, y_,
-                                                            strides, near, far, own);
+    // A gradient asks for the forward that it belongs to: one of its operands alone, since a
+    // forward of bfloat16 and float32 together does not exist.
+    const bool alike = part == kForward;
+    const auto hint = part == kInputGradient ? yt : xt;
+    const dnnl::convolution_forward::primitive_desc forward(
+        cpu(), kind, direct, alike ? x_ : memory::desc(xs, hint, tag::nhwc),
+        alike ? any : memory::desc(ks, hint, tag::any),
+        alike ? y_ : memory::desc(ys, hint, tag::nhwc), strides, near, far, own);
     if (part == kForward) {
       keep<dnnl::convolution_forward>(forward, forward.weights_desc());
     } else if (part == kInputGradient) {

@@ -25,6 +25,7 @@ PARTS: tuple[Part, ...] = ("forward", "input gradient", "weight gradient")
 Value = TypeVar("Value")
 PURPOSE = "convolutions"
 LARGEST_PAIR = 2**15 - 1
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 _PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 _TARGET = "dual_precision_convolution"
@@ -55,6 +56,12 @@ def operands_of(part: Part, x: Value, kernel: Value, y: Value) -> tuple[Value, V
 def floats(dtype: str) -> bool:
     """Whether "float32", or "bfloat16", convolutions and their gradients can be had here."""
     return _why_not() is None and _is_right(dtype, "float32", PARTS, 3, 3)
+
+
+@functools.cache
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by units of its own; oneDNN emulates them elsewhere."""
+    return bool(BFLOAT16 & (build.cpu_words() or set())) and floats("bfloat16")
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from dual_precision.deploy import Predictor, inspect_packed
 from dual_precision.deploy.server import running
 from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
 from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
-from dual_precision.deploy.server.sources import opened_source
+from dual_precision.deploy.server.sources import PrefixFile, opened_source
 from dual_precision.deploy.server.uploads import Refused, decode_upload
 from experiments.benchmark.reliability.damage_ways import save_tiny_packed
 
@@ -237,6 +237,15 @@ def test_an_address_without_ranges_is_refused(server):
         opened_source(f"{server.address}healthz"),
     ):
         pass
+
+
+def test_a_closed_source_is_read_no_further():
+    """A thread that still loads does not keep a server from its end."""
+    source = PrefixFile(10, lambda count: b"x" * count)
+    assert source.read(4) == b"xxxx"
+    source.close()
+    with pytest.raises(ValueError, match="nothing more is fetched"):
+        source.read(4)
 
 
 def test_planes(path):
