@@ -145,10 +145,10 @@ def recipe_of(mode: str, order: str = "") -> type[Recipe]:
     return RECIPES[mode]
 
 
-def fields_of(recipe: type[Recipe]) -> dict[str, Any]:
-    """Name -> type of every field that a run with this recipe may set."""
+def fields_of(recipe: type[Recipe], config: type = Config) -> dict[str, Any]:
+    """Name -> type of every field of such a config that a run with this recipe may set."""
     types: dict[str, Any] = {}
-    for part in (Config, recipe):
+    for part in (config, recipe):
         known = typing.get_type_hints(part)
         types |= {field.name: known[field.name] for field in dataclasses.fields(part)}
     del types["recipe"]

@@ -1,7 +1,6 @@
 """The configuration of a run on text: what it shares with runs on images, and its own fields."""
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from experiments.recipes.config import (
     check_choice,
     check_type,
     config_json,
+    fields_of,
     recipe_of,
 )
 from experiments.recipes.recipe import Recipe
@@ -104,12 +104,7 @@ PRESETS_OF_TEXT: dict[str, dict[str, dict[str, Any]]] = {
 
 def language_fields(recipe: type[Recipe]) -> dict[str, Any]:
     """Name -> type of every field that a run on text with this recipe may set."""
-    types: dict[str, Any] = {}
-    for part in (LanguageConfig, recipe):
-        known = typing.get_type_hints(part)
-        types |= {field.name: known[field.name] for field in dataclasses.fields(part)}
-    del types["recipe"]
-    return types
+    return fields_of(recipe, LanguageConfig)
 
 
 def make_language_config(preset: str, settings: Mapping[str, Any]) -> LanguageConfig:
