@@ -28,7 +28,7 @@ def generate(
         precision=precision,
         count=count,
         temperature=temperature,
-        seed=seed or 0,
+        seed=seed,
         drafts=drafts,
     )
 

@@ -20,7 +20,7 @@ def generate_command(
     precision: str = DRAFT,
     count: int = 120,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | None = None,
     drafts: int | None = None,
 ) -> None:
     """The sub-command `generate`: writes the prompt and what follows it.
@@ -31,7 +31,7 @@ def generate_command(
       precision: a mode of the file, or draft.
       count: bytes to add.
       temperature: 0 is the most likely byte; else bytes are sampled.
-      seed: of the samples.
+      seed: of the samples, if there are any.
       drafts: bytes of a round of draft, 1 to 7; by default as many as pay.
     """
     generator = Generator(file)

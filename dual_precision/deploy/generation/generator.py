@@ -105,7 +105,7 @@ class Generator:
         precision: Asked = DRAFT,
         drafts: int | None = None,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         costs: DraftCosts | None = None,
         tally: Tally | None = None,
     ) -> Iterator[list[bytes]]:
@@ -118,23 +118,26 @@ class Generator:
           drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
             none do.
           temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
-          seed: of the samples. A byte's random numbers depend on its place in its text, and the
-            place of the text among the prompts, alone.
+          seed: of the samples, 0 if None; at a temperature of 0 there are none. A byte's random
+            numbers depend on its place in its text, and the place of the text among the prompts,
+            alone.
           costs: that None of drafts decides by.
           tally: is added to.
 
         Raises:
           ValueError: no prompt, an empty one, one that is no bytes, or too long for the context
-            with what is to follow; an unknown precision; a number of drafts that is none.
+            with what is to follow; an unknown precision; a number of drafts that is none; a seed
+            of no samples.
         """
-        self._check(prompts, count, precision, drafts, temperature, costs)
+        self._check(prompts, count, precision, drafts, costs)
+        _check_samples(temperature, seed)
         return self._rounds(
             prompts,
             count,
             precision,
             Adaptive(costs or DraftCosts()) if drafts is None else drafts,
             Choice(
-                jax.random.key(seed),
+                jax.random.key(seed or 0),
                 jnp.arange(len(prompts), dtype=jnp.uint32),
                 jnp.float32(temperature or 1.0),
                 temperature == 0,
@@ -201,7 +204,6 @@ class Generator:
         count: int,
         precision: Asked,
         drafts: int | None,
-        temperature: float,
         costs: DraftCosts | None,
     ) -> None:
         if isinstance(prompts, bytes) or not prompts:
@@ -227,5 +229,13 @@ class Generator:
             )
         if drafts is not None and costs is not None:
             raise ValueError("costs with a fixed number of drafts: expected one of them")
-        if not np.isfinite(temperature) or temperature < 0:
-            raise ValueError(f"a temperature of {temperature}: expected 0, or more")
+
+
+def _check_samples(temperature: float, seed: int | None) -> None:
+    if not np.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"a temperature of {temperature}: expected 0, or more")
+    if temperature == 0 and seed is not None:
+        raise ValueError(
+            f"seed={seed} at a temperature of 0, which takes the likeliest byte and draws none:"
+            " expected no seed, or a temperature above 0"
+        )
