@@ -131,6 +131,7 @@ def test_drafts_that_do_not_pay_are_left():
         ([b"x"], {"precision": "middle"}, "precision 'middle' is unknown"),
         ([b"x"], {"precision": "low", "drafts": 2}, "alone reads"),
         ([b"x"], {"temperature": -1.0}, "temperature of -1.0"),
+        ([b"x"], {"seed": 3}, "seed=3 at a temperature of 0"),
     ],
 )
 def test_what_cannot_be_generated(prompts, how, message):

@@ -1,5 +1,7 @@
 """The LSTM on planes: trained in float, or in modes of its own."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from dual_precision.deploy.planes.mode_layers import to_plane_layers
 from dual_precision.models import build
 
 EXAMPLE = jax.ShapeDtypeStruct((6,), jnp.uint8)
-MODEL = build("lstm", features=32, depth=2, modes=modes(low="w2a8", high="w8a8"))
+MODEL = build("lstm", features=32, depth=1, modes=modes(low="w2a8", high="w8a8"))
 TEXT = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 6)), jnp.uint8)
 
 
@@ -20,16 +22,17 @@ def variables():
     return jax.jit(lambda key: MODEL.init(key, TEXT, precision="high"))(jax.random.key(0))
 
 
+@partial(jax.jit, static_argnames=("model", "precision"))
+def program(variables, model, precision):
+    carry = MODEL.empty_carry(len(TEXT))
+    first, carry = model.apply(variables, TEXT[:, :4], carry, precision=precision)
+    second, _ = model.apply(variables, TEXT[:, 4:], carry, precision=precision)
+    return jnp.concatenate([first, second], axis=1)
+
+
 def logits(model, variables, precision):
     """Of text in two parts, what is carried given on."""
-
-    def run(variables, text):
-        carry = MODEL.empty_carry(len(text))
-        first, carry = model.apply(variables, text[:, :4], carry, precision=precision)
-        second, _ = model.apply(variables, text[:, 4:], carry, precision=precision)
-        return jnp.concatenate([first, second], axis=1)
-
-    return np.asarray(jax.jit(run)(variables, TEXT), np.float64)
+    return np.asarray(program(variables, model, precision), np.float64)
 
 
 def relative(found, wanted):
@@ -39,11 +42,11 @@ def relative(found, wanted):
 def test_of_float_weights(variables):
     layered, planes = to_bit_layers(MODEL, variables, EXAMPLE, read=(8,))
     wanted = logits(MODEL, variables, "float")
-    errors = [relative(logits(layered, planes, f"w{n}a16"), wanted) for n in (2, 4, 8)]
-    assert errors[2] < 0.02 < errors[1] < errors[0] < 1
+    errors = [relative(logits(layered, planes, f"w{n}a16"), wanted) for n in (4, 8)]
+    assert errors[1] < 0.02 < errors[0] < 0.5
     hidden = planes["params"]["hidden1"]["words"]
     planes["params"]["hidden1"]["words"] = hidden.at[4:].set(0)
-    assert relative(logits(layered, planes, "w4a16"), wanted) == errors[1]
+    assert relative(logits(layered, planes, "w4a16"), wanted) == errors[0]
 
 
 def test_of_modes(variables):

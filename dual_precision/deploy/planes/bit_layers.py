@@ -123,14 +123,12 @@ class BitRecurrence(Recurrence, BitLayer):
 
     modes: Modes = PLANES
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, gates: jax.Array, carry: Carry, *, precision: Asked
     ) -> tuple[jax.Array, Carry]:
         self.check_call(gates)
-        product, bias = (
-            self.on_planes(self.features, precision),
-            self.get_variable("params", "bias"),
-        )
+        product = self.on_planes(self.features, precision)
+        bias: Any = self.get_variable("params", "bias")
         return run_gates(gates + bias[None, None], carry, lambda h, _: product(h))
 
 

@@ -11,7 +11,6 @@ each has its own program.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -56,29 +55,29 @@ class ModeLayer(QuantizedLayer):
                 f"precision {precision!r} on planes: expected a mode of codes, or Widths of Python"
                 " integers, as each width has its own program"
             )
-        own: dict[str, Any] = {n: self.get_variable("params", n) for n in ("words", "scales")}
-        reading = partial(plane_product, **own, planes=asked.weights, form=self.way)
-        bits, wanted = asked.activations, asked.own.activations
+        words: Any = self.get_variable("params", "words")
+        scales: Any = self.get_variable("params", "scales")
+        planes, bits, wanted = asked.weights, asked.activations, asked.own.activations
         if bits is None or wanted is None:
-            return partial(reading, activations=FLOAT_DIGITS)
+            return lambda x: plane_product(x, words, scales, planes, FLOAT_DIGITS, self.way)
         steps: Any = self.get_variable("params", "input_step")
         step = rescaled_step(steps[asked.mode], wanted, bits, self.signed)
-        return lambda rows: reading(
-            rows, activations=8, grid=input_grid(rows, step, bits, self.signed)
-        )
+
+        def product(rows: jax.Array) -> jax.Array:
+            grid = input_grid(rows, step, bits, self.signed)
+            return plane_product(rows, words, scales, planes, 8, self.way, grid)
+
+        return product
 
 
 class ModeRecurrence(Recurrence):
-    """The form of a recurrence: its products are those of a ModeLayer, for every byte.
+    """The form of a recurrence: its products are those of the ModeLayer that it is mixed with."""
 
-    Mixed with one, see `_form_of`.
-    """
-
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, gates: jax.Array, carry: Carry, *, precision: Asked
     ) -> tuple[jax.Array, Carry]:
         self.check_call(gates)
-        product = self.on_planes(precision)  # type: ignore[attr-defined]
+        product = ModeLayer.on_planes(self, precision)  # type: ignore[arg-type]
         bias: Any = self.get_variable("params", "bias")
         return run_gates(gates + bias[None, None], carry, lambda h, _: product(h))
 
@@ -132,8 +131,8 @@ def to_plane_layers(
 
 def _form_of(cls: type, layer: Layer, form: type[ModeLayer]) -> type:
     if layer.matrix:
-        return layer_form(cls, form)
-    return call_form(cls, ModeRecurrence, form) if layer.recurrent else cls
+        return layer_form(cls, form)  # type: ignore[arg-type]
+    return call_form(cls, ModeRecurrence, form) if layer.recurrent else cls  # type: ignore[arg-type]
 
 
 def _check_layer(structure: Structure, path: tuple[str, ...]) -> None:
