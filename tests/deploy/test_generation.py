@@ -9,7 +9,7 @@ import pytest
 
 from dual_precision import Widths, modes
 from dual_precision.deploy import save_packed
-from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts
+from dual_precision.deploy.generation.drafting import MEASURED, Adaptive, costs_for
 from dual_precision.deploy.generation.generator import Generator, Tally
 from dual_precision.deploy.generation.programs import FILLED
 from dual_precision.deploy.planes.mode_layers import ModeLayer, XlaModeLayer, to_plane_layers
@@ -108,7 +108,7 @@ def test_from_a_packed_file_in_parts(tmp_path):
 
 
 def test_drafts_that_do_not_pay_are_left():
-    rule = Adaptive(DraftCosts(), agreement=0.95)
+    rule = Adaptive(costs_for(135_000_000), agreement=0.95)
     assert rule.drafts() > 1
     for _ in range(40):
         rule.saw(1, [0])
@@ -116,6 +116,12 @@ def test_drafts_that_do_not_pay_are_left():
     for _ in range(80):
         rule.saw(7, [7])
     assert rule.drafts() == 7
+
+
+def test_costs_of_a_size_lie_between_those_that_were_measured():
+    small, large = MEASURED.values()
+    assert large.low < costs_for(40_000_000).low < small.low
+    assert generator().costs == small
 
 
 @pytest.mark.parametrize(
