@@ -37,7 +37,7 @@ class DraftCosts:
 # The first two by `benchmark language`, the last of the products of a model alone; all of 2 and 8
 # planes, on a CPU with AVX512-VNNI.
 MEASURED = {
-    12_900_000: DraftCosts(0.61, (1.0, 1.3, 1.6, 1.81, 1.99, 1.99, 1.99, 1.99)),
+    12_700_000: DraftCosts(0.66, (1.0, 1.37, 1.53, 1.53, 1.85, 1.85, 1.85, 1.85)),
     135_000_000: DraftCosts(0.35, (1.0, 1.2, 1.5, 1.55, 1.82, 1.82, 1.82, 1.82)),
 }
 
