@@ -48,17 +48,19 @@ def agreement_of(
     network, rows = Network(model, task), task.evaluation_rows
 
     @partial(jax.jit, compiler_options=compiler_options())
-    def compare(variables: Any, carry: Any, batch: Any) -> Any:
-        state, guesses = {"batch_stats": {}, "carry": carry}, []
-        for mode in modes:
+    def compare(variables: Any, carries: Any, batch: Any) -> Any:
+        guesses, after = [], []
+        for mode, carry in zip(modes, carries, strict=True):
+            state: Any = {"batch_stats": {}, "carry": {mode: carry}}
             logits, state = network(variables["params"], state, batch, precision=mode)
             guesses.append(jnp.argmax(logits, axis=-1))
-        return guesses[0] == guesses[1], state["carry"]
+            after.append(state["carry"][mode])
+        return guesses[0] == guesses[1], after
 
-    carry: Any = {mode: task.carry(rows) for mode in modes}
+    carries = [task.carry(rows) for _ in modes]
     agreed, seen, counted, total = np.zeros(task.context), 0, 0.0, 0.0
     for batch, mask in task.batches(text, rows):
-        same, carry = compare(variables, carry, batch)
+        same, carries = compare(variables, carries, batch)
         same, weights = np.asarray(same)[mask], np.asarray(batch["counted"])[mask]
         agreed, seen = agreed + same.sum(axis=0), seen + len(same)
         counted, total = counted + float((same * weights).sum()), total + float(weights.sum())

@@ -19,9 +19,10 @@ from dual_precision.primitives.native import decoder
 EXAMPLE = jax.ShapeDtypeStruct((64,), jnp.uint8)
 NETWORK = {
     "name": "transformer",
-    "features": 32,
+    "features": 16,
     "depth": 1,
     "heads": 2,
+    "hidden": 32,
     "context": 64,
     **modes(low="w2a8", high="w8a8").to_json(),
 }
@@ -82,15 +83,14 @@ def test_nor_do_they_where_bytes_are_drawn():
 def test_nor_without_the_kernel(monkeypatch):
     monkeypatch.setattr(decoder, "rows_are_compiled", lambda: False)
     expected = alone("xla", PROMPTS[3:5], 0.0)
-    assert generator("xla").generate(PROMPTS[3:5], 12, drafts=5) == expected
-    assert generator("xla").generate(PROMPTS[3:5], 12, precision="high") == expected
+    assert generator("xla").generate(PROMPTS[3:5], 12, drafts=3) == expected
 
 
 def test_products_on_planes_are_those_of_training():
     model, variables = network()
     layered, planes = to_plane_layers(model, variables, EXAMPLE)
     tokens = jnp.asarray(RNG.integers(0, 256, (2, 9)), jnp.uint8)
-    for asked in ("low", "high", Widths("high", weights=4)):
+    for asked in ("low", Widths("high", weights=4)):
         expected = jax.jit(lambda v, a=asked: model.apply(v, tokens, precision=a))(variables)
         found = jax.jit(lambda v, a=asked: layered.apply(v, tokens, precision=a))(planes)
         # A code may fall on the other side of its edge by a rounding of what lies between.

@@ -68,4 +68,4 @@ def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
     measure_language(repeats=1, steps=1)
     table = capsys.readouterr().out.splitlines()
     assert "| high, one byte |" in "\n".join(table)
-    assert table[-1].startswith("1,280 weights on planes: DraftCosts(low=")
+    assert table[-1].startswith("7,168 weights on planes: DraftCosts(low=")
