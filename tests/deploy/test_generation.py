@@ -82,8 +82,8 @@ def test_nor_do_they_where_bytes_are_drawn():
 
 def test_nor_without_the_kernel(monkeypatch):
     monkeypatch.setattr(decoder, "rows_are_compiled", lambda: False)
-    expected = alone("xla", PROMPTS[3:5], 0.0)
-    assert generator("xla").generate(PROMPTS[3:5], 12, drafts=3) == expected
+    expected = alone("xla", PROMPTS[3:4], 0.0)  # one text: compiling is what takes the time
+    assert generator("xla").generate(PROMPTS[3:4], 12, drafts=3) == expected
 
 
 def test_products_on_planes_are_those_of_training():
