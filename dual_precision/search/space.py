@@ -7,6 +7,7 @@ A candidate is a path from the first layer to the last whose cost is within the 
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -152,7 +153,7 @@ class Space:
         """JSON types, which `space_from` reads."""
         return {**dataclasses.asdict(self), "cut": sorted(map(list, self.cut))}
 
-    @property
+    @functools.cached_property
     def _least(self) -> list[dict[str, float]]:
         """For every layer: alternative -> the least BitOps from there to the end; inf is no way."""
         after: dict[str, float] = {}
@@ -181,11 +182,13 @@ class Space:
         return [(index, a, b) for index, (a, b) in enumerate(itertools.pairwise(candidate))]
 
 
+@functools.cache
 def reads_pixels(text: str) -> bool:
     """Whether an alternative is one of a layer whose inputs have no width to choose."""
     return parse(text).activations is None
 
 
+@functools.cache
 def bits_of(text: str) -> tuple[int, int]:
     """Bits of weights and of inputs; pixels have 8."""
     precision = parse(text)

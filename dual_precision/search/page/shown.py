@@ -85,9 +85,10 @@ def projected(candidates: Sequence[Sequence[str]]) -> np.ndarray:
         return np.zeros((len(candidates), 2))
     bits = [[bits for text in c for bits in bits_of(text)] for c in candidates]
     table = np.asarray(bits, float)
-    _, _, axes = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
-    first = axes[:2] * np.where(axes[:2].sum(axis=1, keepdims=True) < 0, -1, 1)  # a fixed sign
-    return np.asarray((table - table.mean(axis=0)) @ first.T)
+    table -= table.mean(axis=0)
+    _, axes = np.linalg.eigh(table.T @ table)  # ascending
+    first = axes[:, :-3:-1]
+    return np.asarray(table @ (first * np.where(first.sum(axis=0) < 0, -1, 1)))  # a fixed sign
 
 
 def common_blocks(space: Space, candidates: Sequence[Evaluated], operation: str) -> set[Block]:
