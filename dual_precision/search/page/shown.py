@@ -30,6 +30,19 @@ def all_blocks(known: Sequence[Block], state: State) -> list[Block]:
     return list(dict.fromkeys([*known, *found]))
 
 
+def block_lines(state: State, columns: Columns, rows: Sequence[int]) -> list[str]:
+    """What is said of some rows of `block_columns`."""
+    lines = []
+    for row in rows:
+        layer, text = columns["layer"][row], columns["alternative"][row]
+        there = "removed" if columns["alpha"][row] < 1 else "in the space"
+        lines.append(
+            f"<b>{layer} {text}</b>: {state.space.price((layer, text)):,} BitOps, fitness"
+            f" {columns['fitness'][row]:.3f}, sampled {columns['count'][row]}, {there}"
+        )
+    return lines
+
+
 def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> Columns:
     """A row for every block; those that are removed are pale."""
     fitness, present = fitness_of(state.space, state.evaluated), set(state.space.blocks)
