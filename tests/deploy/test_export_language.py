@@ -22,7 +22,7 @@ from dual_precision.deploy.export.stablehlo import Programs, save_programs
 
 EXAMPLE = NextByte(6).example
 NETWORKS = {
-    "transformer": {"features": 16, "depth": 2, "heads": 2, "context": 6},
+    "transformer": {"features": 16, "depth": 1, "heads": 2, "context": 6},
     "lstm": {"features": 16, "depth": 2},
 }
 TEXTS = np.random.default_rng(0).integers(0, 256, (3, 6), np.uint8)

@@ -91,7 +91,7 @@ def save_programs(
     _write(path, tensors, about)
 
 
-def _to_codes(leaves: Mapping[LayerPath, Any], structure: Structure) -> Any:
+def _to_codes(leaves: dict[LayerPath, Any], structure: Structure) -> Any:
     """The variables with int8 codes of the stored width in the place of each kernel."""
     codes = {
         ("params", *path, "kernel"): jnp.asarray(stored_codes(path, layer, leaves))

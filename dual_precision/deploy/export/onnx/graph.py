@@ -27,7 +27,7 @@ class Graph:
     def __init__(self, whole: "Graph | None" = None, opset: int = OPSET) -> None:
         """An empty graph, or a branch of a whole one, which has the initializers of both."""
         self.onnx: Any = needed("onnx", PURPOSE)
-        self.opset = opset if whole is None else whole.opset
+        self.opset: int = opset if whole is None else whole.opset
         self.nodes: list[Any] = []
         self._known: dict[Any, str] = {}
         self._numbers: Iterator[int] = itertools.count() if whole is None else whole._numbers

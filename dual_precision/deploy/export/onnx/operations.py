@@ -48,7 +48,7 @@ class Operations:
         else:
             stored = self.graph.constant(odd.astype(kind), "w")
         scale = np.float32(1) if factor is None else factor
-        more = {} if factor is None else {"axis": odd.ndim - 1}
+        more: dict[str, Any] = {} if factor is None else {"axis": odd.ndim - 1}
         return self.graph.node("DequantizeLinear", stored, self.graph.constant(scale), **more)
 
     def weight(self, value: Operand) -> str:
@@ -158,13 +158,20 @@ class Operations:
         ]
 
     def _cut(self, x: str, shape: Sequence[Any], ends: Sequence[tuple]) -> str:
+        last = np.iinfo(np.int64).max
+        whole = [
+            (axis, start, stop if isinstance(stop, int) else last, stride)
+            for axis, (start, stop, stride) in enumerate(ends)
+        ]
         cut = [
-            (axis, *own)
-            for axis, (size, own) in enumerate(zip(shape, ends, strict=True))
-            if isinstance(own[1], int) and own != (0, size, 1)
+            own
+            for own, size in zip(whole, shape, strict=True)
+            if own[1:] not in ((0, size, 1), (0, last, 1))
         ]
         if not cut:
             return x
+        if self.plain:  # the importer of nnabla takes the last axes, whichever are named
+            cut = whole
         axes, starts, stops, steps = (np.asarray(part, np.int64) for part in zip(*cut, strict=True))
         return self.graph.node("Slice", x, *map(self.graph.constant, (starts, stops, axes, steps)))
 
