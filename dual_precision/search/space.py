@@ -1,11 +1,13 @@
 """What is searched: for every layer the widths that it may have, and which may follow on which.
 
 A space is a graph. Its blocks are (layer, alternative), an alternative is a text such as "w2a3".
-Every alternative of a layer is connected to all of the next layer, except where an edit cut it.
+A layer that reads pixels has alternatives such as "w4a32": only its weights have a width. Every
+alternative of a layer is connected to all of the next layer, except where an edit cut it.
 A candidate is a path from the first layer to the last whose cost is within the bound.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.costs import mode_cost
+from dual_precision.costs import PIXEL_BITS, mode_cost, pixel_layer
 from dual_precision.precision import parse
 from dual_precision.structure import Structure, free_layers
 
@@ -64,8 +66,10 @@ class Space:
                     precision = parse(text)
                 except ValueError as error:
                     raise SpaceError(f"layer {layer!r}: {error}") from None
-                if None in (precision.weights, precision.activations) or precision.gradients:
-                    raise SpaceError(f"{text!r} of layer {layer!r}: expected bits of both: w2a3")
+                pixels = reads_pixels(own[0])
+                if precision.weights is None or precision.gradients or pixels != reads_pixels(text):
+                    wanted = "bits of weights: w4a32" if pixels else "bits of both: w2a3"
+                    raise SpaceError(f"{text!r} of layer {layer!r}: expected {wanted}")
         least = min(self._least[0].values())
         if math.isinf(least):
             raise SpaceError("no path from the first layer to the last is left: join some blocks")
@@ -95,7 +99,7 @@ class Space:
     def cost(self, candidate: Candidate) -> int:
         """BitOps per example: MACs * bits of weights * bits of activations, of all layers."""
         each = zip(self.macs, candidate, strict=True)
-        return self.fixed + sum(macs * _area(text) for macs, text in each)
+        return self.fixed + sum(macs * area(text) for macs, text in each)
 
     def contains(self, candidate: Candidate) -> bool:
         """Whether it is a path of this space."""
@@ -121,16 +125,23 @@ class Space:
                 chances = np.ones(len(allowed))
             chosen = allowed[int(generator.choice(len(allowed), p=chances / chances.sum()))]
             path.append(chosen)
-            spent += self.macs[index] * _area(chosen)
+            spent += self.macs[index] * area(chosen)
         return tuple(path)
 
+    def same(self, text: str) -> Candidate:
+        """One alternative for all layers; those that read pixels are as wide as they may be."""
+        widest = [max(own, key=area) if reads_pixels(own[0]) else text for own in self.alternatives]
+        return tuple(widest)
+
     def uniform(self) -> tuple[Candidate, ...]:
-        """The paths with one alternative for all layers, the cheapest first."""
-        common = [
-            text for text in self.alternatives[0] if all(text in a for a in self.alternatives)
-        ]
-        paths = [(text,) * len(self.layers) for text in sorted(common, key=_area)]
+        """The paths with one alternative for all layers, see `same`; the cheapest first."""
+        texts = dict.fromkeys(text for own in self.alternatives for text in own)
+        paths = [self.same(text) for text in sorted(texts, key=area) if not reads_pixels(text)]
         return tuple(path for path in paths if self.contains(path))
+
+    def is_uniform(self, candidate: Candidate) -> bool:
+        """Whether it is what `same` gives for one of its alternatives."""
+        return any(candidate == self.same(text) for text in dict.fromkeys(candidate))
 
     def widths(self, candidate: Candidate) -> dict[str, dict[str, str]]:
         """What --widths takes: {layer: {mode: "w2a3"}}."""
@@ -142,7 +153,7 @@ class Space:
         """JSON types, which `space_from` reads."""
         return {**dataclasses.asdict(self), "cut": sorted(map(list, self.cut))}
 
-    @property
+    @functools.cached_property
     def _least(self) -> list[dict[str, float]]:
         """For every layer: alternative -> the least BitOps from there to the end; inf is no way."""
         after: dict[str, float] = {}
@@ -152,7 +163,7 @@ class Space:
             for text in self.alternatives[index]:
                 ways = [c for t, c in after.items() if (index, text, t) not in self.cut]
                 rest = min(ways, default=math.inf) if after else 0.0
-                here[text] = self.macs[index] * _area(text) + rest
+                here[text] = self.macs[index] * area(text) + rest
             found.insert(0, here)
             after = here
         return found
@@ -171,27 +182,60 @@ class Space:
         return [(index, a, b) for index, (a, b) in enumerate(itertools.pairwise(candidate))]
 
 
-def _area(text: str) -> int:
+@functools.cache
+def reads_pixels(text: str) -> bool:
+    """Whether an alternative is one of a layer whose inputs have no width to choose."""
+    return parse(text).activations is None
+
+
+@functools.cache
+def bits_of(text: str) -> tuple[int, int]:
+    """Bits of weights and of inputs; pixels have 8."""
     precision = parse(text)
-    assert precision.weights is not None
-    assert precision.activations is not None
-    return precision.weights * precision.activations
+    return precision.weight_bits, precision.activations or PIXEL_BITS
 
 
-def space_of(structure: Structure, mode: str, choices: Sequence[str]) -> Space:
+def area(text: str) -> int:
+    """BitOps of a multiply-accumulate."""
+    weights, activations = bits_of(text)
+    return weights * activations
+
+
+def space_of(
+    structure: Structure,
+    mode: str,
+    choices: Sequence[str],
+    own: Mapping[str, Sequence[str]] | None = None,
+) -> Space:
     """All of `choices` for every free layer of a network.
 
+    Args:
+      own: layer -> choices of its own; a layer that is not free is one by this. The one that reads
+        pixels has choices such as "w4a32".
+
     Raises:
-      SpaceError: no layer is free, or there is nothing to choose.
+      SpaceError: no layer is free, or there is nothing to choose; no such layer; choices with and
+        without a width of activations where its inputs have none, or one.
     """
-    names = free_layers(structure, mode)
+    lists = dict.fromkeys(free_layers(structure, mode), tuple(choices)) | dict(own or {})
+    names = tuple(name for name in map("/".join, structure.layers) if name in lists)
+    if unknown := sorted(lists.keys() - set(names)):
+        raise SpaceError(f"choices of layers {unknown}: expected some of {_names(structure)}")
+    for name in own or {}:
+        pixels = tuple(name.split("/")) == pixel_layer(structure.layers)
+        if any(reads_pixels(text) != pixels for text in lists[name]):
+            wanted = "such as w4a32, as it reads pixels" if pixels else "with bits of both"
+            raise SpaceError(f"choices {[*lists[name]]} of layer {name!r}: expected all {wanted}")
     macs = tuple(structure.layers[tuple(name.split("/"))].macs for name in names)
-    own = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
-    pairs = zip(macs, own, strict=True)
-    inside = sum(m * _area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
+    tables = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
+    pairs = zip(macs, tables, strict=True)
+    inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
     fixed = mode_cost(structure.layers, mode).bit_operations - inside
-    each = tuple(dict.fromkeys(choices))
-    return Space(mode, names, (each,) * len(names), macs, fixed)
+    return Space(mode, names, tuple(tuple(dict.fromkeys(lists[n])) for n in names), macs, fixed)
+
+
+def _names(structure: Structure) -> list[str]:
+    return ["/".join(path) for path in structure.layers]
 
 
 def space_from(found: Mapping[str, Any]) -> Space:

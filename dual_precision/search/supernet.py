@@ -93,5 +93,5 @@ def widths_of(space: Space, candidate: Candidate) -> Widths:
     """What the network is asked for, for a candidate to run."""
     pairs = [(name, parse(text)) for name, text in zip(space.layers, candidate, strict=True)]
     weights = {name: jnp.int32(p.weight_bits) for name, p in pairs}
-    activations = {name: jnp.int32(p.activations or 0) for name, p in pairs}
+    activations = {name: jnp.int32(p.activations) for name, p in pairs if p.activations}
     return Widths(space.mode, weights, activations)

@@ -126,7 +126,7 @@ def open_supernet(workdir: Path, images: int, recalibrate: bool, data_dir: str |
     size = min(500, len(split.images))
     supernet = Supernet(model, variables, task, split, batch, size)
     choices = tuple(config.recipe.choices.split())
-    space = space_of(supernet.structure, "low", choices)
+    space = space_of(supernet.structure, "low", choices, config.recipe.own_lists())
     return Opened(config, dataset, supernet, space, _losses(workdir))
 
 

@@ -20,7 +20,7 @@ _COLUMNS = (
 
 def front_rows(state: State) -> list[dict[str, Any]]:
     """The front, cheapest first, beside the best candidate with one width for all layers."""
-    uniform = front_of([one for one in state.evaluated if len(set(one.candidate)) == 1])
+    uniform = front_of([one for one in state.evaluated if state.space.is_uniform(one.candidate)])
     rows = []
     for one in front_of(state.evaluated):
         same = best_within(uniform, one.cost)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from dual_precision.costs import update_cost
+from dual_precision.costs import PIXEL_BITS, update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
 from dual_precision.structure import free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
@@ -32,7 +32,8 @@ class SampledLoss:
     Attributes:
       mode: that is trained.
       choices: of every layer that `free_layers` lists.
-      layers: layer -> choices of its own, in the place of these.
+      layers: layer -> choices of its own, in the place of these; a layer that is not free, too. One
+        whose inputs the mode does not quantize, such as pixels, has choices such as w4a32.
     """
 
     mode: str
@@ -51,10 +52,13 @@ class SampledLoss:
                 " expected a mode with bits of weights and of activations, such as low='w2a2'"
             )
         for where, choices in (("all layers", self.choices), *self.layers.items()):
-            if not choices or any(None in (c.weights, c.activations) for c in choices):
+            floats = {c.activations is None for c in choices}
+            mixed = len(floats) != 1 or (where == "all layers" and True in floats)
+            if mixed or any(c.weights is None for c in choices):
                 raise ValueError(
                     f"phase {phase.name!r}, {where}: choices {[str(c) for c in choices]}; expected"
-                    " one or more with bits of both, such as w2a2"
+                    " one or more with bits of both, such as w2a2; of a layer that reads pixels,"
+                    " all such as w4a32"
                 )
             if (widest := max(c.weight_bits for c in choices)) > modes.stored:
                 raise ValueError(
@@ -66,11 +70,12 @@ class SampledLoss:
         """The widths of one update."""
         names = free_layers(structure_of(network.model, network.task.example), self.mode)
         weights, activations = {}, {}
-        for index, name in enumerate(names):
+        for index, name in enumerate(dict.fromkeys([*names, *self.layers])):
             choices = self.layers.get(name, self.choices)
-            table = jnp.asarray([(c.weights, c.activations) for c in choices], jnp.int32)
             row = jax.random.randint(jax.random.fold_in(key, index), (), 0, len(choices))
-            weights[name], activations[name] = table[row, 0], table[row, 1]
+            weights[name] = jnp.asarray([c.weights for c in choices], jnp.int32)[row]
+            if choices[0].activations is not None:
+                activations[name] = jnp.asarray([c.activations for c in choices], jnp.int32)[row]
         return Widths(self.mode, weights, activations)
 
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
@@ -79,7 +84,8 @@ class SampledLoss:
         gradients = modes.default[self.mode].gradients or FLOAT_BITS
         all_choices = [*self.layers.values()] or [self.choices]
         costs = [
-            sum(update_cost(c.weights, c.activations, gradients) for c in choices) / len(choices)
+            sum(update_cost(c.weights, c.activations or PIXEL_BITS, gradients) for c in choices)
+            / len(choices)
             for choices in all_choices
         ]
         return float(sum(costs) / len(costs))
