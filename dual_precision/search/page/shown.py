@@ -1,7 +1,7 @@
 """What the views show of a state, as columns: no widgets here."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def all_blocks(known: Sequence[Block], state: State) -> list[Block]:
     return list(dict.fromkeys([*known, *found]))
 
 
-def block_lines(state: State, columns: Columns, rows: Sequence[int]) -> list[str]:
+def block_lines(state: State, columns: Mapping[str, Any], rows: Sequence[int]) -> list[str]:
     """What is said of some rows of `block_columns`."""
     lines = []
     for row in rows:

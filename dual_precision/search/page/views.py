@@ -227,7 +227,8 @@ class Views:
             nonselection_text_alpha=0.9,
         )  # fmt: skip
         plot.xaxis.ticker = [*range(len(layers))]
-        plot.xaxis.major_label_overrides = dict(enumerate(layers))
+        names = [name.replace("/", "/\n") for name in layers]  # so that neighbours do not touch
+        plot.xaxis.major_label_overrides = dict(enumerate(names))
         plot.yaxis.visible, plot.grid.visible = False, False
         return plot
 
