@@ -69,7 +69,7 @@ def to_integer(
     plans: dict[str, LayerPlan] = {}
     params: Leaves = {}
     for path, layer in structure.layers.items():
-        codes = _codes(path, layer, leaves)
+        codes = stored_codes(path, layer, leaves)
         groups = {mode: _groups(path, codes, layer, mode) for mode in present}
         plans["/".join(path)] = LayerPlan(FrozenDict(groups), path in normalised, path == shared)
         params[*path, "kernel"] = jnp.asarray(codes)
@@ -145,7 +145,7 @@ def _check_uses(jaxpr: Any) -> None:
                     _check_uses(inner)
 
 
-def _codes(path: LayerPath, layer: Layer, leaves: Leaves) -> np.ndarray:
+def stored_codes(path: LayerPath, layer: Layer, leaves: Leaves) -> np.ndarray:
     """int8 codes of the stored width."""
     if layer.stored is None:
         raise ValueError(
