@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.costs import pixel_layer
 from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
-from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
+from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with_forms
 from dual_precision.deploy.integer.layers import (
     SUMS,
     FoldedNorm,
@@ -69,7 +69,7 @@ def to_integer(
     plans: dict[str, LayerPlan] = {}
     params: Leaves = {}
     for path, layer in structure.layers.items():
-        codes = _codes(path, layer, leaves)
+        codes = stored_codes(path, layer, leaves)
         groups = {mode: _groups(path, codes, layer, mode) for mode in present}
         plans["/".join(path)] = LayerPlan(FrozenDict(groups), path in normalised, path == shared)
         params[*path, "kernel"] = jnp.asarray(codes)
@@ -145,7 +145,7 @@ def _check_uses(jaxpr: Any) -> None:
                     _check_uses(inner)
 
 
-def _codes(path: LayerPath, layer: Layer, leaves: Leaves) -> np.ndarray:
+def stored_codes(path: LayerPath, layer: Layer, leaves: Leaves) -> np.ndarray:
     """int8 codes of the stored width."""
     if layer.stored is None:
         raise ValueError(
@@ -241,4 +241,4 @@ def _with_integer_layers(model: nn.Module, structure: Structure, plans: Plans) -
     def integer(cls: type) -> Any:
         return partial(layer_form(cls, IntegerLayer), plans=plans)
 
-    return with_forms(model, structure, integer, partial(norm_form, form=FoldedNorm))
+    return with_forms(model, structure, integer, partial(call_form, form=FoldedNorm))
