@@ -128,6 +128,7 @@ def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str
         "name": config.model,
         "num_classes": dataset.num_classes,
         **config.modes.to_json(),
+        **({"skipped": config.skipped.split()} if config.skipped else {}),
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
     }
