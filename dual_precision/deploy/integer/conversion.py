@@ -86,6 +86,16 @@ def to_integer(
     return integer_model, integers
 
 
+def has_integer_forms(structure: Structure) -> bool:
+    """Whether every layer says its product alone, so that `to_integer` has a form of it."""
+    try:
+        for path in structure.layers:
+            layer_form(structure.classes[path], IntegerLayer)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_calls(structure: Structure) -> None:
     """Raises ValueError where bare sums would come from, or go to, more than one call."""
     for path, source in structure.sources.items():
