@@ -1,6 +1,7 @@
 """What is searched: for every layer the widths that it may have, and which may follow on which.
 
 A space is a graph. Its blocks are (layer, alternative), an alternative is a text such as "w2a3".
+The layers of a residual block that may be left out have "skip" too: all of them take it, or none.
 A layer that reads pixels has alternatives such as "w4a32": only its weights have a width. Every
 alternative of a layer is connected to all of the next layer, except where an edit cut it.
 A candidate is a path from the first layer to the last whose cost is within the bound.
@@ -23,6 +24,7 @@ from dual_precision.structure import Structure, free_layers
 
 Candidate = tuple[str, ...]  # an alternative for every layer, in the order of the space
 Block = tuple[str, str]  # layer, alternative
+SKIP = "skip"
 Weights = Sequence[Mapping[str, float]]  # for every layer: alternative -> its chance, unscaled
 
 
@@ -41,6 +43,7 @@ class Space:
       macs: multiply-accumulates of every layer, per example.
       fixed: BitOps of all other layers.
       cut: (index of a layer, its alternative, the one of the next layer) that may not follow.
+      skippable: paths of the blocks that may be left out.
       most: bound on the BitOps of a candidate; None is none.
     """
 
@@ -51,6 +54,7 @@ class Space:
     fixed: int
     cut: frozenset[tuple[int, str, str]] = frozenset()
     most: float | None = None
+    skippable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers or max(map(len, self.alternatives)) < 2:
@@ -62,6 +66,8 @@ class Space:
             if not own:
                 raise SpaceError(f"layer {layer!r} has no alternative left, so that no path is")
             for text in own:
+                if text == SKIP and _block_of(layer) in self.skippable:
+                    continue
                 try:
                     precision = parse(text)
                 except ValueError as error:
@@ -93,7 +99,7 @@ class Space:
     @property
     def digest(self) -> str:
         """What tells the network of one space from another: an edited space keeps it."""
-        facts = [self.mode, self.layers, self.macs, self.fixed]
+        facts = [self.mode, self.layers, self.macs, self.fixed, *self.skippable]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def cost(self, candidate: Candidate) -> int:
@@ -106,7 +112,7 @@ class Space:
         return (
             len(candidate) == len(self.layers)
             and all(t in own for t, own in zip(candidate, self.alternatives, strict=True))
-            and not any(step in self.cut for step in self._steps(candidate))
+            and not any(self._apart(*step) for step in self._steps(candidate))
             and (self.most is None or self.cost(candidate) <= self.most)
         )
 
@@ -136,7 +142,7 @@ class Space:
     def uniform(self) -> tuple[Candidate, ...]:
         """The paths with one alternative for all layers, see `same`; the cheapest first."""
         texts = dict.fromkeys(text for own in self.alternatives for text in own)
-        paths = [self.same(text) for text in sorted(texts, key=area) if not reads_pixels(text)]
+        paths = [self.same(text) for text in sorted(texts, key=area) if is_width(text)]
         return tuple(path for path in paths if self.contains(path))
 
     def is_uniform(self, candidate: Candidate) -> bool:
@@ -145,9 +151,18 @@ class Space:
 
     def widths(self, candidate: Candidate) -> dict[str, dict[str, str]]:
         """What --widths takes: {layer: {mode: "w2a3"}}."""
-        return {
-            layer: {self.mode: text} for layer, text in zip(self.layers, candidate, strict=True)
-        }
+        pairs = zip(self.layers, candidate, strict=True)
+        return {layer: {self.mode: text} for layer, text in pairs if text != SKIP}
+
+    def skipped(self, candidate: Candidate) -> tuple[str, ...]:
+        """The blocks that a candidate leaves out."""
+        pairs = zip(self.layers, candidate, strict=True)
+        return tuple(dict.fromkeys(_block_of(layer) for layer, text in pairs if text == SKIP))
+
+    def price(self, block: Block) -> int:
+        """BitOps of a block."""
+        layer, text = block
+        return self.macs[self.layers.index(layer)] * area(text)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, which `space_from` reads."""
@@ -161,7 +176,7 @@ class Space:
         for index in reversed(range(len(self.layers))):
             here = {}
             for text in self.alternatives[index]:
-                ways = [c for t, c in after.items() if (index, text, t) not in self.cut]
+                ways = [c for t, c in after.items() if not self._apart(index, text, t)]
                 rest = min(ways, default=math.inf) if after else 0.0
                 here[text] = self.macs[index] * area(text) + rest
             found.insert(0, here)
@@ -173,24 +188,41 @@ class Space:
     ) -> bool:
         """Whether an alternative can follow on a path that has spent so much."""
         index = len(path)
-        if path and (index - 1, path[-1], text) in self.cut:
+        if path and self._apart(index - 1, path[-1], text):
             return False
         most = math.inf if self.most is None else self.most
         return not math.isinf(least[index][text]) and spent + least[index][text] <= most
+
+    def _apart(self, index: int, text: str, following: str) -> bool:
+        """Whether the second may not follow on the first, an alternative of layer `index`."""
+        own, other = (_block_of(layer) for layer in self.layers[index : index + 2])
+        torn = own == other and own in self.skippable and (text == SKIP) != (following == SKIP)
+        return torn or (index, text, following) in self.cut
 
     def _steps(self, candidate: Candidate) -> list[tuple[int, str, str]]:
         return [(index, a, b) for index, (a, b) in enumerate(itertools.pairwise(candidate))]
 
 
+def _block_of(layer: str) -> str:
+    return layer.rpartition("/")[0]
+
+
 @functools.cache
 def reads_pixels(text: str) -> bool:
     """Whether an alternative is one of a layer whose inputs have no width to choose."""
-    return parse(text).activations is None
+    return text != SKIP and parse(text).activations is None
+
+
+def is_width(text: str) -> bool:
+    """Whether it is one of both, that all layers may have."""
+    return text != SKIP and not reads_pixels(text)
 
 
 @functools.cache
 def bits_of(text: str) -> tuple[int, int]:
-    """Bits of weights and of inputs; pixels have 8."""
+    """Bits of weights and of inputs; pixels have 8, what is left out has none."""
+    if text == SKIP:
+        return 0, 0
     precision = parse(text)
     return precision.weight_bits, precision.activations or PIXEL_BITS
 
@@ -206,12 +238,14 @@ def space_of(
     mode: str,
     choices: Sequence[str],
     own: Mapping[str, Sequence[str]] | None = None,
+    skippable: Sequence[str] = (),
 ) -> Space:
     """All of `choices` for every free layer of a network.
 
     Args:
       own: layer -> choices of its own; a layer that is not free is one by this. The one that reads
         pixels has choices such as "w4a32".
+      skippable: residual blocks that may be left out, by their paths.
 
     Raises:
       SpaceError: no layer is free, or there is nothing to choose; no such layer; choices with and
@@ -221,6 +255,8 @@ def space_of(
     names = tuple(name for name in map("/".join, structure.layers) if name in lists)
     if unknown := sorted(lists.keys() - set(names)):
         raise SpaceError(f"choices of layers {unknown}: expected some of {_names(structure)}")
+    if unknown := sorted(set(skippable) - {_block_of(name) for name in names}):
+        raise SpaceError(f"blocks {unknown} to skip: expected such as have layers of {list(names)}")
     for name in own or {}:
         pixels = tuple(name.split("/")) == pixel_layer(structure.layers)
         if any(reads_pixels(text) != pixels for text in lists[name]):
@@ -231,7 +267,9 @@ def space_of(
     pairs = zip(macs, tables, strict=True)
     inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
     fixed = mode_cost(structure.layers, mode).bit_operations - inside
-    return Space(mode, names, tuple(tuple(dict.fromkeys(lists[n])) for n in names), macs, fixed)
+    extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
+    each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
+    return Space(mode, names, each, macs, fixed, skippable=tuple(skippable))
 
 
 def _names(structure: Structure) -> list[str]:
@@ -253,6 +291,7 @@ def space_from(found: Mapping[str, Any]) -> Space:
             int(found["fixed"]),
             frozenset((int(i), str(a), str(b)) for i, a, b in found["cut"]),
             None if found["most"] is None else float(found["most"]),
+            tuple(map(str, found.get("skippable", ()))),
         )
     except (KeyError, TypeError) as error:
         raise SpaceError(f"no space ({error!r}): expected what a session log begins with") from None

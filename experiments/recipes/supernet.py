@@ -25,6 +25,7 @@ class SupernetRecipe(Recipe):
 
     choices: str = CHOICES  # widths of a layer, separated by spaces
     own_choices: str = ""  # of single layers: "stem:w3a32,w4a32,w8a32", separated by spaces
+    skippable: str = ""  # blocks that half of the paths leave out: "stage2_block1 stage3_block1"
     refit: bool = True  # fit quantizer steps at the start; false keeps those of --init
     reestimate: int = 20  # training batches that the statistics of low are estimated on at the end
 
@@ -35,7 +36,7 @@ class SupernetRecipe(Recipe):
             layer: tuple(parse(text) for text in texts) for layer, texts in self.own_lists().items()
         }
         choices = tuple(parse(text) for text in self.choices.split())
-        loss = SampledLoss("low", choices, FrozenDict(own))
+        loss = SampledLoss("low", choices, FrozenDict(own), tuple(self.skippable.split()))
         start = fitted("low") if self.refit else ()
         end = (EstimateNorms("low", self.reestimate),)
         half = self.passes / 2

@@ -60,4 +60,6 @@ def leave_search(state: State, folder: Path, bound: float) -> Path:
         f"{len(state.evaluated)} candidates; the best of at most {bound:.3e} BitOps has"
         f" {best.accuracy:.2f} % and {best.cost:.3e} BitOps: {folder / 'widths.json'}"
     )
+    if skipped := state.space.skipped(best.candidate):
+        print(f'it leaves out blocks: --set skipped="{" ".join(skipped)}"')
     return folder / "widths.json"

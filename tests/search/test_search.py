@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dual_precision import modes
 from dual_precision.costs import mode_cost
 from dual_precision.data.arrays import Images
-from dual_precision.models import MLP, build_from
+from dual_precision.models import MLP
 from dual_precision.precision import modes_from, parse
 from dual_precision.search.edits import Edit, edited
 from dual_precision.search.evolve import (
@@ -66,33 +66,6 @@ def test_costs_are_those_of_a_network_with_these_widths():
         own = structure_of(network(modes_from(entry)), TASK.example)
         assert mode_cost(own.layers, "low").bit_operations == space.cost(candidate)
     assert space_from(json.loads(json.dumps(space.to_json()))) == space
-
-
-def test_the_layer_that_reads_pixels_may_be_in_the_space():
-    def net(own=DUAL):
-        return build_from({"name": "resnet8_fast", "num_classes": 3, **own.to_json()})
-
-    task = Classification((8, 8, 3))
-    structure = structure_of(net(), task.example)
-    space = space_of(structure, "low", CHOICES, {"stem": ("w4a32", "w8a32")})
-    assert space.layers[0] == "stem"
-    assert space.cost(space.same("w2a2")) == mode_cost(structure.layers, "low").bit_operations
-    assert [path[0] for path in space.uniform()] == ["w8a32"] * 3
-    candidate = ("w4a32", "w1a1", *("w2a2",) * 5)
-    assert not space.is_uniform(candidate)
-    own = modes_from({**DUAL.to_json(), "layers": space.widths(candidate)})
-    layers = structure_of(net(own), task.example).layers
-    assert mode_cost(layers, "low").bit_operations == space.cost(candidate)
-    asked = widths_of(space, candidate)
-    assert "stem" in asked.weights
-    assert "stem" not in asked.activations
-    for wrong in ({"stem": ("w4a4",)}, {"stem": ("w4a32", "w4a4")}, {"stage2_conv": ("w4a32",)}):
-        with pytest.raises(SpaceError, match="expected all"):
-            space_of(structure, "low", CHOICES, wrong)
-    with pytest.raises(SpaceError, match=r"choices of layers \['x'\]: expected some of"):
-        space_of(structure, "low", CHOICES, {"x": CHOICES})
-    with pytest.raises(SpaceError, match="expected bits of weights: w4a32"):
-        edited(space, Edit("add", "stem", "w4a4"))
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.sets(st.integers(0, 17), max_size=8))

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.costs import pixel_layer
 from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
-from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
+from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with_forms
 from dual_precision.deploy.integer.layers import (
     SUMS,
     FoldedNorm,
@@ -251,4 +251,4 @@ def _with_integer_layers(model: nn.Module, structure: Structure, plans: Plans) -
     def integer(cls: type) -> Any:
         return partial(layer_form(cls, IntegerLayer), plans=plans)
 
-    return with_forms(model, structure, integer, partial(norm_form, form=FoldedNorm))
+    return with_forms(model, structure, integer, partial(call_form, form=FoldedNorm))

@@ -1,7 +1,7 @@
 """What the views show of a state, as columns: no widgets here."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,19 @@ def all_blocks(known: Sequence[Block], state: State) -> list[Block]:
     spaces = [space for space, _ in state.history] + [state.space]
     found = [block for space in spaces for block in space.blocks]
     return list(dict.fromkeys([*known, *found]))
+
+
+def block_lines(state: State, columns: Mapping[str, Any], rows: Sequence[int]) -> list[str]:
+    """What is said of some rows of `block_columns`."""
+    lines = []
+    for row in rows:
+        layer, text = columns["layer"][row], columns["alternative"][row]
+        there = "removed" if columns["alpha"][row] < 1 else "in the space"
+        lines.append(
+            f"<b>{layer} {text}</b>: {state.space.price((layer, text)):,} BitOps, fitness"
+            f" {columns['fitness'][row]:.3f}, sampled {columns['count'][row]}, {there}"
+        )
+    return lines
 
 
 def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> Columns:

@@ -106,13 +106,8 @@ class Views:
         self._tell_blocks()
 
     def _tell_blocks(self) -> None:
-        data = self.blocks.data
-        lines = [
-            f"<b>{data['layer'][i]} {data['alternative'][i]}</b>: fitness"
-            f" {data['fitness'][i]:.3f}, sampled {data['count'][i]},"
-            f" {'removed' if data['alpha'][i] < 1 else 'in the space'}"
-            for i in self.blocks.selected.indices[:8]
-        ]
+        rows = self.blocks.selected.indices[:8]
+        lines = shown.block_lines(self.session.state, self.blocks.data, rows)
         self.properties.text = "<br>".join(lines) or "click a block in A or B"
 
     def _say(self, text: str) -> None:
@@ -232,7 +227,8 @@ class Views:
             nonselection_text_alpha=0.9,
         )  # fmt: skip
         plot.xaxis.ticker = [*range(len(layers))]
-        plot.xaxis.major_label_overrides = dict(enumerate(layers))
+        names = [name.replace("/", "/\n") for name in layers]  # so that neighbours do not touch
+        plot.xaxis.major_label_overrides = dict(enumerate(names))
         plot.yaxis.visible, plot.grid.visible = False, False
         return plot
 

@@ -12,7 +12,7 @@ from dual_precision.costs import PIXEL_BITS, update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
 from dual_precision.structure import free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, loss_of
+from dual_precision.training.methods.modes import Metrics, trained_at
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
@@ -34,11 +34,13 @@ class SampledLoss:
       choices: of every layer that `free_layers` lists.
       layers: layer -> choices of its own, in the place of these; a layer that is not free, too. One
         whose inputs the mode does not quantize, such as pixels, has choices such as w4a32.
+      skippable: residual blocks that half of the paths leave out.
     """
 
     mode: str
     choices: Choices
     layers: Mapping[str, Choices] = _NONE
+    skippable: tuple[str, ...] = ()
 
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError where the mode has no widths, or a layer nothing to choose from."""
@@ -76,10 +78,15 @@ class SampledLoss:
             weights[name] = jnp.asarray([c.weights for c in choices], jnp.int32)[row]
             if choices[0].activations is not None:
                 activations[name] = jnp.asarray([c.activations for c in choices], jnp.int32)[row]
-        return Widths(self.mode, weights, activations)
+        chances = jax.random.split(jax.random.fold_in(key, len(weights)), len(self.skippable))
+        kept = {
+            block: jax.random.bernoulli(own).astype(jnp.int32)
+            for block, own in zip(self.skippable, chances, strict=True)
+        }
+        return Widths(self.mode, weights, activations, kept=kept or None)
 
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
-        """The mean cost of an update, see `costs.update_cost`."""
+        """The mean cost of an update, see `costs.update_cost`; blocks that are left out count."""
         del values
         gradients = modes.default[self.mode].gradients or FLOAT_BITS
         all_choices = [*self.layers.values()] or [self.choices]
@@ -101,6 +108,4 @@ class SampledLoss:
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         del values
         asked = self.path(network, jax.random.fold_in(key, 0))
-        outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
-        loss, metrics = loss_of(network, self.mode, outputs, batch)
-        return loss, (state, metrics)
+        return trained_at(asked, network, params, state, batch, key)
