@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+from dual_precision.primitives.shared_batch import whole_extremes
 from dual_precision.primitives.ste import in_steps
 
 _SMALLEST = 1e-8  # of a grid's step: a gradient of zeros stays one
@@ -30,8 +31,8 @@ def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
     """
     check_bits(bits, 8)
     top = power_of_two(bits) - 1
-    least = jnp.min(g)
-    step = jnp.maximum((jnp.max(g) - least) / top, _SMALLEST)
+    least, most = whole_extremes(jnp.min(g), jnp.max(g))
+    step = jnp.maximum((most - least) / top, _SMALLEST)
     noise = jax.random.uniform(key, g.shape, g.dtype, -0.5, 0.5)
     return jnp.clip(jnp.round(in_steps(g - least, step) + noise), 0.0, top) * step + least
 

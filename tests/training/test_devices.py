@@ -50,7 +50,7 @@ def train() -> dict[str, list[float]]:
     for name, loss in LOSSES.items():
         phase = Phase(name, 1, loss.precisions, loss, Sgd(), schedules)
         (stage,) = stages_of([phase], structure, STEPS)
-        run = step.compile_steps(network, stage, jax.random.key(0))
+        run = step.compile_steps(network, stage, jax.random.key(0), mesh)
         variables = initial_variables(model, network.task.example, seed=0)
         opt_state = jax.jit(stage.optimizer.init)(variables["params"])
         state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=opt_state)
