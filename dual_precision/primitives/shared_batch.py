@@ -25,7 +25,8 @@ def whole_means(*means: jax.Array) -> tuple[jax.Array, ...]:
     """
     if not is_shared():
         return means
-    return tuple(jax.lax.pmean(jnp.stack(means), BATCH))
+    whole = jnp.split(jax.lax.pmean(jnp.concatenate([*map(jnp.ravel, means)]), BATCH), len(means))
+    return tuple(own.reshape(like.shape) for own, like in zip(whole, means, strict=True))
 
 
 def whole_extremes(least: jax.Array, most: jax.Array) -> tuple[jax.Array, jax.Array]:
