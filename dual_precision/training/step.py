@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dual_precision.primitives.shared_batch import BATCH
@@ -67,10 +68,11 @@ def _shared_gradients(
     key: jax.Array,
     values: Mapping[str, jax.Array],
 ) -> tuple[Tree, State, Measured]:
-    """As `_gradients`: each device has those of its rows, of all modes; one sum of them is sent.
+    """As `_gradients`: each device has those of its rows, of all modes; one message sums them.
 
     XLA, asked to divide the program itself, sums the gradient of a weight for each mode alone, for
-    between the two sums stand the grids of the modes. Every device rounds at random by itself.
+    between the two sums stand the grids of the modes; and it joins so many arrays only in one
+    message. Every device rounds at random by itself.
     """
 
     def part(*arguments: Any) -> Any:
@@ -80,7 +82,8 @@ def _shared_gradients(
     def of_rows(params: Tree, moving: State, batch: Batch, key: jax.Array, values: Any):
         key = jax.random.fold_in(key, jax.lax.axis_index(BATCH))
         grads, moving, measured = _gradients(part, network, params, moving, batch, key, values)
-        grads, measured = jax.lax.psum((grads, measured), BATCH)
+        flat, parted = ravel_pytree((grads, measured))
+        grads, measured = parted(jax.lax.psum(flat, BATCH))
         return grads, moving, measured
 
     layout = {"batch_stats": _WHOLE, "carry": _ROWS}

@@ -29,7 +29,7 @@ OTHERS = """
 
 
 def test_collectives_of_a_text():
-    assert collectives_in(LINE) == [Collective("all-reduce", 32 * 10 * 4, 4 + 6 * 2)]
+    assert collectives_in(LINE) == [Collective("all-reduce", 32 * 10 * 4 + 4 + 6 * 2)]
     found = collectives_in(OTHERS)
     assert [(one.kind, one.bytes) for one in found] == [("all-gather", 16), ("all-reduce", 16)]
 
@@ -64,7 +64,6 @@ def test_a_step_for_two_devices():
     assert found["state"] > 2 * found["parameters"] > 0  # and their momentum
     step = scale.step_cost(found, teraflops=1.0)
     assert found["parameters"] <= sum(step.reduced) <= 1.05 * found["parameters"]
-    sent = [own for own in found["collectives"] if own.kernel_bytes]
-    assert sum(own.kernel_bytes for own in sent) <= found["parameters"]
+    assert max(step.reduced) >= found["parameters"]  # in one message, what else is statistics
     rows = scale.scaling_rows(step)
     assert len(rows) == len(INTERCONNECTS) * (len(scale.WAYS) + 1)

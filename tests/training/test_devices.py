@@ -66,7 +66,7 @@ def train() -> dict[str, list[float]]:
 
 
 def apart() -> float:
-    """How far normalisation and ranges, of devices that share a batch, are from those of it whole."""
+    """How far normalisation and ranges of a shared batch are from those of it whole."""
     x, g = jax.random.normal(jax.random.key(1), (2, BATCH, 3, 5))
     scale, bias = jnp.arange(1.0, 6.0), jnp.arange(5.0)
 
@@ -139,7 +139,6 @@ def test_an_indivisible_batch_is_refused(runs):
 
 def test_normalisation_and_ranges_are_of_the_whole_batch(runs):
     assert runs[8]["apart"] < 1e-5
-    assert runs[1]["apart"] == 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
 from dual_precision.training.feed import Feed
+from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
 from dual_precision.training.options import FitOptions
@@ -35,10 +36,8 @@ from experiments import cli
 from experiments.benchmark.timing import timed
 
 PEAK = 0.05  # of the learning rates
-LOSSES = {
+LOSSES: dict[str, Together | Split] = {
     "float": Together(("float",)),
-    "low": Together(("low",)),
-    "high": Together(("high",)),
     "both": Split(("high", "low")),
 }
 
@@ -80,8 +79,8 @@ class Run:
         state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=opt_state)
         self._state, self._step = replicate(state, self._feed.mesh), 0
 
-    def go_on(self, updates: int) -> dict[str, list[float]]:
-        """Losses and milliseconds of so many updates."""
+    def go_on(self, updates: int) -> dict[str, Any]:
+        """Losses and milliseconds of so many updates, and digests of all variables after them."""
         losses, times = [], []
         for _ in range(updates):
             order = self._feed.order(self._step)
@@ -90,7 +89,11 @@ class Run:
             losses.append(float(metrics["loss"][-1]))
             times.append(milliseconds)
             self._step += 1
-        return {"losses": losses, "milliseconds": times}
+        return {
+            "losses": losses,
+            "milliseconds": times,
+            "variables": manifest(self._state.variables),
+        }
 
 
 def answer(*, cores: list[str]) -> None:
