@@ -93,5 +93,5 @@ def random_images(folder: Path) -> str:
     """A file of images of the size of CIFAR-10, as `Case` names it."""
     generator, path = np.random.default_rng(0), folder / "random.npz"
     images = generator.integers(0, 256, (1024, 32, 32, 3)).astype(np.uint8)
-    np.savez(path, images=images, labels=generator.integers(0, 10, 1024))
+    np.savez(path, images=images, labels=generator.integers(0, 10, 1024).astype(np.int32))
     return str(path)
