@@ -5,7 +5,7 @@ Commands, on two CPU cores (a busy machine), with the expected test accuracy:
 - `python -m experiments.cifar --mode=two_phase`: preset quick, 8 to 15 minutes, low (w2a2) 80 %,
   high (w8a8) 83 %
 - `python -m experiments.cifar --mode=two_phase --dataset=digits`: no network, half a minute,
-  low 97.8 %, high 98.1 %
+  low 98.9 %, high 99.2 %
 """
 
 import dataclasses
@@ -128,6 +128,7 @@ def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str
         "name": config.model,
         "num_classes": dataset.num_classes,
         **config.modes.to_json(),
+        **({"skipped": config.skipped.split()} if config.skipped else {}),
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
     }

@@ -36,9 +36,13 @@ def layer_form(cls: type, form: type) -> type:
 
 
 @functools.cache
-def norm_form(cls: type, form: type) -> type:
-    """The class of norms `cls`, with the call of `form`."""
-    return type(f"{form.__name__}Of{cls.__name__}", (form, cls), _about(cls))
+def call_form(cls: type, form: type, *behind: type) -> type:
+    """The class `cls` of norms, or of layers with a call of their own, with that of `form`.
+
+    Args:
+      behind: classes that are mixed in behind `cls`, for what `form` calls.
+    """
+    return type(f"{form.__name__}Of{cls.__name__}", (form, cls, *behind), _about(cls))
 
 
 def _about(cls: type) -> dict[str, Any]:

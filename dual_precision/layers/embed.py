@@ -39,7 +39,9 @@ class Embed(QuantizedLayer):
         self.check_call(x)
         asked = self.modes.resolve(self.path, precision)
         kernel, grid = self._kernel(asked, self.vocabulary)
-        few = x.size < self.vocabulary  # then the rows that are read are quantized, not the table
+        # Few numbers: the rows that are read are quantized, not the table. A size that is a symbol,
+        # of an export for any batch, is not few.
+        few = isinstance(x.size, int) and x.size < self.vocabulary
         kernel = kernel[x] if few else kernel
         if grid is not None:
             step = grid.step.reshape((1,) * (kernel.ndim - 1) + grid.step.shape[-1:])
@@ -55,4 +57,5 @@ class Embed(QuantizedLayer):
             macs=0,
             inputs=math.prod(x.shape[1:]),
             stored=self.modes.stored_at(self.path),
+            rows=True,
         )

@@ -5,6 +5,7 @@ with `projections`, 1x1 convolutions where the shape changes (option B, names th
 The first convolution and the classifier keep 8-bit weights in every mode.
 """
 
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from flax import linen as nn
 
 from dual_precision.layers import Conv, Dense, SwitchableBatchNorm, check_named_layers
 from dual_precision.models.inputs import prepare_images
-from dual_precision.precision import Asked, Modes, mode_of
+from dual_precision.precision import Asked, Modes, Widths, mode_of
 
 ModuleDef = Any
 
@@ -34,6 +35,8 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="norm1")(y, precision=precision, train=train))
         y = self.conv(self.features, name="conv2")(y, precision=precision)
         y = self.norm(name="norm2")(y, precision=precision, train=train)
+        if "/".join(self.path) in kept_blocks(precision):
+            y = y * jnp.asarray(kept_blocks(precision)["/".join(self.path)], y.dtype)
         if self.projections and (self.stride > 1 or x.shape[-1] != self.features):
             conv = self.conv(self.features, kernel_size=1, stride=self.stride, name="shortcut")
             x = conv(x, precision=precision)
@@ -41,6 +44,11 @@ class BasicBlock(nn.Module):
         else:
             x = shortcut(x, self.features, self.stride)
         return nn.relu(y + x)
+
+
+def kept_blocks(precision: Asked) -> Mapping[str, Any]:
+    """Block -> 1 or 0, see `Widths.kept`."""
+    return (precision.kept or {}) if isinstance(precision, Widths) else {}
 
 
 def shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
@@ -61,6 +69,8 @@ class ResNet(nn.Module):
         that every shortcut is an identity; else the first block of a stage does it.
       projections: shortcuts that change the shape are 1x1 convolutions with a normalisation.
       space_to_depth: side of the pixel blocks that the stem stacks into channels; 1 is none.
+      skipped: names of blocks that there are not, such as "stage2_block1"; only those whose
+        shortcut is an identity, so that what follows does not change.
       mean, std: per channel, in units of 1, to normalise uint8 pixels with.
       conv, dense, norm: layer classes.
     """
@@ -72,6 +82,7 @@ class ResNet(nn.Module):
     transitions: bool = False
     projections: bool = False
     space_to_depth: int = 1
+    skipped: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     conv: ModuleDef = Conv
@@ -81,6 +92,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
         self.modes.check_name(mode_of(precision))
+        self._check_blocks("skipped", self.skipped)
+        self._check_blocks("kept", kept_blocks(precision))
         x = prepare_images(x, self.mean, self.std)
         x = space_to_depth(x, self.space_to_depth)
         conv = partial(self.conv, modes=self.modes)
@@ -99,6 +112,8 @@ class ResNet(nn.Module):
                 halve = stage > 0 and block == 0 and not self.transitions
                 stride = 2 if halve else 1
                 name = f"stage{stage + 1}_block{block + 1}"
+                if name in self.skipped:
+                    continue
                 make = partial(BasicBlock, width, stride, conv, norm, self.projections)
                 x = make(name=name)(x, precision=precision, train=train)
         x = jnp.mean(x, axis=(1, 2))
@@ -106,6 +121,17 @@ class ResNet(nn.Module):
         logits = head(x, precision=precision)
         check_named_layers(self, precision)
         return logits
+
+    def _check_blocks(self, what: str, names: Collection[str]) -> None:
+        """Raises ValueError unless these are blocks whose shortcut is an identity."""
+        first = [stage > 0 and not self.transitions for stage in range(len(self.stage_sizes))]
+        known = [
+            f"stage{stage + 1}_block{block + 1}"
+            for stage, size in enumerate(self.stage_sizes)
+            for block in range(1 if first[stage] else 0, size)
+        ]
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"{what} blocks {unknown}: expected some of {known}")
 
 
 def space_to_depth(x: jax.Array, side: int) -> jax.Array:

@@ -81,12 +81,15 @@ class Widths:
 
     Attributes:
       mode: a mode of the model; the static part.
+      kept: a mapping from paths of residual blocks to 1, or to 0 where the block is left out: its
+        input is its output then. None, and blocks that it does not name, are kept.
     """
 
     mode: str = flax.struct.field(pytree_node=False)
     weights: Any = None
     activations: Any = None
     gradients: Any = None
+    kept: Any = None
 
     @property
     def named_layers(self) -> set[str]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dual_precision.primitives.native import convolution as native
+from dual_precision.primitives.native.chains import convolve_codes
 from dual_precision.primitives.shared_batch import is_shared
 
 _XLA_ALONE = ContextVar("xla_alone", default=False)
@@ -71,26 +72,31 @@ def conv2d_integers(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def conv2d_codes(
-    x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int]
+    x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int], odd: bool = False
 ) -> jax.Array:
-    """As `conv2d` of integer codes, exact; without a gradient.
+    """As `conv2d` of integer codes, exact and then rounded once; without a gradient.
 
     Args:
       x: [N, H, W, in], uint8.
       kernel: [k, k, in, out], int8.
       stride: in both directions.
       largest: no code of x, no magnitude in the kernel, is above these.
+      odd: the weights are 2 kernel + 1: of 8 bits, these are no int8.
 
     Returns:
-      int32 [N, ceil(H / stride), ceil(W / stride), out].
+      float32 [N, ceil(H / stride), ceil(W / stride), out].
 
     >>> x, kernel = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.int8)
     >>> conv2d_codes(x, kernel, 2, (1, 1)).item()
-    4
+    4.0
+    >>> conv2d_codes(x, kernel, 2, (1, 1), odd=True).item()
+    12.0
     """
     if codes_pay(largest) and x.size and kernel.size:
-        return native.convolve("forward", x, kernel, _shape(x, kernel, stride), jnp.int32, stride)
-    return _by_xla(x.astype(jnp.int32), kernel.astype(jnp.int32), stride, jnp.int32)
+        return convolve_codes(x, kernel, _shape(x, kernel, stride), stride, odd)[0]
+    weights = kernel.astype(jnp.int32)
+    weights = 2 * weights + 1 if odd else weights
+    return _by_xla(x.astype(jnp.int32), weights, stride, jnp.int32).astype(jnp.float32)
 
 
 def codes_pay(largest: tuple[int, int]) -> bool:

@@ -39,3 +39,8 @@ def whole_extremes(least: jax.Array, most: jax.Array) -> tuple[jax.Array, jax.Ar
         return least, most
     low, high = jax.lax.pmax(jnp.stack([-least, most]), BATCH)
     return -low, high
+
+
+def own_key(key: jax.Array) -> jax.Array:
+    """The key of random numbers for the rows that are here."""
+    return jax.random.fold_in(key, jax.lax.axis_index(BATCH)) if is_shared() else key

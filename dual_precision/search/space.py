@@ -1,11 +1,14 @@
 """What is searched: for every layer the widths that it may have, and which may follow on which.
 
 A space is a graph. Its blocks are (layer, alternative), an alternative is a text such as "w2a3".
-Every alternative of a layer is connected to all of the next layer, except where an edit cut it.
+The layers of a residual block that may be left out have "skip" too: all of them take it, or none.
+A layer that reads pixels has alternatives such as "w4a32": only its weights have a width. Every
+alternative of a layer is connected to all of the next layer, except where an edit cut it.
 A candidate is a path from the first layer to the last whose cost is within the bound.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -15,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.costs import mode_cost
+from dual_precision.costs import PIXEL_BITS, mode_cost, pixel_layer
 from dual_precision.precision import parse
 from dual_precision.structure import Structure, free_layers
 
 Candidate = tuple[str, ...]  # an alternative for every layer, in the order of the space
 Block = tuple[str, str]  # layer, alternative
+SKIP = "skip"
 Weights = Sequence[Mapping[str, float]]  # for every layer: alternative -> its chance, unscaled
 
 
@@ -39,6 +43,7 @@ class Space:
       macs: multiply-accumulates of every layer, per example.
       fixed: BitOps of all other layers.
       cut: (index of a layer, its alternative, the one of the next layer) that may not follow.
+      skippable: paths of the blocks that may be left out.
       most: bound on the BitOps of a candidate; None is none.
     """
 
@@ -49,6 +54,7 @@ class Space:
     fixed: int
     cut: frozenset[tuple[int, str, str]] = frozenset()
     most: float | None = None
+    skippable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers or max(map(len, self.alternatives)) < 2:
@@ -60,12 +66,16 @@ class Space:
             if not own:
                 raise SpaceError(f"layer {layer!r} has no alternative left, so that no path is")
             for text in own:
+                if text == SKIP and _block_of(layer) in self.skippable:
+                    continue
                 try:
                     precision = parse(text)
                 except ValueError as error:
                     raise SpaceError(f"layer {layer!r}: {error}") from None
-                if None in (precision.weights, precision.activations) or precision.gradients:
-                    raise SpaceError(f"{text!r} of layer {layer!r}: expected bits of both: w2a3")
+                pixels = reads_pixels(own[0])
+                if precision.weights is None or precision.gradients or pixels != reads_pixels(text):
+                    wanted = "bits of weights: w4a32" if pixels else "bits of both: w2a3"
+                    raise SpaceError(f"{text!r} of layer {layer!r}: expected {wanted}")
         least = min(self._least[0].values())
         if math.isinf(least):
             raise SpaceError("no path from the first layer to the last is left: join some blocks")
@@ -89,20 +99,20 @@ class Space:
     @property
     def digest(self) -> str:
         """What tells the network of one space from another: an edited space keeps it."""
-        facts = [self.mode, self.layers, self.macs, self.fixed]
+        facts = [self.mode, self.layers, self.macs, self.fixed, *self.skippable]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def cost(self, candidate: Candidate) -> int:
         """BitOps per example: MACs * bits of weights * bits of activations, of all layers."""
         each = zip(self.macs, candidate, strict=True)
-        return self.fixed + sum(macs * _area(text) for macs, text in each)
+        return self.fixed + sum(macs * area(text) for macs, text in each)
 
     def contains(self, candidate: Candidate) -> bool:
         """Whether it is a path of this space."""
         return (
             len(candidate) == len(self.layers)
             and all(t in own for t, own in zip(candidate, self.alternatives, strict=True))
-            and not any(step in self.cut for step in self._steps(candidate))
+            and not any(self._apart(*step) for step in self._steps(candidate))
             and (self.most is None or self.cost(candidate) <= self.most)
         )
 
@@ -121,28 +131,44 @@ class Space:
                 chances = np.ones(len(allowed))
             chosen = allowed[int(generator.choice(len(allowed), p=chances / chances.sum()))]
             path.append(chosen)
-            spent += self.macs[index] * _area(chosen)
+            spent += self.macs[index] * area(chosen)
         return tuple(path)
 
+    def same(self, text: str) -> Candidate:
+        """One alternative for all layers; those that read pixels are as wide as they may be."""
+        widest = [max(own, key=area) if reads_pixels(own[0]) else text for own in self.alternatives]
+        return tuple(widest)
+
     def uniform(self) -> tuple[Candidate, ...]:
-        """The paths with one alternative for all layers, the cheapest first."""
-        common = [
-            text for text in self.alternatives[0] if all(text in a for a in self.alternatives)
-        ]
-        paths = [(text,) * len(self.layers) for text in sorted(common, key=_area)]
+        """The paths with one alternative for all layers, see `same`; the cheapest first."""
+        texts = dict.fromkeys(text for own in self.alternatives for text in own)
+        paths = [self.same(text) for text in sorted(texts, key=area) if is_width(text)]
         return tuple(path for path in paths if self.contains(path))
+
+    def is_uniform(self, candidate: Candidate) -> bool:
+        """Whether it is what `same` gives for one of its alternatives."""
+        return any(candidate == self.same(text) for text in dict.fromkeys(candidate))
 
     def widths(self, candidate: Candidate) -> dict[str, dict[str, str]]:
         """What --widths takes: {layer: {mode: "w2a3"}}."""
-        return {
-            layer: {self.mode: text} for layer, text in zip(self.layers, candidate, strict=True)
-        }
+        pairs = zip(self.layers, candidate, strict=True)
+        return {layer: {self.mode: text} for layer, text in pairs if text != SKIP}
+
+    def skipped(self, candidate: Candidate) -> tuple[str, ...]:
+        """The blocks that a candidate leaves out."""
+        pairs = zip(self.layers, candidate, strict=True)
+        return tuple(dict.fromkeys(_block_of(layer) for layer, text in pairs if text == SKIP))
+
+    def price(self, block: Block) -> int:
+        """BitOps of a block."""
+        layer, text = block
+        return self.macs[self.layers.index(layer)] * area(text)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, which `space_from` reads."""
         return {**dataclasses.asdict(self), "cut": sorted(map(list, self.cut))}
 
-    @property
+    @functools.cached_property
     def _least(self) -> list[dict[str, float]]:
         """For every layer: alternative -> the least BitOps from there to the end; inf is no way."""
         after: dict[str, float] = {}
@@ -150,9 +176,9 @@ class Space:
         for index in reversed(range(len(self.layers))):
             here = {}
             for text in self.alternatives[index]:
-                ways = [c for t, c in after.items() if (index, text, t) not in self.cut]
+                ways = [c for t, c in after.items() if not self._apart(index, text, t)]
                 rest = min(ways, default=math.inf) if after else 0.0
-                here[text] = self.macs[index] * _area(text) + rest
+                here[text] = self.macs[index] * area(text) + rest
             found.insert(0, here)
             after = here
         return found
@@ -162,36 +188,92 @@ class Space:
     ) -> bool:
         """Whether an alternative can follow on a path that has spent so much."""
         index = len(path)
-        if path and (index - 1, path[-1], text) in self.cut:
+        if path and self._apart(index - 1, path[-1], text):
             return False
         most = math.inf if self.most is None else self.most
         return not math.isinf(least[index][text]) and spent + least[index][text] <= most
+
+    def _apart(self, index: int, text: str, following: str) -> bool:
+        """Whether the second may not follow on the first, an alternative of layer `index`."""
+        own, other = (_block_of(layer) for layer in self.layers[index : index + 2])
+        torn = own == other and own in self.skippable and (text == SKIP) != (following == SKIP)
+        return torn or (index, text, following) in self.cut
 
     def _steps(self, candidate: Candidate) -> list[tuple[int, str, str]]:
         return [(index, a, b) for index, (a, b) in enumerate(itertools.pairwise(candidate))]
 
 
-def _area(text: str) -> int:
+def _block_of(layer: str) -> str:
+    return layer.rpartition("/")[0]
+
+
+@functools.cache
+def reads_pixels(text: str) -> bool:
+    """Whether an alternative is one of a layer whose inputs have no width to choose."""
+    return text != SKIP and parse(text).activations is None
+
+
+def is_width(text: str) -> bool:
+    """Whether it is one of both, that all layers may have."""
+    return text != SKIP and not reads_pixels(text)
+
+
+@functools.cache
+def bits_of(text: str) -> tuple[int, int]:
+    """Bits of weights and of inputs; pixels have 8, what is left out has none."""
+    if text == SKIP:
+        return 0, 0
     precision = parse(text)
-    assert precision.weights is not None
-    assert precision.activations is not None
-    return precision.weights * precision.activations
+    return precision.weight_bits, precision.activations or PIXEL_BITS
 
 
-def space_of(structure: Structure, mode: str, choices: Sequence[str]) -> Space:
+def area(text: str) -> int:
+    """BitOps of a multiply-accumulate."""
+    weights, activations = bits_of(text)
+    return weights * activations
+
+
+def space_of(
+    structure: Structure,
+    mode: str,
+    choices: Sequence[str],
+    own: Mapping[str, Sequence[str]] | None = None,
+    skippable: Sequence[str] = (),
+) -> Space:
     """All of `choices` for every free layer of a network.
 
+    Args:
+      own: layer -> choices of its own; a layer that is not free is one by this. The one that reads
+        pixels has choices such as "w4a32".
+      skippable: residual blocks that may be left out, by their paths.
+
     Raises:
-      SpaceError: no layer is free, or there is nothing to choose.
+      SpaceError: no layer is free, or there is nothing to choose; no such layer; choices with and
+        without a width of activations where its inputs have none, or one.
     """
-    names = free_layers(structure, mode)
+    lists = dict.fromkeys(free_layers(structure, mode), tuple(choices)) | dict(own or {})
+    names = tuple(name for name in map("/".join, structure.layers) if name in lists)
+    if unknown := sorted(lists.keys() - set(names)):
+        raise SpaceError(f"choices of layers {unknown}: expected some of {_names(structure)}")
+    if unknown := sorted(set(skippable) - {_block_of(name) for name in names}):
+        raise SpaceError(f"blocks {unknown} to skip: expected such as have layers of {list(names)}")
+    for name in own or {}:
+        pixels = tuple(name.split("/")) == pixel_layer(structure.layers)
+        if any(reads_pixels(text) != pixels for text in lists[name]):
+            wanted = "such as w4a32, as it reads pixels" if pixels else "with bits of both"
+            raise SpaceError(f"choices {[*lists[name]]} of layer {name!r}: expected all {wanted}")
     macs = tuple(structure.layers[tuple(name.split("/"))].macs for name in names)
-    own = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
-    pairs = zip(macs, own, strict=True)
-    inside = sum(m * _area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
+    tables = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
+    pairs = zip(macs, tables, strict=True)
+    inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
     fixed = mode_cost(structure.layers, mode).bit_operations - inside
-    each = tuple(dict.fromkeys(choices))
-    return Space(mode, names, (each,) * len(names), macs, fixed)
+    extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
+    each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
+    return Space(mode, names, each, macs, fixed, skippable=tuple(skippable))
+
+
+def _names(structure: Structure) -> list[str]:
+    return ["/".join(path) for path in structure.layers]
 
 
 def space_from(found: Mapping[str, Any]) -> Space:
@@ -209,6 +291,7 @@ def space_from(found: Mapping[str, Any]) -> Space:
             int(found["fixed"]),
             frozenset((int(i), str(a), str(b)) for i, a, b in found["cut"]),
             None if found["most"] is None else float(found["most"]),
+            tuple(map(str, found.get("skippable", ()))),
         )
     except (KeyError, TypeError) as error:
         raise SpaceError(f"no space ({error!r}): expected what a session log begins with") from None

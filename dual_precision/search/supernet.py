@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.precision import Widths, parse
-from dual_precision.search.space import Candidate, Space
+from dual_precision.search.space import SKIP, Candidate, Space
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.task import Batch, Network, Task, Tree
 from dual_precision.training.compilation import compiler_options
@@ -91,7 +91,11 @@ class Supernet:
 
 def widths_of(space: Space, candidate: Candidate) -> Widths:
     """What the network is asked for, for a candidate to run."""
-    pairs = [(name, parse(text)) for name, text in zip(space.layers, candidate, strict=True)]
+    # What is left out has some width as well: one trace for all.
+    texts = ("w1a1" if text == SKIP else text for text in candidate)
+    pairs = [(name, parse(text)) for name, text in zip(space.layers, texts, strict=True)]
     weights = {name: jnp.int32(p.weight_bits) for name, p in pairs}
-    activations = {name: jnp.int32(p.activations or 0) for name, p in pairs}
-    return Widths(space.mode, weights, activations)
+    activations = {name: jnp.int32(p.activations) for name, p in pairs if p.activations}
+    skipped = space.skipped(candidate)
+    kept = {block: jnp.int32(block not in skipped) for block in space.skippable}
+    return Widths(space.mode, weights, activations, kept=kept or None)

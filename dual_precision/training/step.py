@@ -72,7 +72,7 @@ def _shared_gradients(
 
     XLA, asked to divide the program itself, sums the gradient of a weight for each mode alone, for
     between the two sums stand the grids of the modes; and it joins so many arrays only in one
-    message. Every device rounds at random by itself.
+    message. What a loss draws at random is the same on all devices.
     """
 
     def part(*arguments: Any) -> Any:
@@ -80,7 +80,6 @@ def _shared_gradients(
         return value / mesh.size, (after, jax.tree.map(lambda own: own / mesh.size, metrics))
 
     def of_rows(params: Tree, moving: State, batch: Batch, key: jax.Array, values: Any):
-        key = jax.random.fold_in(key, jax.lax.axis_index(BATCH))
         grads, moving, measured = _gradients(part, network, params, moving, batch, key, values)
         flat, parted = ravel_pytree((grads, measured))
         grads, measured = parted(jax.lax.psum(flat, BATCH))

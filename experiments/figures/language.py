@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.figures.drawing import COLOURS, pyplot_for_files, save_figure
 from experiments.figures.tables import Rows, markdown_table
-from experiments.figures.training import mark_phases, since_trained
+from experiments.figures.training import plot_curves
 
 _COLUMNS = (
     ("mode", "mode", "{}"),
@@ -26,20 +25,4 @@ def language_table(rows: Rows) -> str:
 
 def plot_bits(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path) -> None:
     """Validation bits per byte of each mode over the epochs, with the phases marked, as PNG."""
-    figure, axes = pyplot_for_files().subplots(figsize=(7, 4.2), layout="constrained")
-    for row in modes:
-        name = row["mode"]
-        curve = since_trained(records, name)
-        axes.plot(
-            [record["epoch"] for record in curve],
-            [record[f"validation_{name}_bits"] for record in curve],
-            "o-",
-            ms=3,
-            color=COLOURS.get(name),
-            label=f"{name} ({row['bits']})",
-        )
-    mark_phases(axes, records)
-    axes.set(xlabel="epoch", ylabel="validation, bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
-    save_figure(figure, path)
+    plot_curves(records, modes, path, "bits", "validation, bits per byte")

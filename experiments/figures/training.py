@@ -24,23 +24,42 @@ def results_table(rows: Rows) -> str:
 
 def plot_training(records: Sequence[Mapping[str, Any]], modes: Rows, path: Path) -> None:
     """Validation accuracy of each mode over the epochs, with the phases marked, as PNG."""
+    plot_curves(records, modes, path, "accuracy", "validation accuracy, %", unit=0.01, rises=True)
+
+
+def plot_curves(
+    records: Sequence[Mapping[str, Any]],
+    modes: Rows,
+    path: Path,
+    measure: str,
+    label: str,
+    unit: float = 1.0,
+    rises: bool = False,
+) -> None:
+    """A validated measure of each mode over the epochs, with the phases marked, as PNG.
+
+    Args:
+      modes: rows with the entries "mode" and "bits".
+      measure: what evaluations call it, as in validation_low_<measure>.
+      label: of its axis, in units of so many as `unit`.
+      rises: whether it rises as training goes on, which leaves room below for the legend.
+    """
     figure, axes = pyplot_for_files().subplots(figsize=(7, 4.2), layout="constrained")
     for row in modes:
         name = row["mode"]
         curve = since_trained(records, name)
         axes.plot(
             [record["epoch"] for record in curve],
-            [100 * record[f"validation_{name}_accuracy"] for record in curve],
+            [record[f"validation_{name}_{measure}"] / unit for record in curve],
             "o-",
             ms=3,
             color=COLOURS.get(name),
             label=f"{name} ({row['bits']})",
         )
     mark_phases(axes, records)
-    last = records[-1]["epoch"]
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0, last * 1.02))
+    axes.set(xlabel="epoch", ylabel=label, xlim=(0, records[-1]["epoch"] * 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right" if rises else "upper right")
     save_figure(figure, path)
 
 

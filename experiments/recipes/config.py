@@ -53,6 +53,7 @@ class Config:
     widths: LayerWidths = _NO_WIDTHS  # of layers that have their own
     stored: int = 8  # bits of the stored grid
     model: str = "resnet20"
+    skipped: str = ""  # residual blocks that the network leaves out, "stage2_block1 stage3_block1"
     dataset: str = "cifar10"
     init: str = ""  # a trained network to start from; "" starts from random weights
     mean: str = ""  # of pixels per channel, "0.485,0.456,0.406"; "" is that of the training images

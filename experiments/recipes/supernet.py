@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
+from flax.core import FrozenDict
+
 from dual_precision.precision import parse
 from dual_precision.training.initialize import EstimateNorms
 from dual_precision.training.methods.sampled import SampledLoss
@@ -16,19 +18,43 @@ CHOICES = " ".join(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
 class SupernetRecipe(Recipe):
     """Low alone, for half of the passes; each update draws one of `choices` for every layer.
 
-    Layers that have the same widths in all modes, the first and the last, keep them. What is
-    trained here is searched by `python -m experiments.search`.
+    Layers that have the same widths in all modes, the first and the last, keep them where
+    `own_choices` does not name them. What is trained here is searched by `python -m
+    experiments.search`.
     """
 
     choices: str = CHOICES  # widths of a layer, separated by spaces
+    own_choices: str = ""  # of single layers: "stem:w3a32,w4a32,w8a32", separated by spaces
+    skippable: str = ""  # blocks that half of the paths leave out: "stage2_block1 stage3_block1"
     refit: bool = True  # fit quantizer steps at the start; false keeps those of --init
     reestimate: int = 20  # training batches that the statistics of low are estimated on at the end
 
     reported: ClassVar[tuple[str, ...]] = ("low",)
 
     def phases(self) -> Phases:
-        loss = SampledLoss("low", tuple(parse(text) for text in self.choices.split()))
+        own = {
+            layer: tuple(parse(text) for text in texts) for layer, texts in self.own_lists().items()
+        }
+        choices = tuple(parse(text) for text in self.choices.split())
+        loss = SampledLoss("low", choices, FrozenDict(own), tuple(self.skippable.split()))
         start = fitted("low") if self.refit else ()
         end = (EstimateNorms("low", self.reestimate),)
         half = self.passes / 2
         return (phase(self, "supernet", half, ("low",), loss=loss, start=start, end=end),)
+
+    def own_lists(self) -> dict[str, tuple[str, ...]]:
+        """Layer -> what `own_choices` lists for it.
+
+        Raises:
+          ValueError: an entry without a layer or without choices.
+        """
+        found = {}
+        for entry in self.own_choices.split():
+            layer, _, texts = entry.rpartition(":")
+            if not layer or not texts:
+                raise ValueError(
+                    f"own_choices entry {entry!r}: expected a layer and its choices, as in"
+                    " stem:w4a32,w8a32"
+                )
+            found[layer] = tuple(texts.split(","))
+        return found

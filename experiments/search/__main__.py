@@ -9,6 +9,7 @@ and widths.json, the most accurate map of at most --bound BitOps, which --widths
 the search is watched and steered in a browser, at an address of this machine alone.
 """
 
+import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -43,16 +44,18 @@ def main(
     folder = Path(workdir or f"runs/search-{source.name}-{strategy}-seed{seed}")
     opened = open_supernet(source, images, recalibrate, data_dir)
     about = describe_opened(opened, source) | {"images": images, "recalibrate": recalibrate}
-    if bound is None:  # what low costs now
-        own = opened.config.low
-        bound = opened.space.cost((own,) * len(opened.space.layers))
+    space = opened.space
+    if bound is None:  # what low costs now; the front of all costs is searched
+        bound = space.cost(space.same(opened.config.low))
+    else:
+        space = dataclasses.replace(space, most=bound)
     with only_user(folder):
         opened.go_on(trained_in(folder))
 
         def train(space):
             return opened.train_on(space, passes, folder)
 
-        session = Session(folder / LOG, opened.space, settings, about, opened.evaluate, train)
+        session = Session(folder / LOG, space, settings, about, opened.evaluate, train)
         if page:
             from dual_precision.search.page.server import serve_page
 
@@ -81,7 +84,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_integer("images", 0, "of the validation split, for one candidate; 0 is all")
     flags.DEFINE_bool("recalibrate", True, "statistics of normalisation of every candidate")
-    flags.DEFINE_float("bound", None, "BitOps of widths.json; by default what low costs")
+    about = "BitOps at most, of candidates and of widths.json; none is what low costs, of the last"
+    flags.DEFINE_float("bound", None, about)
     flags.DEFINE_float("passes", 2.0, "of training, when the page asks to train on")
     flags.DEFINE_bool("page", False, "watch and steer in a browser (extra [pages])")
     flags.DEFINE_integer("port", 5006, "of the page; 0 takes a free one")

@@ -15,7 +15,7 @@ from dual_precision.data.arrays import Images
 from dual_precision.loading import load
 from dual_precision.precision import parse
 from dual_precision.search.session import read_events
-from dual_precision.search.space import Space, space_of
+from dual_precision.search.space import SKIP, Space, space_of
 from dual_precision.search.supernet import Supernet
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
@@ -63,12 +63,15 @@ class Opened:
             self.config.recipe, passes=passes, learning_rate=0.02, warmup=0.0
         )
         (phase,) = recipe.phases()
-        own = {
-            layer: tuple(map(parse, texts))
-            for layer, texts in zip(space.layers, space.alternatives, strict=True)
-        }
         assert isinstance(phase.loss, SampledLoss)
-        loss = dataclasses.replace(phase.loss, layers=own)
+        own_texts = list(zip(space.layers, space.alternatives, strict=True))
+        own = {
+            layer: tuple(parse(text) for text in texts if text != SKIP) or phase.loss.choices
+            for layer, texts in own_texts
+        }
+        kept = {layer.rpartition("/")[0] for layer, texts in own_texts if SKIP not in texts}
+        blocks = tuple(block for block in space.skippable if block not in kept)
+        loss = dataclasses.replace(phase.loss, layers=own, skippable=blocks)
         phase = dataclasses.replace(phase, loss=loss, start=())
         workdir = folder / f"trained{len(trained_in(folder)) + 1}"
         if workdir.exists():  # of a process that was killed before its log had the training
@@ -126,7 +129,8 @@ def open_supernet(workdir: Path, images: int, recalibrate: bool, data_dir: str |
     size = min(500, len(split.images))
     supernet = Supernet(model, variables, task, split, batch, size)
     choices = tuple(config.recipe.choices.split())
-    space = space_of(supernet.structure, "low", choices)
+    blocks = config.recipe.skippable.split()
+    space = space_of(supernet.structure, "low", choices, config.recipe.own_lists(), blocks)
     return Opened(config, dataset, supernet, space, _losses(workdir))
 
 

@@ -20,7 +20,7 @@ _COLUMNS = (
 
 def front_rows(state: State) -> list[dict[str, Any]]:
     """The front, cheapest first, beside the best candidate with one width for all layers."""
-    uniform = front_of([one for one in state.evaluated if len(set(one.candidate)) == 1])
+    uniform = front_of([one for one in state.evaluated if state.space.is_uniform(one.candidate)])
     rows = []
     for one in front_of(state.evaluated):
         same = best_within(uniform, one.cost)
@@ -60,4 +60,6 @@ def leave_search(state: State, folder: Path, bound: float) -> Path:
         f"{len(state.evaluated)} candidates; the best of at most {bound:.3e} BitOps has"
         f" {best.accuracy:.2f} % and {best.cost:.3e} BitOps: {folder / 'widths.json'}"
     )
+    if skipped := state.space.skipped(best.candidate):
+        print(f'it leaves out blocks: --set skipped="{" ".join(skipped)}"')
     return folder / "widths.json"

@@ -103,14 +103,14 @@ def compare(
         )
         run_strategy(session, strategy, evaluations, quantile)
         found[strategy] = session.state.evaluated
-    uniform = [one for one in found["random"] if len(set(one.candidate)) == 1]
+    uniform = [one for one in found["random"] if space.is_uniform(one.candidate)]
     row: dict[str, Any] = {"seed": seed}
     row |= {name: front_accuracy(own, *ends, 0.0) for name, own in found.items()}
     row["uniform"] = front_accuracy(uniform, *ends, 0.0)
     row["needed"] = evaluations_needed(found["steered"], row["evolve"], ends) / evaluations_needed(
         found["evolve"], row["evolve"], ends
     )
-    low = space.cost(("w2a2",) * len(space.layers))
+    low = space.cost(space.same("w2a2"))
     best = best_within(front_of(found["evolve"] + found["steered"]), low)
     same = best_within(front_of(uniform), low)
     if best and same:

@@ -9,6 +9,8 @@ from typing import Any
 from scipy import stats
 
 from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.log import read_records
+from experiments.study.courses import course_of
 from experiments.study.matrix import Cell, Entry, Matrix
 from experiments.study.plans import Pair
 from experiments.study.runner import finished
@@ -79,13 +81,14 @@ def collect(
 
 
 def _links(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Where a cell's config and last checkpoint are, relative to the study's folder."""
+    """Where a cell's config and last checkpoint are, relative to the study's folder; its course."""
     workdir = folder / cell.name
     updates = Checkpoints(workdir).steps()[-1]
     last = workdir / "checkpoints" / str(updates)
     links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{cell.name}.log"}
     relative = {what: str(path.relative_to(folder.parent)) for what, path in links.items()}
-    return {"cost": cell.config.recipe.cost, "updates": updates, **relative}
+    course = course_of(cell.config, read_records(workdir / "metrics.jsonl"))
+    return {"cost": cell.config.recipe.cost, "updates": updates, **relative, "course": course}
 
 
 def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> dict[str, Any]:

@@ -58,7 +58,12 @@ def finished(workdir: Path) -> bool:
 def passes_done(config: Config, workdir: Path) -> float:
     """How much of its cost a cell has behind it, by its log."""
     records = read_records(workdir / "metrics.jsonl")
-    epochs, done = (records[-1]["epoch"] if records else 0), 0.0
+    return passes_behind(config, records[-1]["epoch"] if records else 0)
+
+
+def passes_behind(config: Config, epochs: int) -> float:
+    """The passes of the first `epochs` epochs of a run."""
+    done = 0.0
     for phase in config.recipe.phases():
         done += min(epochs, phase.epochs) * phase.passes
         epochs -= min(epochs, phase.epochs)

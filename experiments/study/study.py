@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_precision import data
+from experiments.study.courses import plot_courses
 from experiments.study.disk import check_room, sort_out
 from experiments.study.matrix import Cell, Matrix
 from experiments.study.results import collect
@@ -108,5 +109,7 @@ def write_results(results: Mapping[str, Any], workdir: Path) -> str:
     write_whole(workdir / "results.md", text)
     for pair in results["pairs"]:
         if pair["methods"]:
-            plot_pair(pair, workdir / f"{pair['low']}-{pair['high']}")
+            stem = f"{pair['low']}-{pair['high']}"
+            plot_pair(pair, workdir / stem)
+            plot_courses(results, pair, workdir / f"{stem}-courses.png")
     return text

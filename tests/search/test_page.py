@@ -37,20 +37,46 @@ const view = find([...Bokeh.index][0]), frame = view.frame, box = view.canvas_vi
   .getBoundingClientRect();
 return [box.x + frame.x_scale.compute(arguments[1]), box.y + frame.y_scale.compute(arguments[2])];
 """
+# Milliseconds between frames while the pointer runs over the candidates.
+FRAMES = """
+const done = arguments[arguments.length - 1], times = [];
+const find = (view) => { if (view.model.name === 'projection') return view;
+  for (const child of view.child_views || []) { const f = find(child); if (f) return f; } };
+const view = find([...Bokeh.index][0]), target = view.canvas_view.events_el, n = 60;
+const box = target.getBoundingClientRect();
+const step = (now) => { times.push(now);
+  if (times.length > n) return done(times.slice(1).map((t, i) => t - times[i]));
+  const x = box.x + box.width * (0.2 + 0.6 * times.length / n), y = box.y + box.height / 2;
+  target.dispatchEvent(new PointerEvent('pointermove',
+    {clientX: x, clientY: y, bubbles: true, pointerType: 'mouse'}));
+  requestAnimationFrame(step); };
+requestAnimationFrame(step);
+"""
 TEXT = "return Bokeh.documents[0].get_model_by_name(arguments[0]).text"
 
 
 def score(space, candidate):
-    time.sleep(0.005)
     parts = zip((3, 9, 2, 5), candidate, strict=True)
     return 60 + sum(k * (int(t[1]) * int(t[3])) ** 0.3 for k, t in parts)
+
+
+def slow_score(space, candidate):
+    time.sleep(0.005)
+    return score(space, candidate)
+
+
+def train(space):
+    time.sleep(0.3)
+    return [0.5, 0.25]
 
 
 @pytest.fixture
 def page(tmp_path):
     """(worker, address) of a search that goes on, served beside the test."""
     pytest.importorskip("bokeh", reason="the page needs the extra [pages]")
-    session = Session(tmp_path / "session.jsonl", SPACE, Settings(), {"losses": [2, 1]}, score)
+    about = {"losses": [2, 1]}
+    path = tmp_path / "session.jsonl"
+    session = Session(path, SPACE, Settings(), about, slow_score, train)
     worker, ready, box = Worker(session, 1000), threading.Event(), []
 
     def serve():
@@ -147,6 +173,19 @@ def picture(browser, name):
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
+def place_of(text):
+    """Row of an alternative in the graph."""
+    return sorted(CHOICES, key=lambda t: (int(t[1]) * int(t[3]), t)).index(text)
+
+
+def timed(what, act, check):
+    """Acts, waits for what it shows, and prints the seconds."""
+    start = time.perf_counter()
+    act()
+    wait_for(check)
+    print(f"{what}: {time.perf_counter() - start:.3f} s")
+
+
 def test_an_analyst_steers(page, browser):
     worker, address = page
     session = worker.session
@@ -157,13 +196,11 @@ def test_an_analyst_steers(page, browser):
     wait_for(lambda: session.state.paused)
     wait_for(lambda: "paused" in text_of(browser, "status"))
     # A: a click shows the block, the button removes it, undo brings it back.
-    place = sorted(CHOICES, key=lambda t: (int(t[1]) * int(t[3]), t)).index("w2a2")
+    place = place_of("w2a2")
     click_at(browser, "graph", 1, place)
     wait_for(lambda: "block1/conv1 w2a2" in text_of(browser, "properties"))
-    start = time.perf_counter()
     click(browser, "remove")
     wait_for(lambda: "removed" in text_of(browser, "properties"))
-    print(f"an edit is shown after {time.perf_counter() - start:.3f} s")
     assert "w2a2" not in session.state.space.alternatives[1]
     click(browser, "remove")
     wait_for(lambda: "no longer" in text_of(browser, "message"))
@@ -198,7 +235,7 @@ def test_two_analysts_on_one_session(page, browser):
     first = browser.current_window_handle
     browser.switch_to.new_window("tab")
     open_page(browser, address)
-    place = sorted(CHOICES, key=lambda t: (int(t[1]) * int(t[3]), t)).index("w4a4")
+    place = place_of("w4a4")
     click_at(browser, "graph", 0, place)
     wait_for(lambda: "stage2_conv w4a4" in text_of(browser, "properties"))
     click(browser, "remove")
@@ -212,3 +249,48 @@ def test_two_analysts_on_one_session(page, browser):
     click(browser, "remove")
     wait_for(lambda: "no longer" in text_of(browser, "message"))
     assert len(session.state.history) == 1
+
+
+def test_a_thousand_candidates(page, browser):
+    """`-s` prints how long the browser takes; it goes on to answer."""
+    worker, address = page
+    session = worker.session
+    session._evaluate = score
+    session.run(1000)
+    worker.evaluations = 0  # it stands still
+    timed("opened", lambda: open_page(browser, address), lambda: True)
+    worker.start()
+    wait_for(lambda: "1000 of" in text_of(browser, "status"))
+    click_at(browser, "graph", 1, place_of("w2a2"))
+    wait_for(lambda: "block1/conv1 w2a2" in text_of(browser, "properties"))
+    timed(
+        "an edit",
+        lambda: click(browser, "remove"),
+        lambda: "removed" in text_of(browser, "properties"),
+    )
+    timed(
+        "undo",
+        lambda: click(browser, "undo"),
+        lambda: "in the space" in text_of(browser, "properties"),
+    )
+    columns = shown.candidate_columns(shown.shown_candidates(session.state))
+    low, high = ((min(columns[n]), max(columns[n])) for n in ("px", "py"))
+    timed(
+        "a brush",
+        lambda: brush(browser, "projection", (low[0], high[0]), (low[1], high[1])),
+        lambda: "union of 1" in text_of(browser, "common"),
+    )
+    picture(browser, "thousand")
+    frames = browser.execute_async_script(FRAMES)
+    print(f"frames while it is hovered: longest {max(frames):.0f} ms")
+    # D: training on makes new losses, and what was evaluated before grey.
+    click(browser, "train on")
+    wait_for(lambda: "trained on" in text_of(browser, "status"))
+    assert session.state.losses == (2, 1, 0.5, 0.25)
+    assert (len(session.state.evaluated), len(session.state.before)) == (0, 1000)
+    shown_losses = "return Bokeh.documents[0].get_model_by_name('losses').data.loss.length"
+    wait_for(lambda: browser.execute_script(shown_losses) == 4)
+    worker.evaluations = 10
+    wait_for(lambda: len(session.state.evaluated) == 10)
+    wait_for(lambda: "10 of 10 candidates" in text_of(browser, "status"))
+    picture(browser, "trained")

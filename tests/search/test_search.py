@@ -1,5 +1,6 @@
 """The search: paths, edits, fitness, one trace for all candidates, logs that are replayed."""
 
+import dataclasses
 import json
 import threading
 
@@ -72,7 +73,7 @@ def test_what_is_drawn_is_a_path_within_the_bound(seed, share, cuts):
     steps = [(i, a, b) for i in range(2) for a in CHOICES for b in CHOICES]
     most = share * SPACE.cost(("w4a4",) * 3)
     try:
-        space = Space(**{**vars(SPACE), "cut": frozenset(steps[i] for i in cuts), "most": most})
+        space = dataclasses.replace(SPACE, cut=frozenset(steps[i] for i in cuts), most=most)
     except SpaceError:  # there is none
         return
     for candidate in (space.draw([{}, {}, {}], np.random.default_rng(seed)), *space.uniform()):

@@ -7,7 +7,9 @@
 The file is a safetensors file. Its tensors are the integer network's values (params/stem/kernel,
 int8, ...) and, as bytes, what `jax.export` makes of the forward of each mode (programs/low), for
 any batch size. The values are arguments of the programs, so that both modes share them, and a
-program takes 14 to 40 kB. No model code is needed to run one. `jax.export` checks no sums of its
+program takes 14 to 40 kB. Where layers have calls of their own, as those of language models, the
+values are the same codes, and a program decodes them before the forward of the network as it is.
+No model code is needed to run one. `jax.export` checks no sums of its
 own: a flipped bit of a program can load and give wrong numbers. So the metadata hold a sha256 of
 everything else, and nothing is believed before it.
 """
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,9 +32,10 @@ from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
-from dual_precision.deploy.integer.conversion import to_integer
+from dual_precision.deploy.integer.conversion import has_integer_forms, stored_codes, to_integer
+from dual_precision.primitives import nested
 from dual_precision.primitives.convolution import xla_alone
-from dual_precision.structure import batch_of
+from dual_precision.structure import LayerPath, Structure, batch_of
 
 FORMAT = "dual_precision programs 1"
 PLATFORMS = ("cpu", "cuda")
@@ -45,7 +49,7 @@ def save_programs(
     precisions: Sequence[str] | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
-    """Writes the integer forward of the modes of a packed file as StableHLO programs.
+    """Writes the forward of the modes of a packed file, on integer weights, as StableHLO programs.
 
     Args:
       path: of the new file.
@@ -68,10 +72,15 @@ def save_programs(
         structure = file.structure
     leaves = flatten_dict(variables)
     own = {p: leaf for p, leaf in leaves.items() if structure.is_read(p, names)}
-    model, integers = to_integer(model, unflatten_dict(own), info.example)
+    forward: Any
+    if has_integer_forms(structure):
+        model, integers = to_integer(model, unflatten_dict(own), info.example)
+        forward = model.apply
+    else:
+        integers, forward = _to_codes(own, structure), partial(_from_codes, model, structure)
     tensors = {"/".join(p): np.asarray(leaf) for p, leaf in flatten_dict(integers).items()}
     for name in names:
-        program = _exported(model, integers, info.example, name, platforms)
+        program = _exported(forward, integers, info.example, name, platforms)
         tensors[_PROGRAMS + name] = np.frombuffer(program, np.uint8)
     about = {
         "format": FORMAT,
@@ -81,19 +90,37 @@ def save_programs(
     _write(path, tensors, about)
 
 
+def _to_codes(leaves: dict[LayerPath, Any], structure: Structure) -> Any:
+    """The variables with int8 codes of the stored width in the place of each kernel."""
+    codes = {
+        ("params", *path, "kernel"): jnp.asarray(stored_codes(path, layer, leaves))
+        for path, layer in structure.layers.items()
+    }
+    return unflatten_dict({**leaves, **codes})
+
+
+def _from_codes(
+    model: Any, structure: Structure, values: Any, *inputs: Any, precision: str
+) -> jax.Array:
+    """The forward of a network whose kernels are codes: of the middles of their cells."""
+    leaves = flatten_dict(values)
+    for path, layer in structure.layers.items():
+        name, step = ("params", *path, "kernel"), leaves["params", *path, "step"]
+        assert layer.stored is not None, "stored_codes refuses float weights"
+        leaves[name] = nested.decode(leaves[name], step, layer.stored, layer.stored)
+    output: jax.Array = model.apply(unflatten_dict(leaves), *inputs, precision=precision)
+    return output
+
+
 def _exported(
-    model: Any, integers: Any, example: Any, precision: str, platforms: Sequence[str]
+    forward: Any, integers: Any, example: Any, precision: str, platforms: Sequence[str]
 ) -> bytes:
     from jax import export
 
     rows = cast(int, export.symbolic_shape("rows")[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), integers)
 
-    def forward(values: Any, *inputs: Any) -> jax.Array:
-        output: jax.Array = model.apply(values, *inputs, precision=precision)
-        return output
-
-    made = export.export(jax.jit(forward), platforms=[*platforms])
+    made = export.export(jax.jit(partial(forward, precision=precision)), platforms=[*platforms])
     with xla_alone():
         return bytes(made(shapes, *batch_of(example, rows)).serialize())
 

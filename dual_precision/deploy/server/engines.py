@@ -86,9 +86,14 @@ class Engine(Protocol):
 class PredictorEngine:
     """A `Predictor`: the modes of the file, and its cascade."""
 
-    def __init__(self, source: Source, precisions: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        precisions: Sequence[str] | None = None,
+        sizes: Sequence[int] = SIZES,
+    ) -> None:
         """As `Predictor`."""
-        self._predictor = Predictor(source, SIZES, precisions)
+        self._predictor = Predictor(source, sizes, precisions)
         info = self._predictor.info
         self.shape, self.network = info.image_shape, str(info.network["name"])
         self.cascade = self._predictor.cascade is not None
@@ -115,7 +120,12 @@ class PlanesEngine:
 
     cascade = False
 
-    def __init__(self, source: Source, planes: Sequence[int] = (2, STORED)) -> None:
+    def __init__(
+        self,
+        source: Source,
+        planes: Sequence[int] = (2, STORED),
+        sizes: Sequence[int] = SIZES,
+    ) -> None:
         """Reads the file and compiles a program for every number of planes and batch size.
 
         Raises:
@@ -127,13 +137,13 @@ class PlanesEngine:
             info, (model, variables) = file.info, file.load()
         layered, packed = to_bit_layers(model, variables, info.example, mode=[*info.bytes_read][-1])
         self.shape, self.network = info.image_shape, str(info.network["name"])
-        self._row = batch_of(info.example, 1)
+        self._row, self._sizes = batch_of(info.example, 1), tuple(sorted(sizes))
         self._variables = jax.device_put(packed)
         self.priced = [_priced_planes(info, packed["params"], count) for count in planes]
         self._programs: dict[tuple[str, int], Any] = {}
         for own in self.priced:
             program = jax.jit(partial(layered.apply, precision=own.name))
-            for size in SIZES:
+            for size in self._sizes:
                 lowered = program.lower(self._variables, *batch_of(info.example, size))
                 self._programs[own.name, size] = lowered.compile()
 
@@ -147,7 +157,7 @@ class PlanesEngine:
             raise ValueError(f"precision {mode!r}: expected one of {[p.name for p in self.priced]}")
         (rows,) = checked_inputs(images, self._row)
         parts, start = [], 0
-        for size in batches(len(rows), SIZES):
+        for size in batches(len(rows), self._sizes):
             batch = filled(rows[start : start + size], size)
             logits = np.asarray(self._programs[mode, size](self._variables, batch))
             parts.append(logits[: len(rows) - start])

@@ -70,6 +70,7 @@ def run_app(app: Starlette, host: str, port: int, started: Callable[[str], None]
         port=port,
         http=PatientProtocol,
         ws="none",
+        log_config=None,  # uvicorn's own would end the handlers that a program has
         log_level="error",
         access_log=False,
         timeout_graceful_shutdown=GRACE,

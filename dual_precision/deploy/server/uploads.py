@@ -10,6 +10,7 @@ from PIL import Image
 from dual_precision.data.provision.png import decode_png
 
 _PNG, _JPEG, _NPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY"
+_PICTURES = ((1,), (3,))  # channels that a PNG or JPEG has here
 _LONGEST_HEADER = 10_000  # bytes that NumPy reads of a header
 
 
@@ -36,10 +37,17 @@ def decode_upload(body: bytes, shape: tuple[int, ...], most: int) -> np.ndarray:
       most: rows.
 
     Raises:
-      Refused: 413 where there are more rows; 415 for another format; 400 for anything else.
+      Refused: 413 where there are more rows; 415 for another format, and for a PNG or JPEG where
+        the network takes neither 1 nor 3 channels; 400 for anything else.
     """
     if body.startswith(_NPY):
         return _array(body, shape, most)
+    if body.startswith((_PNG, _JPEG)) and shape[2:] not in _PICTURES:
+        raise Refused(
+            415,
+            f"a PNG or JPEG, which has 1 or 3 channels; the network takes {list(shape)}: expected"
+            " an .npy of uint8",
+        )
     try:
         if body.startswith(_PNG):
             height, width, channels = shape

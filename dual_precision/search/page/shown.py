@@ -1,14 +1,14 @@
 """What the views show of a state, as columns: no widgets here."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, fitness_of, front_of
-from dual_precision.search.space import Block, Space
+from dual_precision.search.space import Block, Space, area, bits_of, reads_pixels
 from dual_precision.search.state import State
 
 Columns = dict[str, list[Any]]
@@ -17,9 +17,9 @@ SET_OPERATIONS = ("union", "intersection", "complement")
 # Name -> which alternatives a layer keeps of those that the session began with.
 PRESETS: dict[str, Callable[[str], bool]] = {
     "all widths": lambda text: True,
-    "as many bits of both": lambda text: text[1] == text[3],
-    "weights of 2 bits or less": lambda text: int(text[1]) <= 2,
-    "activations of 2 bits or more": lambda text: int(text[3]) >= 2,
+    "as many bits of both": lambda text: reads_pixels(text) or len({*bits_of(text)}) == 1,
+    "weights of 2 bits or less": lambda text: reads_pixels(text) or bits_of(text)[0] <= 2,
+    "activations of 2 bits or more": lambda text: bits_of(text)[1] >= 2,
 }
 
 
@@ -30,6 +30,19 @@ def all_blocks(known: Sequence[Block], state: State) -> list[Block]:
     return list(dict.fromkeys([*known, *found]))
 
 
+def block_lines(state: State, columns: Mapping[str, Any], rows: Sequence[int]) -> list[str]:
+    """What is said of some rows of `block_columns`."""
+    lines = []
+    for row in rows:
+        layer, text = columns["layer"][row], columns["alternative"][row]
+        there = "removed" if columns["alpha"][row] < 1 else "in the space"
+        lines.append(
+            f"<b>{layer} {text}</b>: {state.space.price((layer, text)):,} BitOps, fitness"
+            f" {columns['fitness'][row]:.3f}, sampled {columns['count'][row]}, {there}"
+        )
+    return lines
+
+
 def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> Columns:
     """A row for every block; those that are removed are pale."""
     fitness, present = fitness_of(state.space, state.evaluated), set(state.space.blocks)
@@ -37,7 +50,7 @@ def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> 
     for one in state.evaluated:
         for block in zip(state.space.layers, one.candidate, strict=True):
             counts[block] = counts.get(block, 0) + 1
-    texts = sorted({text for _, text in blocks}, key=lambda t: (int(t[1]) * int(t[3]), t))
+    texts = sorted({text for _, text in blocks}, key=lambda t: (area(t), t))
     rank = {text: index for index, text in enumerate(texts)}
     return {
         "layer": [layer for layer, _ in blocks],
@@ -83,11 +96,12 @@ def projected(candidates: Sequence[Sequence[str]]) -> np.ndarray:
     """
     if len(candidates) < 3:
         return np.zeros((len(candidates), 2))
-    bits = [[int(t[i]) for t in c for i in (1, 3)] for c in candidates]
+    bits = [[bits for text in c for bits in bits_of(text)] for c in candidates]
     table = np.asarray(bits, float)
-    _, _, axes = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
-    first = axes[:2] * np.where(axes[:2].sum(axis=1, keepdims=True) < 0, -1, 1)  # a fixed sign
-    return np.asarray((table - table.mean(axis=0)) @ first.T)
+    table -= table.mean(axis=0)
+    _, axes = np.linalg.eigh(table.T @ table)  # ascending
+    first = axes[:, :-3:-1]
+    return np.asarray(table @ (first * np.where(first.sum(axis=0) < 0, -1, 1)))  # a fixed sign
 
 
 def common_blocks(space: Space, candidates: Sequence[Evaluated], operation: str) -> set[Block]:
@@ -110,9 +124,7 @@ def front_columns(state: State) -> Columns:
 
 def path_columns(state: State) -> Columns:
     """Lines over the graph: the members of the front, and in red what is cut."""
-    texts = sorted(
-        {text for _, text in all_blocks([], state)}, key=lambda t: (int(t[1]) * int(t[3]), t)
-    )
+    texts = sorted({text for _, text in all_blocks([], state)}, key=lambda t: (area(t), t))
     rank = {text: index for index, text in enumerate(texts)}
     lines: Columns = {"xs": [], "ys": [], "colour": []}
     for one in front_of(state.evaluated):

@@ -37,11 +37,13 @@ class Views:
     def __init__(self, worker: Worker, analyst: str) -> None:
         self.worker, self.session, self.analyst = worker, worker.session, analyst
         self._drawn: Any = None
+        self._before = 0
         self._blocks: list[Block] = []
         self._candidates: list[Any] = []
         self.blocks, self.candidates = ColumnDataSource(), ColumnDataSource()
         self._colours = LinearColorMapper(palette=_PALETTE, nan_color="#d5d8de")
-        self.front, self.paths, self.losses = (ColumnDataSource() for _ in range(3))
+        self.front, self.paths = ColumnDataSource(), ColumnDataSource()
+        self.losses = ColumnDataSource(name="losses")
         self.blocks.selected.on_change("indices", lambda attr, old, new: self._tell_blocks())
         self.candidates.selected.on_change("indices", lambda attr, old, new: self._mark())
         self.status, self.message = Div(name="status"), Div(name="message")
@@ -66,6 +68,8 @@ class Views:
 
     def _update(self) -> None:
         self._drawn, state = self.worker.version, self.session.state
+        if len(state.before) != self._before:  # rows of candidates have other places now
+            self._before, self.candidates.selected.indices = len(state.before), []
         self._blocks = shown.all_blocks(self._blocks, state)
         self._candidates = shown.shown_candidates(state)
         self.candidates.data = shown.candidate_columns(self._candidates)
@@ -102,13 +106,8 @@ class Views:
         self._tell_blocks()
 
     def _tell_blocks(self) -> None:
-        data = self.blocks.data
-        lines = [
-            f"<b>{data['layer'][i]} {data['alternative'][i]}</b>: fitness"
-            f" {data['fitness'][i]:.3f}, sampled {data['count'][i]},"
-            f" {'removed' if data['alpha'][i] < 1 else 'in the space'}"
-            for i in self.blocks.selected.indices[:8]
-        ]
+        rows = self.blocks.selected.indices[:8]
+        lines = shown.block_lines(self.session.state, self.blocks.data, rows)
         self.properties.text = "<br>".join(lines) or "click a block in A or B"
 
     def _say(self, text: str) -> None:
@@ -228,7 +227,8 @@ class Views:
             nonselection_text_alpha=0.9,
         )  # fmt: skip
         plot.xaxis.ticker = [*range(len(layers))]
-        plot.xaxis.major_label_overrides = dict(enumerate(layers))
+        names = [name.replace("/", "/\n") for name in layers]  # so that neighbours do not touch
+        plot.xaxis.major_label_overrides = dict(enumerate(names))
         plot.yaxis.visible, plot.grid.visible = False, False
         return plot
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.costs import update_cost
-from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Modes
+from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Asked, Modes, mode_of
 from dual_precision.primitives.shared_batch import is_shared
 from dual_precision.tasks.losses import distillation
 from dual_precision.tasks.task import Batch, Network, State, Tree
@@ -176,6 +176,15 @@ def _run_share(
     outputs, after = run(state={**state, "carry": own})
     moved = jax.tree.map(lambda whole, part: whole.at[share].set(part), carry, after["carry"][mode])
     return outputs, {**after, "carry": {**state["carry"], mode: moved}}
+
+
+def trained_at(
+    precision: Asked, network: Network, params: Tree, state: State, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, tuple[State, Metrics]]:
+    """What a loss gives that runs one precision on all of a batch; see `phases.Loss`."""
+    outputs, state = network(params, state, batch, precision=precision, train=True, key=key)
+    loss, metrics = loss_of(network, mode_of(precision), outputs, batch)
+    return loss, (state, metrics)
 
 
 def loss_of(network: Network, mode: str, outputs: Any, batch: Batch) -> tuple[jax.Array, Metrics]:

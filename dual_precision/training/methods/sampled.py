@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from dual_precision.costs import update_cost
+from dual_precision.costs import PIXEL_BITS, update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
 from dual_precision.structure import free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, loss_of
+from dual_precision.training.methods.modes import Metrics, trained_at
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
@@ -32,12 +32,15 @@ class SampledLoss:
     Attributes:
       mode: that is trained.
       choices: of every layer that `free_layers` lists.
-      layers: layer -> choices of its own, in the place of these.
+      layers: layer -> choices of its own, in the place of these; a layer that is not free, too. One
+        whose inputs the mode does not quantize, such as pixels, has choices such as w4a32.
+      skippable: residual blocks that half of the paths leave out.
     """
 
     mode: str
     choices: Choices
     layers: Mapping[str, Choices] = _NONE
+    skippable: tuple[str, ...] = ()
 
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError where the mode has no widths, or a layer nothing to choose from."""
@@ -51,10 +54,13 @@ class SampledLoss:
                 " expected a mode with bits of weights and of activations, such as low='w2a2'"
             )
         for where, choices in (("all layers", self.choices), *self.layers.items()):
-            if not choices or any(None in (c.weights, c.activations) for c in choices):
+            floats = {c.activations is None for c in choices}
+            mixed = len(floats) != 1 or (where == "all layers" and True in floats)
+            if mixed or any(c.weights is None for c in choices):
                 raise ValueError(
                     f"phase {phase.name!r}, {where}: choices {[str(c) for c in choices]}; expected"
-                    " one or more with bits of both, such as w2a2"
+                    " one or more with bits of both, such as w2a2; of a layer that reads pixels,"
+                    " all such as w4a32"
                 )
             if (widest := max(c.weight_bits for c in choices)) > modes.stored:
                 raise ValueError(
@@ -66,20 +72,27 @@ class SampledLoss:
         """The widths of one update."""
         names = free_layers(structure_of(network.model, network.task.example), self.mode)
         weights, activations = {}, {}
-        for index, name in enumerate(names):
+        for index, name in enumerate(dict.fromkeys([*names, *self.layers])):
             choices = self.layers.get(name, self.choices)
-            table = jnp.asarray([(c.weights, c.activations) for c in choices], jnp.int32)
             row = jax.random.randint(jax.random.fold_in(key, index), (), 0, len(choices))
-            weights[name], activations[name] = table[row, 0], table[row, 1]
-        return Widths(self.mode, weights, activations)
+            weights[name] = jnp.asarray([c.weights for c in choices], jnp.int32)[row]
+            if choices[0].activations is not None:
+                activations[name] = jnp.asarray([c.activations for c in choices], jnp.int32)[row]
+        chances = jax.random.split(jax.random.fold_in(key, len(weights)), len(self.skippable))
+        kept = {
+            block: jax.random.bernoulli(own).astype(jnp.int32)
+            for block, own in zip(self.skippable, chances, strict=True)
+        }
+        return Widths(self.mode, weights, activations, kept=kept or None)
 
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
-        """The mean cost of an update, see `costs.update_cost`."""
+        """The mean cost of an update, see `costs.update_cost`; blocks that are left out count."""
         del values
         gradients = modes.default[self.mode].gradients or FLOAT_BITS
         all_choices = [*self.layers.values()] or [self.choices]
         costs = [
-            sum(update_cost(c.weights, c.activations, gradients) for c in choices) / len(choices)
+            sum(update_cost(c.weights, c.activations or PIXEL_BITS, gradients) for c in choices)
+            / len(choices)
             for choices in all_choices
         ]
         return float(sum(costs) / len(costs))
@@ -95,6 +108,4 @@ class SampledLoss:
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         del values
         asked = self.path(network, jax.random.fold_in(key, 0))
-        outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
-        loss, metrics = loss_of(network, self.mode, outputs, batch)
-        return loss, (state, metrics)
+        return trained_at(asked, network, params, state, batch, key)

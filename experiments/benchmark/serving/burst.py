@@ -26,7 +26,7 @@ from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark.comparison import verdict_of
 from experiments.benchmark.machine import describe_machine
 from experiments.benchmark.serving.child import as_npy, served
-from experiments.deploy.exporting import dataset_of
+from experiments.deploy.trials import dataset_of
 from experiments.figures.tables import markdown_table
 from experiments.workdir import write_whole
 
@@ -34,6 +34,7 @@ ROWS = 64  # images of a request
 BODIES = 100  # different ones
 BASE, BURST = 0.4, 3.0  # of the capacity of high; times that
 MOST = 5000  # requests of a run
+MEASURED, REST = 3.0, 2.0  # seconds that a capacity is measured for; between two runs
 WAYS = ("high", "low", "budget")
 BAR = 1 / 3
 SEEDS = (0, 1, 2)
@@ -112,10 +113,10 @@ async def run_load(
         return await asyncio.gather(*tasks)
 
 
-async def capacity(questions: Questions, address: str, way: str, seconds: float = 3.0) -> float:
+async def capacity(questions: Questions, address: str, way: str) -> float:
     """Requests a second that are answered where four clients ask one after the other."""
     async with httpx.AsyncClient(base_url=address, verify=False, timeout=30) as client:
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + MEASURED
 
         async def asking() -> int:
             count = 0
@@ -125,7 +126,7 @@ async def capacity(questions: Questions, address: str, way: str, seconds: float 
             return count
 
         counts = await asyncio.gather(*(asking() for _ in range(4)))
-    return sum(counts) / seconds
+    return sum(counts) / MEASURED
 
 
 def switches(address: str) -> float:
@@ -172,7 +173,7 @@ def measure_serving(
                 found = asyncio.run(run_load(questions, address, str(way), times))
                 changed = switches(address) - before if way == "budget" else 0.0
                 rows[str(way)].append(summary(found, deadline, planes[0]) | {"switches": changed})
-                time.sleep(2.0)  # so that the budget is at rest again
+                time.sleep(REST)  # so that the budget is at rest again
     table = [merged(way, rows[way]) for way in WAYS]
     print(f"\n{markdown_table(table, _COLUMNS)}\n")
     if out:
@@ -202,5 +203,6 @@ def summary(found: Sequence[Sent], deadline: float, low: str) -> dict[str, Any]:
 
 def merged(way: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds, and the spread of what was late."""
+    late = [run["late"] for run in runs]
     means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-    return {"way": way, **means, "spread": float(np.std([run["late"] for run in runs], ddof=1))}
+    return {"way": way, **means, "spread": float(np.std(late, ddof=1))}

@@ -1,11 +1,36 @@
-"""A server in a thread of the test."""
+"""A tiny network, compiled once for all files here; a server in a thread of the test."""
 
 import threading
 
+import numpy as np
 import pytest
 
+from dual_precision.deploy import inspect_packed
 from dual_precision.deploy.server import running
 from dual_precision.deploy.server.app import make_app
+from dual_precision.deploy.server.engines import PredictorEngine
+from dual_precision.deploy.server.service import measured
+from experiments.benchmark.reliability.damage_ways import save_tiny_packed
+
+SIZES = (4,)  # one program for each way to answer
+
+
+@pytest.fixture(scope="session")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("server") / "net.safetensors"
+    save_tiny_packed(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def engine(path):
+    return measured(PredictorEngine(path, sizes=SIZES))
+
+
+@pytest.fixture(scope="session")
+def images(path):
+    shape = inspect_packed(path).image_shape
+    return np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
 
 
 class Running:
@@ -20,7 +45,7 @@ class Running:
 
         config = running.uvicorn.Config(
             make_app(service, load, samples), port=0, http=running.PatientProtocol, ws="none",
-            log_level="error", access_log=False,
+            log_config=None, log_level="error", access_log=False,
         )  # fmt: skip
         there = threading.Event()
 

@@ -5,11 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from dual_precision.deploy import inspect_packed
 from dual_precision.deploy.server.app import Samples
-from dual_precision.deploy.server.engines import PredictorEngine
-from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
-from experiments.benchmark.reliability.damage_ways import save_tiny_packed
+from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="no Selenium: the extra [pages]")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -33,13 +30,9 @@ def browser(tmp_path):
     own.quit()
 
 
-def test_both_modes_of_a_sample(browser, tmp_path, start_server):
-    path = tmp_path / "net"
-    save_tiny_packed(path)
-    shape = inspect_packed(path).image_shape
-    images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+def test_both_modes_of_a_sample(browser, engine, images, start_server):
     samples = Samples(images, np.arange(3), [f"name {i}" for i in range(10)])
-    engine, seconds = measured(PredictorEngine(path))
+    engine, seconds = engine
     service = Service(BudgetSettings("latency", 1e4), Limits(window=0.1))
     server = start_server(service, (engine, seconds), samples)
     browser.get(server.address)

@@ -16,29 +16,11 @@ from dual_precision.data.provision.png import encode_png
 from dual_precision.deploy import Predictor, inspect_packed
 from dual_precision.deploy.server import running
 from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
-from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
+from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
 from dual_precision.deploy.server.sources import PrefixFile, opened_source
 from dual_precision.deploy.server.uploads import Refused, decode_upload
-from experiments.benchmark.reliability.damage_ways import save_tiny_packed
 
 LIMITS = Limits(rows=8, waiting=256, read=1.0, window=0.02)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("server") / "net.safetensors"
-    save_tiny_packed(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def engine(path):
-    return measured(PredictorEngine(path))
-
-
-@pytest.fixture(scope="module")
-def predictor(path):
-    return Predictor(path)
 
 
 @pytest.fixture
@@ -62,9 +44,8 @@ def ask(server, body, precision="low"):
 
 
 @pytest.fixture(scope="module")
-def images(path):
-    shape = inspect_packed(path).image_shape
-    return np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+def predictor(path):
+    return Predictor(path, (4,))
 
 
 @pytest.mark.parametrize("precision", ["low", "high", "auto"])
@@ -124,6 +105,10 @@ def test_a_jpeg(images):
     assert decode_upload(file.getvalue(), (4, 6, 3), 1).shape == (1, 4, 6, 3)
     with pytest.raises(Refused, match=r"expected \(\(4, 6\), 'RGB'\)"):
         decode_upload(file.getvalue(), (6, 4, 3), 1)
+    for body in (file.getvalue(), encode_png(np.zeros((4, 6, 3), np.uint8))):
+        with pytest.raises(Refused, match=r"takes \[4, 6, 2\]: expected an .npy of uint8") as found:
+            decode_upload(body, (4, 6, 2), 1)
+        assert found.value.status == 415
 
 
 @pytest.mark.parametrize(
@@ -222,9 +207,9 @@ def test_low_comes_from_the_first_part_and_nothing_is_read_twice(path, images):
             return part
 
         source._fetch = counted
-        low = PredictorEngine(source, ["low"])
+        low = PredictorEngine(source, ["low"], (4,))
         assert sum(read) == inspect_packed(path).bytes_read["low"]
-        both = PredictorEngine(source)
+        both = PredictorEngine(source, sizes=(4,))
     assert sum(read) == path.stat().st_size
     np.testing.assert_array_equal(
         low.answer(images, "low").logits, both.answer(images, "low").logits
@@ -249,12 +234,12 @@ def test_a_closed_source_is_read_no_further():
 
 
 def test_planes(path):
-    engine = PlanesEngine(path, (1, 4, 8))
+    engine = PlanesEngine(path, (1, 4), (4,))
     images = np.zeros((9, *engine.shape), np.uint8)
-    assert [own.name for own in engine.priced] == ["w1a8", "w4a8", "w8a8"]
+    assert [own.name for own in engine.priced] == ["w1a8", "w4a8"]
     assert engine.answer(images, "w4a8").logits.shape[0] == 9
     costs = [own.bit_operations for own in engine.priced]
-    assert costs == [costs[0], 4 * costs[0], 8 * costs[0]]
+    assert costs == [costs[0], 4 * costs[0]]
     with pytest.raises(ValueError, match="expected some of 1 to 8"):
         PlanesEngine(path, (8, 2))
 

@@ -159,6 +159,8 @@ ALTERNATIVES: dict[str, Any] = {
     "bits": 4,
     "low_bits": 3.0,
     "choices": "w1a2 w3a4",
+    "skippable": "stage2_block1",
+    "own_choices": "stem:w4a32,w8a32",
     "refit": False,
 }
 

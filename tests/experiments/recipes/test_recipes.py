@@ -214,3 +214,11 @@ def test_two_phases_share_one_cycle_of_the_learning_rate():
     assert before == pytest.approx(after, rel=1e-2)
     assert before == pytest.approx(0.07, rel=1e-2)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_choices_of_single_layers():
+    recipe = recipe_of("supernet")(own_choices="stem:w4a32,w8a32 stage2_conv:w2a2")
+    assert recipe.own_lists() == {"stem": ("w4a32", "w8a32"), "stage2_conv": ("w2a2",)}
+    for text in ("w4a32", ":w4a32", "stem:"):
+        with pytest.raises(ValueError, match="expected a layer and its choices"):
+            recipe_of("supernet")(own_choices=text).phases()

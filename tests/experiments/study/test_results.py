@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.study.courses import course_of, plot_courses
 from experiments.study.matrix import METHODS, Cell, Matrix, base_settings, config_of, matrix_of
 from experiments.study.plans import PLANS
 from experiments.study.results import collect, spread
@@ -132,3 +133,21 @@ def test_both_cuts_are_named_for_what_they_are(collected):
 def test_the_study_that_is_shown_is_what_its_numbers_give():
     results = json.loads((SHOWN / "results.json").read_text())
     assert (SHOWN / "results.md").read_text() == report(results)
+
+
+def test_courses_of_twins_and_of_both(collected, tmp_path):
+    """A twin runs its width as "high", and two of them cost twice what each does by then."""
+    pair, cells = collected["pairs"][0], collected["cells"]
+    assert not plot_courses(collected, pair, tmp_path / "none.png"), "nothing was logged"
+    records = [
+        {"epoch": epoch, "validation_high_accuracy": 0.5 + epoch / 100} for epoch in (1, 2, 3)
+    ]
+    twin = config_of(BASE, ("w2a2", "w2a2"), 0, "high")
+    course = course_of(twin, records)
+    assert course[-1] == {"passes": 3, "high": 53.0}
+    both = config_of(BASE, PLAN.main, 0, "joint", split=False)
+    assert course_of(both, records)[0]["passes"] == 2
+    for cell in cells.values():
+        cell["course"] = course
+    assert plot_courses(collected, pair, tmp_path / "courses.png")
+    assert (tmp_path / "courses.png").read_bytes().startswith(b"\x89PNG")

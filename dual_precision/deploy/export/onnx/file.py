@@ -3,7 +3,8 @@
     save_onnx("net.onnx", "net.safetensors", ["high"])
     EngineNetwork("net.onnx").predict(images, "high")
 
-A graph takes the images as they are, `images` uint8 [N, H, W, C], and has an output for each mode.
+A graph takes the images as they are, `images` uint8 [N, H, W, C], or texts, uint8 [N, T], and has
+an output for each mode.
 With several modes they share what is equal, such as the preparation of the pixels; ONNX Runtime
 computes all of them at every run, so that a file for each mode is the fast way. Of the form
 "nibbles" alone a file of two modes has one output, and an input that switches.
@@ -21,15 +22,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.export.extras import needed
-from dual_precision.deploy.export.onnx.graph import Graph
-from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, NIBBLES, VNNI
+from dual_precision.deploy.export.onnx.graph import OLD_OPSET, OPSET, Graph
+from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, NIBBLES, PLAIN, VNNI
 from dual_precision.deploy.export.onnx.network import OnnxNetwork, Ranges
-from dual_precision.deploy.export.onnx.steps import Steps, trace_steps
+from dual_precision.deploy.export.onnx.steps import trace_steps
 from dual_precision.deploy.export.onnx.switched import WIDE, Switched
+from dual_precision.deploy.export.onnx.traced import TracedNetwork, trace_mode
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
-from dual_precision.deploy.integer.conversion import to_integer
+from dual_precision.deploy.integer.conversion import has_integer_forms, to_integer
 from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure, batch_of
 
@@ -53,6 +55,9 @@ def save_onnx(
         and right on processors with VNNI alone; on others ONNX Runtime gives wrong numbers then,
         without a word. "nibbles": large matrices of 4 and 8 bits as MatMulNBits of ONNX Runtime;
         of two modes, both share every weight, and one is computed at a run; see switched.py.
+        "plain": floats, in operations of opset 13, for readers that know no more. A network whose
+        layers have calls of their own, as a language model, is "exact", "nibbles" or "plain"; see
+        traced.py.
       calibration: of "integer" and "vnni", images such as those of training.
 
     Raises:
@@ -74,14 +79,17 @@ def save_onnx(
         last = max(names, key=[*file.info.bytes_read].index)
         model, variables = file.load(last)
         structure, example = file.structure, file.info.example
+    if form == PLAIN or not has_integer_forms(structure):
+        write_traced(path, model, variables, example, names, form)
+        return
     read = {p: v for p, v in flatten_dict(variables).items() if structure.is_read(p, names)}
     _, integers = to_integer(model, unflatten_dict(read), example)
     steps = trace_steps(model, structure, example)
-    graph, outputs = Graph(), {}
+    graph, outputs, shape = Graph(), {}, steps.output.aval.shape[1:]
     if form == NIBBLES and len(names) > 1:
         both = _narrow_and_wide(structure, names)
         outputs[LOGITS] = Switched(graph, steps, structure, integers, both).output()
-        write_graph(path, graph, steps, example, outputs, both)
+        write_graph(path, graph, shape, example, outputs, both)
         return
     for name in names:
         ranges = None
@@ -89,7 +97,33 @@ def save_onnx(
             ranges = ranges_of(model, variables, structure, calibration, name)
         network = OnnxNetwork(graph, steps, structure, integers, name, form, ranges)
         outputs[name] = network.output()
-    write_graph(path, graph, steps, example, outputs, names)
+    write_graph(path, graph, shape, example, outputs, names)
+
+
+def write_traced(
+    path: str | os.PathLike,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    example: Any,
+    names: Sequence[str],
+    form: str,
+) -> None:
+    """As `save_onnx`, operation by operation, see traced.py.
+
+    Raises:
+      ValueError: a form of integer kernels.
+    """
+    if form in (INTEGER, VNNI):
+        raise ValueError(
+            f"form {form!r} of a network whose layers have calls of their own: expected"
+            f" {EXACT!r}, {NIBBLES!r} or {PLAIN!r}, as what lies between them is floats"
+        )
+    plain = form == PLAIN
+    graph, outputs, shape = Graph(opset=OLD_OPSET if plain else OPSET), {}, ()
+    for name in names:
+        closed, shape = trace_mode(model, variables, example, name)
+        outputs[name] = TracedNetwork(graph, plain, form == NIBBLES).output(closed)
+    write_graph(path, graph, shape, example, outputs, names)
 
 
 def _narrow_and_wide(structure: Structure, names: Sequence[str]) -> tuple[str, str]:
@@ -117,23 +151,26 @@ def runs_on_integers(structure: Structure, mode: str) -> bool:
 def write_graph(
     path: str | os.PathLike,
     graph: Graph,
-    steps: Steps,
+    shape: Sequence[int],
     example: Any,
     outputs: Mapping[str, str],
     precisions: Sequence[str],
 ) -> None:
-    """Writes a graph with these outputs, name -> tensor: of each mode, or of a switch."""
+    """Writes a graph with these outputs, name -> tensor: of each mode, or of a switch.
+
+    Args:
+      shape: of a row of each output.
+    """
     helper = graph.onnx.helper
     kinds = helper.np_dtype_to_tensor_dtype
     for name, tensor in outputs.items():
         graph.nodes.append(helper.make_node("Identity", [tensor], [name], name=f"output_{name}"))
-    shape = ["rows", *steps.output.aval.shape[1:]]
     inputs = [(graph.image, kinds(np.dtype(example.dtype)), ["rows", *example.shape])]
     if [*outputs] == [LOGITS]:
         inputs.append((WIDE, kinds(np.dtype(bool)), []))
     result = graph.model(
         inputs,
-        [(name, kinds(np.dtype(np.float32)), shape) for name in outputs],
+        [(name, kinds(np.dtype(np.float32)), ["rows", *shape]) for name in outputs],
         {"example": json.dumps(example_to_json(example)), "precisions": json.dumps([*precisions])},
     )
     write_parts(path, [result.SerializeToString()])

@@ -32,7 +32,8 @@ def save_float_onnx(
     structure = structure_of(model, example)
     steps, graph = trace_steps(model, structure, example), Graph()
     network = _FloatNetwork(graph, steps, structure, variables, FLOAT_NAME, ranges={})
-    write_graph(path, graph, steps, example, {FLOAT_NAME: network.output()}, [FLOAT_NAME])
+    outputs = {FLOAT_NAME: network.output()}
+    write_graph(path, graph, steps.output.aval.shape[1:], example, outputs, [FLOAT_NAME])
 
 
 @dataclasses.dataclass

@@ -9,7 +9,8 @@ import numpy as np
 from dual_precision.deploy.export.extras import needed
 
 OPSET = 21  # the first whose QuantizeLinear knows 4 bits
-IR_VERSION = 10
+OLD_OPSET = 13  # what older readers take
+_FORMATS = {OPSET: 10, OLD_OPSET: 8}  # opset -> version of the file format
 PURPOSE = "an ONNX export"
 CONTRIB = "com.microsoft"
 
@@ -23,9 +24,10 @@ class Graph:
 
     image = "images"
 
-    def __init__(self, whole: "Graph | None" = None) -> None:
+    def __init__(self, whole: "Graph | None" = None, opset: int = OPSET) -> None:
         """An empty graph, or a branch of a whole one, which has the initializers of both."""
         self.onnx: Any = needed("onnx", PURPOSE)
+        self.opset: int = opset if whole is None else whole.opset
         self.nodes: list[Any] = []
         self._known: dict[Any, str] = {}
         self._numbers: Iterator[int] = itertools.count() if whole is None else whole._numbers
@@ -72,6 +74,44 @@ class Graph:
         self.nodes.append(helper.make_node("If", [condition], [name], name=name, **graphs))
         return name
 
+    def given(self, dtype: Any) -> Any:
+        """An input of this graph, the body of a loop, whose name is `.name`."""
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        name = f"given_{next(self._numbers)}"
+        return self.onnx.helper.make_tensor_value_info(name, kind, None)
+
+    def scan(
+        self,
+        body: "Graph",
+        states: list[str],
+        arrays: list[str],
+        given: list[Any],
+        results: list[tuple[str, Any]],
+    ) -> list[str]:
+        """What a body gives, called for each entry of the first axis of arrays: states, arrays.
+
+        Args:
+          body: `Graph(self)`.
+          states, arrays: tensors of this graph: first values of the states, and the arrays.
+          given: what the body takes, states and entries, as `given` of it.
+          results: (tensor of the body, dtype), states and entries.
+        """
+        helper, name = self.onnx.helper, f"scan_{next(self._numbers)}"
+        ends = []
+        for tensor, dtype in results:
+            own = body.given(dtype)  # a name of its own: a result may be what was given
+            body.nodes.append(helper.make_node("Identity", [tensor], [own.name]))
+            ends.append(own)
+        graph = helper.make_graph(body.nodes, f"{name}_body", given, ends)
+        outputs = [f"{name}_{index}" for index in range(len(results))]
+        self.nodes.append(
+            helper.make_node(
+                "Scan", [*states, *arrays], outputs, name=name, body=graph,
+                num_scan_inputs=len(arrays),
+            )
+        )  # fmt: skip
+        return outputs
+
     def four_bits(self, values: np.ndarray, name: str) -> str:
         """An initializer of type INT4, of integers from -8 to 7, two in a byte."""
         kind = self.onnx.TensorProto.INT4
@@ -98,11 +138,14 @@ class Graph:
         ]
         graph = helper.make_graph(self.nodes, "network", *infos, self.initializers)
         opsets = [
-            helper.make_opsetid("", OPSET),
+            helper.make_opsetid("", self.opset),
             *(helper.make_opsetid(d, 1) for d in self._domains),
         ]
         model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="dual_precision", ir_version=IR_VERSION
+            graph,
+            opset_imports=opsets,
+            producer_name="dual_precision",
+            ir_version=_FORMATS[self.opset],
         )
         helper.set_model_props(model, about)
         self.onnx.checker.check_model(model)

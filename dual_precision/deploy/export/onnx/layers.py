@@ -13,6 +13,7 @@ channel and an offset. The forms:
              as 255 * 128 < 2^15
     vnni     likewise, for processors that have it: one weight alone is at most 127
     nibbles  exact, but for large matrices of 4 and 8 bits, see nibbles.py
+    plain    floats alone, and operations that readers of opset 13 know; see traced.py
 
 What a first convolution takes as floats is rounded to 8 bits in these two, as pixels are. A
 mode of 8-bit activations is then all integers between its pixels and its last sums.
@@ -28,7 +29,7 @@ from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.primitives.quantizers import code_range
 from dual_precision.structure import Layer
 
-FORMS = EXACT, INTEGER, VNNI, NIBBLES = "exact", "integer", "vnni", "nibbles"
+FORMS = EXACT, INTEGER, VNNI, NIBBLES, PLAIN = "exact", "integer", "vnni", "nibbles", "plain"
 LEVELS = 127
 _WIDEST_BIAS = 2**30
 

@@ -1,0 +1,69 @@
+"""The commands that load a server, with a tiny network and for a moment."""
+
+import contextlib
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dual_precision.deploy import Predictor
+from dual_precision.deploy.server.engines import PlanesEngine
+from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
+from experiments.benchmark.serving import burst, clients
+from experiments.benchmark.serving.child import served
+
+
+def in_thread(start_server, engine, seen):
+    """In the place of `served`: no process of its own."""
+
+    @contextlib.contextmanager
+    def serve(*arguments):
+        seen.append(arguments)
+        service = Service(BudgetSettings("latency", 50.0), Limits())
+        yield start_server(service, engine).address, os.getpid()
+
+    return serve
+
+
+def test_the_burst(path, images, start_server, monkeypatch, tmp_path, capsys):
+    test = SimpleNamespace(images=images, labels=np.zeros(len(images), np.int64))
+    monkeypatch.setattr(burst.data, "load", lambda _: SimpleNamespace(test=test))
+    for name, value in {"SEEDS": (0, 1), "MEASURED": 0.2, "REST": 0.0, "MOST": 20}.items():
+        monkeypatch.setattr(burst, name, value)
+    engine, seen = measured(PlanesEngine(path, (2, 8), (64,))), []
+    monkeypatch.setattr(burst, "served", in_thread(start_server, engine, seen))
+    out = tmp_path / "burst.json"
+    burst.measure_serving(
+        network=str(path), planes=["2", "8"], deadline=60, seconds=0.3, out=str(out)
+    )
+    assert seen == [(str(path), "--planes=2,8", "--budget=latency:20", "--nosamples")]
+    found = json.loads(out.read_text())
+    assert set(found["runs"]) == set(burst.WAYS)
+    assert all(len(runs) == 2 for runs in found["runs"].values())
+    assert found["runs"]["low"][0]["low"] == 100
+    assert found["runs"]["high"][0]["low"] == 0
+    assert "over the deadline, budget to high" in capsys.readouterr().out
+
+
+def test_arrivals_are_three_times_as_many_in_the_burst():
+    times = burst.arrivals(0, 100.0, 9.0)
+    inside = sum(3 <= at < 6 for at in times)
+    assert 2.5 < inside / ((len(times) - inside) / 2) < 3.5
+    assert times == sorted(burst.arrivals(0, 100.0, 9.0))
+
+
+def test_many_clients(path, engine, start_server, monkeypatch, capsys):
+    monkeypatch.setattr(clients, "Predictor", lambda network: Predictor(network, (4,)))
+    monkeypatch.setattr(clients, "served", in_thread(start_server, engine, []))
+    clients.measure_clients(network=str(path), seconds=1.0)
+    assert "PASS" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_start(path):
+    with (
+        pytest.raises(ValueError, match="the server did not start"),
+        served(str(path), "--budget=x"),
+    ):
+        pass
