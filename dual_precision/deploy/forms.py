@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from dual_precision.layers import QuantizedLayer
 from dual_precision.structure import Example, LayerPath, Structure, batch_of
 
 Classes = Callable[[type], Any]  # a layer's class -> what stands in its place
@@ -36,17 +35,14 @@ def layer_form(cls: type, form: type) -> type:
     return made
 
 
-def made_of_products(structure: Structure) -> bool:
-    """Whether every layer says its product alone, so that it has forms; see `layer_form`."""
-    return all(
-        structure.classes[path].__call__ is QuantizedLayer.__call__ for path in structure.layers
-    )
-
-
 @functools.cache
-def norm_form(cls: type, form: type) -> type:
-    """The class of norms `cls`, with the call of `form`."""
-    return type(f"{form.__name__}Of{cls.__name__}", (form, cls), _about(cls))
+def call_form(cls: type, form: type, *behind: type) -> type:
+    """The class `cls` of norms, or of layers with a call of their own, with that of `form`.
+
+    Args:
+      behind: classes that are mixed in behind `cls`, for what `form` calls.
+    """
+    return type(f"{form.__name__}Of{cls.__name__}", (form, cls, *behind), _about(cls))
 
 
 def _about(cls: type) -> dict[str, Any]:

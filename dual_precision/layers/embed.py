@@ -57,4 +57,5 @@ class Embed(QuantizedLayer):
             macs=0,
             inputs=math.prod(x.shape[1:]),
             stored=self.modes.stored_at(self.path),
+            rows=True,
         )

@@ -26,6 +26,8 @@ class Layer:
       stored: width at which the weights are stored; None is float.
       signed: whether its inputs may be negative.
       matrix: whether it is the product of a matrix with the last axis of its input.
+      recurrent: whether it is that of a matrix with its own last output, see layers/lstm.py.
+      rows: whether what it gives are rows of its kernel, see layers/embed.py.
       calls: in one forward pass.
     """
 
@@ -36,6 +38,8 @@ class Layer:
     stored: int | None = None
     signed: bool = False
     matrix: bool = False
+    recurrent: bool = False
+    rows: bool = False
     calls: int = 1
 
     def called_again(self, other: "Layer") -> "Layer":

@@ -1,6 +1,7 @@
 """The recurrent half of an LSTM: one matrix that is called for every byte, its input signed."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -60,7 +61,9 @@ class Recurrence(QuantizedLayer):
         seen = carry[1]
         if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
             # The step of h is fitted to what h is without it.
-            free, _ = _run(gates + bias[None, None], carry, lambda h, _: self.product(h, kernel))
+            free, _ = run_gates(
+                gates + bias[None, None], carry, lambda h, _: self.product(h, kernel)
+            )
             seen = free.reshape(-1, self.features)
         inputs = self._input(asked, seen)
         weights = kernel if grid is None else midrise_ste(kernel, *grid)
@@ -70,7 +73,7 @@ class Recurrence(QuantizedLayer):
             h = h if inputs is None else uniform_ste(h, *inputs)
             return back(self.product(h, weights), key)
 
-        return _run(gates + bias[None, None], carry, product, given)
+        return run_gates(gates + bias[None, None], carry, product, given)
 
     def facts(self, x: jax.Array, y: Any) -> Layer:
         """A call for every byte."""
@@ -82,6 +85,7 @@ class Recurrence(QuantizedLayer):
             inputs=length * self.features,
             stored=self.modes.stored_at(self.path),
             signed=True,
+            recurrent=True,
             calls=length,
         )
 
@@ -96,7 +100,11 @@ class Recurrence(QuantizedLayer):
         return keys, lambda y, key: quantize_gradient(y, bits, key)
 
 
-def _run(gates: jax.Array, carry: Carry, product: Any, keys: Any = None) -> tuple[jax.Array, Carry]:
+def run_gates(
+    gates: jax.Array, carry: Carry, product: Callable[[jax.Array, Any], jax.Array], keys: Any = None
+) -> tuple[jax.Array, Carry]:
+    """The recurrence of gates [N, T, 4H], the bias in them, with `product(h, key)` [N, 4H]."""
+
     def step(state: Carry, given: tuple[jax.Array, Any]) -> tuple[Carry, jax.Array]:
         c, h = state
         own, key = given

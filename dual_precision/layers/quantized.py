@@ -85,9 +85,10 @@ class QuantizedLayer(nn.Module):
         return False
 
     def product_of_codes(
-        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int]
+        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int], odd: bool
     ) -> jax.Array:
-        """As `product`, of uint8 and int8 codes; int32, exact. Asked where `codes_pay`."""
+        """As `product`, of uint8 and int8 codes, or `odd` weights 2 kernel + 1; float32, of exact
+        sums that are rounded once. Asked where `codes_pay`."""
         raise NotImplementedError
 
     def check_call(self, x: jax.Array) -> None:
@@ -252,7 +253,10 @@ class Dense(QuantizedLayer):
         return (inputs, self.features)
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return x @ kernel
+        # As rows: in the gradient of the kernel XLA copies what has more axes, transposed, element
+        # by element, which took half of an update of the transformer on a CPU.
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Conv(QuantizedLayer):
@@ -293,6 +297,6 @@ class Conv(QuantizedLayer):
         return codes_pay(largest)
 
     def product_of_codes(
-        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int]
+        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int], odd: bool
     ) -> jax.Array:
-        return conv2d_codes(x, kernel, self.stride, largest)
+        return conv2d_codes(x, kernel, self.stride, largest, odd)

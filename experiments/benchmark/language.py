@@ -17,12 +17,14 @@ import numpy as np
 
 from dual_precision import modes
 from dual_precision.deploy import Generator
+from dual_precision.deploy.generation.drafting import DraftCosts
 from dual_precision.deploy.generation.programs import MOST_ROWS, Choice, round_of_drafts, step
 from dual_precision.models import build
 from dual_precision.primitives.bitserial import plane_product
 from experiments.benchmark.timing import time_rounds, timed_request
 
 STEPS = 20
+VERIFIED = (2, 3, 4, MOST_ROWS)  # rows of a pass of high, as rounds of 1, 2, 3 and 7 drafts have
 PROMPT = b"It is a truth universally acknowledged"
 
 
@@ -40,8 +42,7 @@ def measure_language(
         "high, one byte": one_byte(generator, generator.high),
         "high, products alone": products_alone(generator, generator.high),
         "low, products alone": products_alone(generator, generator.low),
-        "4 rows in high": rows_at_once(generator, 4),
-        "8 rows in high": rows_at_once(generator, 8),
+        **{f"{rows} rows in high": rows_at_once(generator, rows) for rows in VERIFIED},
         "round of 3 drafts": draft_round(generator, 3),
         "round of 7 drafts": draft_round(generator, 7),
     }
@@ -54,6 +55,7 @@ def measure_language(
 
     times = time_rounds({name: request(run) for name, run in programs.items()}, repeats)
     print(table_of(times))
+    print(f"\n{generator.weights:,} weights on planes: {costs_of(times)}")
     if out:
         Path(out).write_text(json.dumps(times, indent=1) + "\n")
 
@@ -66,6 +68,18 @@ def table_of(times: dict[str, list[float]]) -> str:
         ratio = float(np.median(high / np.array(found)))
         lines.append(f"| {name} | {np.median(found):.2f} | {ratio:.2f} |")
     return "\n".join(lines)
+
+
+def costs_of(times: dict[str, list[float]]) -> DraftCosts:
+    """What drafting costs by these times; 5 to 7 rows run as 8 do."""
+    high = np.array(times["high, one byte"])
+
+    def share(name: str) -> float:
+        return round(float(np.median(np.array(times[name]) / high)), 2)
+
+    shares = {rows: share(f"{rows} rows in high") for rows in VERIFIED}
+    verify = [1.0, *(shares[rows] for rows in VERIFIED[:-1])]
+    return DraftCosts(share("low, one byte"), (*verify, *[shares[MOST_ROWS]] * 4))
 
 
 def random_generator() -> Generator:

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dual_precision.deploy.planes.bit_layers import BitLSTMCell, to_bit_layers
+from dual_precision.deploy.planes.bit_layers import to_bit_layers
+from dual_precision.deploy.planes.bit_lstm import BitLSTMCell
 from dual_precision.deploy.planes.packing import join_gates, pack_lstm
 from dual_precision.models import build
 from dual_precision.precision import modes

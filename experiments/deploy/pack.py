@@ -60,7 +60,7 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
     save_packed(out, model, variables, network, example, metadata)
 
 
-def recorded_command(words: Sequence[str]) -> str:
+def recorded_command(words: Sequence[str], module: str = "experiments.deploy") -> str:
     """The command as a file may hold it, of the words behind the name of the program: of every path
     the last part alone, as the folders before it are not for others to read.
 
@@ -71,4 +71,4 @@ def recorded_command(words: Sequence[str]) -> str:
     for word in words:
         flag, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
         short.append(f"{flag}{equals}{Path(value).name or value}")
-    return shlex.join(["python", "-m", "experiments.deploy", *short])
+    return shlex.join(["python", "-m", module, *short])

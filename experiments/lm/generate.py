@@ -18,9 +18,9 @@ def generate_command(
     *,
     prompt: str,
     precision: str = DRAFT,
-    count: int = 120,
+    count: int | None = None,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | None = None,
     drafts: int | None = None,
 ) -> None:
     """The sub-command `generate`: writes the prompt and what follows it.
@@ -29,15 +29,15 @@ def generate_command(
       file: see `save_packed`.
       prompt: text, whose bytes are UTF-8.
       precision: a mode of the file, or draft.
-      count: bytes to add.
+      count: bytes to add; None is 120.
       temperature: 0 is the most likely byte; else bytes are sampled.
-      seed: of the samples.
+      seed: of the samples, if there are any.
       drafts: bytes of a round of draft, 1 to 7; by default as many as pay.
     """
     generator = Generator(file)
     tally = Tally()
     how = {"precision": precision, "temperature": temperature, "seed": seed, "drafts": drafts}
-    parts = generator.stream(prompt.encode(), count, **how, tally=tally)
+    parts = generator.stream(prompt.encode(), 120 if count is None else count, **how, tally=tally)
     out, start = sys.stdout.buffer, time.perf_counter()
     out.write(prompt.encode())
     for part in parts:

@@ -76,15 +76,22 @@ def read_language_config() -> tuple[LanguageConfig, str]:
     return make_language_config(preset, settings), preset
 
 
-def train(*, seed: int | None = None) -> None:
-    """What the command does where no word says another thing; FLAGS has its flags, seed too."""
-    del seed
+def train(
+    *,
+    seed: int | None = None,
+    dataset: str | None = None,
+    workdir: str | None = None,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """What the command does where no word says another thing; FLAGS has its other flags."""
+    del seed, dataset  # of the config
     clock = cli.Stopwatch()
     config, preset = read_language_config()
-    workdir = Path(FLAGS.workdir or default_language_workdir(config, preset))
-    with only_user(workdir):
-        say_run(config, preset, workdir)
-        text = load_text(config.dataset, data_dir=FLAGS.data_dir, archive=FLAGS.archive)
+    folder = Path(workdir or default_language_workdir(config, preset))
+    with only_user(folder):
+        say_run(config, preset, folder)
+        text = load_text(config.dataset, data_dir=data_dir, archive=archive)
         say_text(text)
         network = config.network()
         model, task = build_from(network), language_task(config)
@@ -98,7 +105,7 @@ def train(*, seed: int | None = None) -> None:
             "trained": list(config.recipe.reported),
         }
         structure_of(model, task.example)  # wrong widths leave the workdir free
-        open_workdir(workdir, description, FLAGS.resume)
+        open_workdir(folder, description, FLAGS.resume)
         state = fit(
             model,
             task,
@@ -110,15 +117,15 @@ def train(*, seed: int | None = None) -> None:
                 seed=config.seed,
                 epochs_per_evaluation=config.epochs_per_evaluation,
             ),
-            workdir,
+            folder,
             config=description,
         )
         rows = language_rows(config, model, task, state.variables, text, FLAGS.test)
-        picture = workdir / "training.png"
-        plot_bits(read_records(workdir / "metrics.jsonl"), rows, picture)
-        write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
+        picture = folder / "training.png"
+        plot_bits(read_records(folder / "metrics.jsonl"), rows, picture)
+        write_whole(folder / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
     print(f"\n{language_table(rows)}\n\nplot: {picture}\n{clock} in all")
-    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
+    print(f"use it: model, variables = dual_precision.load({str(folder)!r})")
 
 
 def default_language_workdir(config: LanguageConfig, preset: str) -> Path:

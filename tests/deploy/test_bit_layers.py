@@ -14,9 +14,9 @@ from dual_precision import Widths, modes
 from dual_precision.deploy import load_packed, save_packed
 from dual_precision.deploy.planes.bit_layers import (
     BitDense,
-    BitLSTMCell,
     to_bit_layers,
 )
+from dual_precision.deploy.planes.bit_lstm import BitLSTMCell
 from dual_precision.deploy.planes.packing import pack_dense, pack_lstm
 from dual_precision.layers import Dense, SwitchableBatchNorm
 from dual_precision.models import MLP, build

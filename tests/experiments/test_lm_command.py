@@ -5,14 +5,19 @@ import subprocess
 import sys
 
 import dual_precision
+from dual_precision.deploy import inspect_packed
 from experiments.workdir import RESULTS
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
 
 
+def command(*words):
+    run = [sys.executable, "-m", "experiments.lm", *words]
+    return subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
+
+
 def start(*flags):
-    command = [sys.executable, "-m", "experiments.lm", *TINY, *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return command(*TINY, *flags)
 
 
 def test_both_modes_and_the_same_command_again(tmp_path):
@@ -33,6 +38,12 @@ def test_both_modes_and_the_same_command_again(tmp_path):
     other = start(*flags, "--seed=1")
     assert other.returncode == 1
     assert "seed (there 0, now 1)" in other.stderr
+
+    packed = command("pack", f"--workdir={workdir}", f"--out={tmp_path / 'net'}")
+    assert packed.returncode == 0, packed.stderr
+    assert inspect_packed(tmp_path / "net").metadata["command"].endswith("--out=net")
+    refused = command("planes", f"--workdir={workdir}")
+    assert "expected --mode=float --model=lstm" in refused.stderr
 
 
 def test_errors_are_one_line(tmp_path):

@@ -6,6 +6,7 @@ for part in generator.stream(b"It is a truth", 100, precision="low"): ...
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from dual_precision.deploy.file.packed import PackedFile, Source
-from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts
+from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, costs_for
 from dual_precision.deploy.generation.programs import (
     FILLED,
     MOST_ROWS,
@@ -50,6 +51,8 @@ class Generator:
       model, variables: on planes, see `to_plane_layers`.
       low, high: the modes with the fewest and the most weight bits: who drafts, who decides.
       context: the most bytes of a prompt and what follows it.
+      weights: those on planes.
+      costs: of drafting with a model of so many weights, see `drafting.costs_for`.
     """
 
     def __init__(self, source: Source, form: type[ModeLayer] = ModeLayer) -> None:
@@ -79,11 +82,15 @@ class Generator:
                 f"a network of class {type(model).__name__}: expected a decoder with a cache, such"
                 " as the transformer"
             )
-        order = mode_order(structure_of(model, example))
+        structure = structure_of(model, example)
+        order = mode_order(structure)
         self.low, self.high = order[0], order[-1]
         self.model, planes = to_plane_layers(model, variables, example, form)
         self.variables = jax.device_put(planes)
         self.context: int = model.context
+        matrices = [layer for layer in structure.layers.values() if layer.matrix]
+        self.weights = sum(math.prod(layer.kernel) for layer in matrices)
+        self.costs = costs_for(self.weights)
 
     def generate(self, prompts: Sequence[bytes], count: int, **how: Any) -> list[bytes]:
         """`count` bytes behind each of the prompts; arguments and errors as `rounds`."""
@@ -105,7 +112,7 @@ class Generator:
         precision: Asked = DRAFT,
         drafts: int | None = None,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         costs: DraftCosts | None = None,
         tally: Tally | None = None,
     ) -> Iterator[list[bytes]]:
@@ -118,23 +125,26 @@ class Generator:
           drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
             none do.
           temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
-          seed: of the samples. A byte's random numbers depend on its place in its text, and the
-            place of the text among the prompts, alone.
-          costs: that None of drafts decides by.
+          seed: of the samples, 0 if None; at a temperature of 0 there are none. A byte's random
+            numbers depend on its place in its text, and the place of the text among the prompts,
+            alone.
+          costs: that None of drafts decides by; None of them are those of the attribute.
           tally: is added to.
 
         Raises:
           ValueError: no prompt, an empty one, one that is no bytes, or too long for the context
-            with what is to follow; an unknown precision; a number of drafts that is none.
+            with what is to follow; an unknown precision; a number of drafts that is none; a seed
+            of no samples.
         """
-        self._check(prompts, count, precision, drafts, temperature, costs)
+        self._check(prompts, count, precision, drafts, costs)
+        _check_samples(temperature, seed)
         return self._rounds(
             prompts,
             count,
             precision,
-            Adaptive(costs or DraftCosts()) if drafts is None else drafts,
+            Adaptive(costs or self.costs) if drafts is None else drafts,
             Choice(
-                jax.random.key(seed),
+                jax.random.key(seed or 0),
                 jnp.arange(len(prompts), dtype=jnp.uint32),
                 jnp.float32(temperature or 1.0),
                 temperature == 0,
@@ -201,7 +211,6 @@ class Generator:
         count: int,
         precision: Asked,
         drafts: int | None,
-        temperature: float,
         costs: DraftCosts | None,
     ) -> None:
         if isinstance(prompts, bytes) or not prompts:
@@ -227,5 +236,13 @@ class Generator:
             )
         if drafts is not None and costs is not None:
             raise ValueError("costs with a fixed number of drafts: expected one of them")
-        if not np.isfinite(temperature) or temperature < 0:
-            raise ValueError(f"a temperature of {temperature}: expected 0, or more")
+
+
+def _check_samples(temperature: float, seed: int | None) -> None:
+    if not np.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"a temperature of {temperature}: expected 0, or more")
+    if temperature == 0 and seed is not None:
+        raise ValueError(
+            f"seed={seed} at a temperature of 0, which takes the likeliest byte and draws none:"
+            " expected no seed, or a temperature above 0"
+        )

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.costs import pixel_layer
 from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
-from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
+from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with_forms
 from dual_precision.deploy.integer.layers import (
     SUMS,
     FoldedNorm,
@@ -66,12 +66,14 @@ def to_integer(
     leaves, present = _present(structure, dict(flatten_dict(variables)))
     normalised = set(structure.sources.values())
     shared = _shared_input(structure)
+    finite = all(np.issubdtype(leaf.dtype, np.integer) for leaf in jax.tree.leaves(example))
     plans: dict[str, LayerPlan] = {}
     params: Leaves = {}
     for path, layer in structure.layers.items():
         codes = stored_codes(path, layer, leaves)
         groups = {mode: _groups(path, codes, layer, mode) for mode in present}
-        plans["/".join(path)] = LayerPlan(FrozenDict(groups), path in normalised, path == shared)
+        plan = LayerPlan(FrozenDict(groups), path in normalised, path == shared, finite)
+        plans["/".join(path)] = plan
         params[*path, "kernel"] = jnp.asarray(codes)
         scaled = () if path in normalised else present
         params |= _scaling(path, layer, leaves, present, scaled)
@@ -84,6 +86,16 @@ def to_integer(
     forms = (IntegerLayer, FoldedNorm)
     _check_uses(trace_forms(integer_model, integers, structure, example, present[0], forms))
     return integer_model, integers
+
+
+def has_integer_forms(structure: Structure) -> bool:
+    """Whether every layer says its product alone, so that `to_integer` has a form of it."""
+    try:
+        for path in structure.layers:
+            layer_form(structure.classes[path], IntegerLayer)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_calls(structure: Structure) -> None:
@@ -241,4 +253,4 @@ def _with_integer_layers(model: nn.Module, structure: Structure, plans: Plans) -
     def integer(cls: type) -> Any:
         return partial(layer_form(cls, IntegerLayer), plans=plans)
 
-    return with_forms(model, structure, integer, partial(norm_form, form=FoldedNorm))
+    return with_forms(model, structure, integer, partial(call_form, form=FoldedNorm))

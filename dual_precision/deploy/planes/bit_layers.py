@@ -12,21 +12,22 @@ the largest of each row, and one set of planes serves 1 to 8 bits. This is Preci
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.file.contents import Leaves, check_numbers, check_shapes
-from dual_precision.deploy.forms import layer_form, norm_form, trace_forms, with_forms
+from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with_forms
 from dual_precision.deploy.planes.packing import STORED, pack_dense
-from dual_precision.layers import Dense, QuantizedLayer
+from dual_precision.layers import Dense, QuantizedLayer, Recurrence
+from dual_precision.layers.facts import Layer
+from dual_precision.layers.lstm import Carry, run_gates
 from dual_precision.precision import FLOAT_NAME, Asked, Bits, Modes, Precision, mode_of
 from dual_precision.primitives.bitserial import plane_product
 from dual_precision.primitives.fixed_point import WIDTHS
@@ -38,8 +39,13 @@ from dual_precision.structure import Example, LayerPath, Structure, structure_of
 
 # "w4a16" -> (4, 16): planes, and bits of the fixed-point activations.
 NUMBERS = {f"w{n}a{bits}": (n, bits) for bits in WIDTHS for n in range(1, STORED + 1)}
-# The modes of all networks on planes. To a mode such activations are float: they need no step.
-PLANES = Modes(FrozenDict({name: Precision(n, None) for name, (n, _) in NUMBERS.items()}))
+# The modes of all networks on planes. To a mode such activations are float: they need no step. All
+# have the norms of the mode that the network was made of, under the name of the first.
+FIRST = next(iter(NUMBERS))
+PLANES = Modes(
+    FrozenDict({name: Precision(n, None) for name, (n, _) in NUMBERS.items()}),
+    norms=FrozenDict({name: FIRST for name in NUMBERS if name != FIRST}),
+)
 
 
 class BitLayer(QuantizedLayer):
@@ -58,6 +64,14 @@ class BitLayer(QuantizedLayer):
 
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
+        y = self.on_planes(x.shape[-1], precision)(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
+        if self.use_bias:
+            bias: Any = self.get_variable("params", "bias")
+            y = y + bias[None]
+        return y.reshape(*x.shape[:-1], self.features)
+
+    def on_planes(self, inputs: int, precision: Asked) -> Callable[[jax.Array], jax.Array]:
+        """The product of rows [N, inputs] with the planes that a call asks for."""
         planes, activations = self._asked(precision)
         names = ("words", "scales", "bias")
         own: dict[str, Any] = {name: self.get_variable("params", name) for name in names}
@@ -66,19 +80,15 @@ class BitLayer(QuantizedLayer):
                 f"layer {'/'.join(self.path)!r} has no planes: expected variables that"
                 " to_bit_layers, pack_dense or pack_lstm made; there is no init"
             )
-        self._check_inputs(x.shape[-1])
-        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        self._check_inputs(inputs)
         ways = [
             partial(plane_product, planes=n, activations=activations, form=self.form)
             for n in range(1, STORED + 1)
         ]
-        given = (rows, own["words"], own["scales"])
+        given = (own["words"], own["scales"])
         if isinstance(planes, int):
-            y = ways[planes - 1](*given)
-        else:
-            y = jax.lax.switch(planes - 1, ways, *given)
-        y = y + own["bias"][None] if self.use_bias else y
-        return y.reshape(*x.shape[:-1], self.features)
+            return lambda rows: ways[planes - 1](rows, *given)
+        return lambda rows: jax.lax.switch(planes - 1, ways, rows, *given)
 
     def _check_inputs(self, inputs: int) -> None:
         """The last word of planes is filled up, so that they do not say how many inputs there are;
@@ -108,40 +118,27 @@ class BitDense(Dense, BitLayer):
     modes: Modes = PLANES
 
 
-class BitLSTMCell(nn.Module):
-    """`nn.OptimizedLSTMCell` on planes: two products, [in, 4H] and [H, 4H]; see `pack_lstm`.
+class BitRecurrence(Recurrence, BitLayer):
+    """`Recurrence` on planes: those of h are read for every byte."""
 
-    i, f, g, o = x @ W + h @ U + b;   c = sig(f) c + sig(i) tanh(g);   h = sig(o) tanh(c)
+    modes: Modes = PLANES
 
-    Called in a `jax.lax.scan` of the caller: `nn.RNN` has no precision to pass on.
-    """
+    def __call__(  # type: ignore[override]
+        self, gates: jax.Array, carry: Carry, *, precision: Asked
+    ) -> tuple[jax.Array, Carry]:
+        self.check_call(gates)
+        product = self.on_planes(self.features, precision)
+        bias: Any = self.get_variable("params", "bias")
+        return run_gates(gates + bias[None, None], carry, lambda h, _: product(h))
 
-    features: int
-    form: str | None = None
 
-    def setup(self) -> None:
-        self.input = BitDense(4 * self.features, use_bias=False, form=self.form)
-        self.hidden = BitDense(4 * self.features, form=self.form)
+class FixedRows(nn.Module):
+    """The form of a table of vectors, of one mode, for any number of planes: float rows."""
 
-    def __call__(
-        self, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, precision: Asked
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        """((c, h), x), each [..., features] -> ((c, h), h), as flax's cells do."""
-        c, h = carry
-        gates = self.input(x, precision=precision) + self.hidden(h, precision=precision)
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-        h = nn.sigmoid(o) * jnp.tanh(c)
-        return (c, h), h
-
-    @nn.nowrap
-    def initialize_carry(
-        self, rng: jax.Array, input_shape: tuple[int, ...]
-    ) -> tuple[jax.Array, jax.Array]:
-        """(c, h) of zeros for inputs [..., in], as flax's cells give; no randomness is used."""
-        del rng
-        zeros = jnp.zeros((*input_shape[:-1], self.features), jnp.float32)
-        return zeros, zeros
+    def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
+        PLANES.check_name(mode_of(precision))
+        table: jax.Array = self.get_variable("params", "kernel")
+        return table[x]
 
 
 class FixedNorm(nn.Module):
@@ -166,8 +163,9 @@ def to_bit_layers(
     """The same network on planes: (model, variables) whose precisions are "w1a8" to "w8a32".
 
     Args:
-      model: one whose layers are all products of a matrix with the last axis of their input, as in
-        an MLP; they and its normalisations are those that its attributes name by their classes.
+      model: one whose layers are all products of a matrix, as in an MLP or an LSTM, whose table of
+        bytes stays as it is; they and its normalisations are those that its attributes name by
+        their classes.
       variables: as `dual_precision.load` gives, or `load_packed` with a `mode` of the file that
         was read.
       example: what the model takes, see `structure_of`.
@@ -182,7 +180,7 @@ def to_bit_layers(
     """
     model.modes.check_name(mode)
     structure = structure_of(model, example)
-    if others := ["/".join(p) for p, layer in structure.layers.items() if not layer.matrix]:
+    if others := ["/".join(p) for p, layer in structure.layers.items() if not _has_form(layer)]:
         raise ValueError(
             f"bit layers of {type(model).__name__}, where {others[:3]} and {len(others[3:])} more"
             " are no products of a matrix: expected an MLP or the like; for convolutions take"
@@ -190,8 +188,9 @@ def to_bit_layers(
         )
     leaves: Leaves = dict(flatten_dict(variables))
     _check_values(leaves, structure, mode)
+    owner = model.modes.norm_of(mode)
     packed: Leaves = {
-        path: leaf
+        tuple(FIRST if part == owner else part for part in path): leaf
         for path, leaf in leaves.items()
         if structure.is_read(path, [mode]) and not structure.is_inside(path)
     }
@@ -199,16 +198,27 @@ def to_bit_layers(
     parts |= {path: _pack_norm(structure, path, leaves, mode) for path in structure.norms}
     for path, own in parts.items():
         packed |= {("params", *path, name): leaf for name, leaf in own.items()}
+    forms = {structure.classes[path]: layer for path, layer in structure.layers.items()}
     layered = with_forms(
         model,
         structure,
-        partial(layer_form, form=BitLayer),
-        partial(norm_form, form=FixedNorm),
+        lambda cls: _form_of(cls, forms[cls]),
+        partial(call_form, form=FixedNorm),
         modes=PLANES,
     )
     planes = unflatten_dict(packed)
-    trace_forms(layered, planes, structure, example, "w1a8", (BitLayer, FixedNorm))
+    trace_forms(layered, planes, structure, example, FIRST, (BitLayer, FixedRows, FixedNorm))
     return layered, planes
+
+
+def _has_form(layer: Layer) -> bool:
+    return layer.matrix or layer.recurrent or layer.rows
+
+
+def _form_of(cls: type, layer: Layer) -> type:
+    if layer.matrix:
+        return layer_form(cls, BitLayer)
+    return call_form(cls, BitRecurrence if layer.recurrent else FixedRows)  # a call of their own
 
 
 def _pack_layer(
@@ -221,6 +231,8 @@ def _pack_layer(
         if bits == layer.stored == STORED:
             codes = encode(kernel, step, bits, layer.stored)
         kernel = quantize_weights(kernel, step, bits, layer.stored)
+    if layer.rows:
+        return {"kernel": kernel}
     return pack_dense(kernel, leaves.get((*params, "bias")), codes, read)
 
 

@@ -10,7 +10,7 @@ training forward; `bit_layers` is for networks that have no such modes. All widt
 each has its own program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.forms import layer_form, trace_forms, with_forms
-from dual_precision.layers import QuantizedLayer
+from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with_forms
+from dual_precision.layers import QuantizedLayer, Recurrence
+from dual_precision.layers.facts import Layer
+from dual_precision.layers.lstm import Carry, run_gates
 from dual_precision.precision import Asked
 from dual_precision.primitives.bitserial import pack_words, plane_product
 from dual_precision.primitives.nested import encode
@@ -39,28 +41,45 @@ class ModeLayer(QuantizedLayer):
 
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
+        y = self.on_planes(precision)(x.reshape(-1, x.shape[-1]))
+        if self.use_bias:
+            bias: Any = self.get_variable("params", "bias")
+            y = y + bias[None]
+        return y.reshape(*x.shape[:-1], self.features)
+
+    def on_planes(self, precision: Asked) -> Callable[[jax.Array], jax.Array]:
+        """The product of rows [N, inputs] with the planes that a call asks for."""
         asked = self.modes.resolve(self.path, precision)
         if not isinstance(asked.weights, int) or isinstance(asked.activations, jax.Array):
             raise ValueError(
                 f"precision {precision!r} on planes: expected a mode of codes, or Widths of Python"
                 " integers, as each width has its own program"
             )
-        own: dict[str, Any] = {n: self.get_variable("params", n) for n in ("words", "scales")}
-        grid, bits = None, FLOAT_DIGITS
-        if asked.activations is not None and asked.own.activations is not None:
-            steps: Any = self.get_variable("params", "input_step")
-            step = rescaled_step(
-                steps[asked.mode], asked.own.activations, asked.activations, self.signed
-            )
-            grid, bits = input_grid(x, step, asked.activations, self.signed), 8
-        rows = x.reshape(-1, x.shape[-1])
-        y = plane_product(
-            rows, **own, planes=asked.weights, activations=bits, form=self.way, grid=grid
-        )
-        if self.use_bias:
-            bias: Any = self.get_variable("params", "bias")
-            y = y + bias[None]
-        return y.reshape(*x.shape[:-1], self.features)
+        words: Any = self.get_variable("params", "words")
+        scales: Any = self.get_variable("params", "scales")
+        planes, bits, wanted = asked.weights, asked.activations, asked.own.activations
+        if bits is None or wanted is None:
+            return lambda x: plane_product(x, words, scales, planes, FLOAT_DIGITS, self.way)
+        steps: Any = self.get_variable("params", "input_step")
+        step = rescaled_step(steps[asked.mode], wanted, bits, self.signed)
+
+        def product(rows: jax.Array) -> jax.Array:
+            grid = input_grid(rows, step, bits, self.signed)
+            return plane_product(rows, words, scales, planes, 8, self.way, grid)
+
+        return product
+
+
+class ModeRecurrence(Recurrence):
+    """The form of a recurrence: its products are those of the ModeLayer that it is mixed with."""
+
+    def __call__(  # type: ignore[override]
+        self, gates: jax.Array, carry: Carry, *, precision: Asked
+    ) -> tuple[jax.Array, Carry]:
+        self.check_call(gates)
+        product = ModeLayer.on_planes(self, precision)  # type: ignore[arg-type]
+        bias: Any = self.get_variable("params", "bias")
+        return run_gates(gates + bias[None, None], carry, lambda h, _: product(h))
 
 
 class XlaModeLayer(ModeLayer):
@@ -75,7 +94,7 @@ def to_plane_layers(
     example: Example,
     form: type[ModeLayer] = ModeLayer,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The same network with its matrix products on planes; what is no matrix product stays.
+    """The same network with its matrix products on planes, recurrent ones too; the rest stays.
 
     Args:
       variables: as `load_packed` gives, or `dual_precision.load`.
@@ -90,7 +109,7 @@ def to_plane_layers(
     leaves = dict(flatten_dict(dict(variables)))
     for path, layer in structure.layers.items():
         params = ("params", *path)
-        if layer.matrix:
+        if layer.matrix or layer.recurrent:
             _check_layer(structure, path)
             kernel, step = leaves.pop((*params, "kernel")), leaves.pop((*params, "step"))
             stored = layer.stored or 0
@@ -98,18 +117,22 @@ def to_plane_layers(
             leaves[*params, "scales"] = jnp.stack(
                 [step * 2.0 ** (stored - n) for n in range(1, stored + 1)]
             )
-    kept = {structure.classes[path] for path, own in structure.layers.items() if not own.matrix}
-
-    def form_of(cls: type) -> type:
-        made: type = cls if cls in kept else layer_form(cls, form)  # type: ignore[arg-type]
-        return made
-
-    layered = with_forms(model, structure, form_of, lambda cls: cls)
+    facts = {structure.classes[path]: own for path, own in structure.layers.items()}
+    layered = with_forms(
+        model, structure, lambda cls: _form_of(cls, facts[cls], form), lambda cls: cls
+    )
     planes = unflatten_dict(leaves)
     norms = {structure.classes[path] for path in structure.norms}
+    kept = {cls for cls, own in facts.items() if not (own.matrix or own.recurrent)}
     name = next(iter(model.modes.default), "")
     trace_forms(layered, planes, structure, example, name, (form, *kept, *norms))
     return layered, planes
+
+
+def _form_of(cls: type, layer: Layer, form: type[ModeLayer]) -> type:
+    if layer.matrix:
+        return layer_form(cls, form)  # type: ignore[arg-type]
+    return call_form(cls, ModeRecurrence, form) if layer.recurrent else cls  # type: ignore[arg-type]
 
 
 def _check_layer(structure: Structure, path: tuple[str, ...]) -> None:

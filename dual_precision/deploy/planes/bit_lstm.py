@@ -1,0 +1,44 @@
+"""A cell of flax on bit planes; `bit_layers` has the form of the network `models.LSTM`."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dual_precision.deploy.planes.bit_layers import BitDense
+from dual_precision.precision import Asked
+
+
+class BitLSTMCell(nn.Module):
+    """`nn.OptimizedLSTMCell` on planes: two products, [in, 4H] and [H, 4H]; see `pack_lstm`.
+
+    i, f, g, o = x @ W + h @ U + b;   c = sig(f) c + sig(i) tanh(g);   h = sig(o) tanh(c)
+
+    Called in a `jax.lax.scan` of the caller: `nn.RNN` has no precision to pass on.
+    """
+
+    features: int
+    form: str | None = None
+
+    def setup(self) -> None:
+        self.input = BitDense(4 * self.features, use_bias=False, form=self.form)
+        self.hidden = BitDense(4 * self.features, form=self.form)
+
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, precision: Asked
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """((c, h), x), each [..., features] -> ((c, h), h), as flax's cells do."""
+        c, h = carry
+        gates = self.input(x, precision=precision) + self.hidden(h, precision=precision)
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (c, h), h
+
+    @nn.nowrap
+    def initialize_carry(
+        self, rng: jax.Array, input_shape: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        """(c, h) of zeros for inputs [..., in], as flax's cells give; no randomness is used."""
+        del rng
+        zeros = jnp.zeros((*input_shape[:-1], self.features), jnp.float32)
+        return zeros, zeros

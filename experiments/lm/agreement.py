@@ -1,0 +1,90 @@
+"""How often one mode guesses the same next byte as another; a minute for a small transformer.
+
+    python -m experiments.lm agreement --workdir=runs/... [--split=validation] [--limit=65536]
+
+Over the bytes that count in evaluation, see `NextByte.batches`. This is what a draft is worth: low
+drafts for high, and what agrees is kept.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from dual_precision.tasks.language import NextByte
+from dual_precision.tasks.task import Network
+from dual_precision.training.compilation import compiler_options
+from experiments.lm.trained import read_trained
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Agreement:
+    """Shares of bytes that both modes guess alike.
+
+    Attributes:
+      overall: of the bytes that count.
+      by_position: [context], of all bytes of windows that start anywhere, by the bytes before.
+      count: bytes that count.
+    """
+
+    overall: float
+    by_position: np.ndarray
+    count: int
+
+
+def agreement_of(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    task: NextByte,
+    text: np.ndarray,
+    modes: tuple[str, str] = ("low", "high"),
+) -> Agreement:
+    """Of two modes of a network on a text; each carries its own state where there is one."""
+    network, rows = Network(model, task), task.evaluation_rows
+
+    @partial(jax.jit, compiler_options=compiler_options())
+    def compare(variables: Any, carries: Any, batch: Any) -> Any:
+        guesses, after = [], []
+        for mode, carry in zip(modes, carries, strict=True):
+            state: Any = {"batch_stats": {}, "carry": {mode: carry}}
+            logits, state = network(variables["params"], state, batch, precision=mode)
+            guesses.append(jnp.argmax(logits, axis=-1))
+            after.append(state["carry"][mode])
+        return guesses[0] == guesses[1], after
+
+    carries = [task.carry(rows) for _ in modes]
+    agreed, seen, counted, total = np.zeros(task.context), 0, 0.0, 0.0
+    for batch, mask in task.batches(text, rows):
+        same, carries = compare(variables, carries, batch)
+        same, weights = np.asarray(same)[mask], np.asarray(batch["counted"])[mask]
+        agreed, seen = agreed + same.sum(axis=0), seen + len(same)
+        counted, total = counted + float((same * weights).sum()), total + float(weights.sum())
+    return Agreement(counted / total, agreed / seen, round(total))
+
+
+def agreement_command(
+    *,
+    workdir: str,
+    split: str,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """The sub-command `agreement`; its arguments are the flags."""
+    trained = read_trained(workdir, data_dir, archive)
+    part = trained.part(split, limit)
+    found = agreement_of(trained.model, trained.variables, trained.task, part)
+    print(
+        f"low and high guess the same next byte {100 * found.overall:.2f} % of the time, over"
+        f" {found.count:,} bytes of the {split} text of {trained.config.dataset}"
+    )
+    last = trained.config.context
+    for first in (0, last // 8, last // 4, last // 2):
+        end = 2 * first or last // 8
+        share = 100 * float(found.by_position[first:end].mean())
+        print(f"with {first:4d} to {end - 1:4d} bytes of the window before: {share:.2f} %")

@@ -1,0 +1,114 @@
+"""A recurrent network that was trained in float, read at 1 to 8 planes: its loss, and its time.
+
+    python -m experiments.lm --mode=float --model=lstm
+    python -m experiments.lm planes --workdir=runs/... [--split=validation] [--limit=65536]
+
+No training and no calibration in between, as PrecisionBatching has it (arXiv 2003.00822): its row
+of a language model. The time is that of one byte of one text, the state carried on, beside JAX
+float32.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from dual_precision.deploy.planes.bit_layers import to_bit_layers
+from dual_precision.deploy.planes.packing import STORED
+from dual_precision.precision import FLOAT_NAME
+from dual_precision.tasks.language import NextByte, perplexity
+from dual_precision.training.metrics import evaluate
+from experiments.benchmark.timing import time_rounds, timed_request
+from experiments.figures.tables import Rows, markdown_table
+from experiments.lm.trained import read_trained
+from experiments.planes import activation_widths
+
+_COLUMNS = (
+    ("precision", "precision", "{}"),
+    ("bits", "bits per byte", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.4f}"),
+    ("more", "perplexity to float %", "{:+.2f}"),
+    ("ms", "ms a byte", "{:.3f}"),
+    ("ratio", "float / it", "{:.2f}"),
+)
+STEPS = 50  # bytes of a timed request
+
+
+def rows_of_planes(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    task: NextByte,
+    text: np.ndarray | None,
+    precisions: Sequence[str],
+    repeats: int = 0,
+) -> list[dict[str, Any]]:
+    """A row for float, then one for each of the precisions, such as "w4a8".
+
+    Args:
+      text: None measures no loss; repeats: rounds of timing, 0 is none.
+    """
+    layered, planes = to_bit_layers(model, variables, task.example)
+    networks = {FLOAT_NAME: (model, variables)} | dict.fromkeys(precisions, (layered, planes))
+    rows: list[dict[str, Any]] = [{"precision": name} for name in networks]
+    if text is not None:
+        for row, (network, tree) in zip(rows, networks.values(), strict=True):
+            bits = evaluate(network, tree, text, task=task, precision=row["precision"])["bits"]
+            row |= {"bits": bits, "perplexity": perplexity(bits)}
+            row["more"] = 100 * (row["perplexity"] / rows[0]["perplexity"] - 1)
+    if repeats:
+        bytes_of = {name: one_byte(*own, name) for name, own in networks.items()}
+        times = time_rounds(
+            {name: partial(timed_request, run, STEPS) for name, run in bytes_of.items()}, repeats
+        )
+        whole = np.array(times[FLOAT_NAME])
+        for row in rows:
+            own = np.array(times[row["precision"]])
+            row |= {"ms": float(np.median(own)), "ratio": float(np.median(whole / own))}
+    return rows
+
+
+def one_byte(model: Any, variables: Mapping[str, Any], precision: str) -> Callable[[], None]:
+    """One byte of one text, its choice on the host; the next call goes on from there."""
+    run = jax.jit(partial(model.apply, precision=precision))
+    state: list[Any] = [jnp.zeros((1, 1), jnp.uint8), model.empty_carry(1)]
+    held = jax.device_put(variables)
+
+    def request() -> None:
+        logits, carry = run(held, state[0], state[1])
+        state[:] = [jnp.asarray([[np.asarray(logits).argmax()]], jnp.uint8), carry]
+
+    return request
+
+
+def planes_command(
+    *,
+    workdir: str,
+    split: str,
+    activations: Sequence[str],
+    repeats: int,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """The sub-command `planes`; its arguments are the flags."""
+    widths = activation_widths(activations)
+    trained = read_trained(workdir, data_dir, archive)
+    if trained.config.model != "lstm" or trained.config.mode != FLOAT_NAME:
+        raise ValueError(
+            f"a run of --mode={trained.config.mode} --model={trained.config.model}: expected"
+            " --mode=float --model=lstm"
+        )
+    precisions = [f"w{n}a{bits}" for bits in widths for n in range(1, STORED + 1)]
+    part = trained.part(split, limit)
+    rows = rows_of_planes(trained.model, trained.variables, trained.task, part, precisions, repeats)
+    print(f"{len(part):,} bytes of the {split} text of {trained.config.dataset}\n")
+    print(planes_table(rows))
+
+
+def planes_table(rows: Rows) -> str:
+    """What was measured, in Markdown."""
+    return markdown_table(rows, _COLUMNS)

@@ -1,0 +1,71 @@
+"""What is measured of trained networks on text: agreement, planes, drafts, times of a byte."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision import modes
+from dual_precision.deploy import Generator
+from dual_precision.models import build
+from dual_precision.tasks.language import NextByte
+from experiments.benchmark.language import measure_language
+from experiments.lm import drafts, planes
+from experiments.lm.agreement import agreement_of
+
+TEXT = np.random.default_rng(0).integers(0, 256, 600, np.uint8)
+DUAL = modes(low="w2a8", high="w8a8")
+
+
+def initial(model):
+    text = jnp.zeros((1, 4), jnp.uint8)
+    return jax.jit(lambda key: model.init(key, text, precision="high"))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def lstm():
+    model = build("lstm", features=8, depth=1, modes=DUAL)
+    state = (((8,), (8,)),)
+    return model, initial(model), NextByte(16, carried=state, evaluation_rows=4)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    model = build("transformer", features=16, depth=1, heads=2, context=32, modes=DUAL)
+    return model, initial(model)
+
+
+def test_a_mode_agrees_with_itself(lstm):
+    found = agreement_of(*lstm, TEXT, modes=("low", "low"))
+    assert (found.overall, found.count) == (1.0, 4 * 16 * 9)
+    assert agreement_of(*lstm, TEXT).overall < 1
+
+
+def test_planes_of_a_float_network(lstm):
+    rows = planes.rows_of_planes(*lstm, TEXT, ["w8a16"])
+    assert [row["precision"] for row in rows] == ["float", "w8a16"]
+    assert abs(rows[1]["more"]) < 1
+    assert "w8a16" in planes.planes_table(rows)
+
+
+def test_drafts_are_counted(transformer):
+    model, variables = transformer
+    generator = Generator.of(model, variables, jax.ShapeDtypeStruct((32,), jnp.uint8))
+    prompts = drafts.prompts_of(TEXT, 3, 20)
+    assert all(1 <= len(prompt) <= 20 for prompt in prompts)
+    (row,) = drafts.rows_of_drafts(generator, prompts, 8, [2])
+    assert (row["prompts"], row["alike"]) == (3, 3)
+    assert row["bytes"] == pytest.approx(1 + 2 * row["kept"] / 100)
+
+
+def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
+    model, variables = transformer
+    own = Generator.of(model, variables, jax.ShapeDtypeStruct((32,), jnp.uint8))
+    module = "experiments.benchmark.language"
+    monkeypatch.setattr(f"{module}.random_generator", lambda: own)
+    monkeypatch.setattr(f"{module}.torch_products", lambda _: None)
+    monkeypatch.setattr(f"{module}.PROMPT", b"It is a truth")
+    measure_language(repeats=1, steps=1)
+    table = capsys.readouterr().out.splitlines()
+    assert "| high, one byte |" in "\n".join(table)
+    assert table[-1].startswith("7,168 weights on planes: DraftCosts(low=")

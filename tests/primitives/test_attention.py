@@ -1,0 +1,85 @@
+"""Norms and attention by rows: the compiled kernel against XLA's form, and each against itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision.primitives import attention
+from dual_precision.primitives.native import decoder
+
+CONTEXT, HEADS, SIZE = 20, 3, 10  # of no whole registers
+RNG = np.random.default_rng(0)
+QKV = RNG.normal(size=(2, 4, 3, HEADS, SIZE)).astype(np.float32)
+CACHE = RNG.normal(size=(2, 2, CONTEXT, HEADS, SIZE)).astype(np.float32)
+# The second text ends within the four rows: what does not fit is not kept.
+LENGTHS = np.array([5, CONTEXT - 2], np.int32)
+
+
+def attended(rows=slice(None), lengths=LENGTHS, cache=CACHE):
+    return [
+        np.asarray(part)
+        for part in jax.jit(attention.cached_attention)(
+            jnp.asarray(QKV[:, rows]), *map(jnp.asarray, cache), jnp.asarray(lengths)
+        )
+    ]
+
+
+def normalized(x, scale):
+    run = jax.jit(attention.rms_normalize_by_row, static_argnames="epsilon")
+    return np.asarray(run(x, scale, epsilon=1e-5))
+
+
+def by_xla(monkeypatch, function, *args):
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "rows_are_compiled", lambda: False)
+        jax.clear_caches()
+        found = function(*args)
+    jax.clear_caches()
+    return found
+
+
+@pytest.fixture
+def kernel():
+    if not decoder.rows_are_compiled():
+        pytest.skip("no compiled rows here: this CPU, or no compiler")
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("channels", [1, 16, 37])
+def test_the_norm_of_the_kernel(monkeypatch, channels):
+    x = RNG.normal(size=(5, channels)).astype(np.float32)
+    scale = RNG.uniform(0.5, 2, channels).astype(np.float32)
+    wanted = by_xla(monkeypatch, normalized, x, scale)
+    np.testing.assert_allclose(normalized(x, scale), wanted, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(normalized(x, scale)[2:3], normalized(x[2:3], scale))
+    zeros = np.zeros((1, channels), np.float32)
+    np.testing.assert_array_equal(normalized(zeros, scale), zeros)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_attention_of_the_kernel(monkeypatch):
+    wanted = by_xla(monkeypatch, attended)
+    found = attended()
+    inside = LENGTHS[:, None] + np.arange(4) < CONTEXT
+    np.testing.assert_allclose(found[0][inside], wanted[0][inside], rtol=2e-5, atol=2e-6)
+    for ours, theirs in zip(found[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_row_does_not_know_how_many_there_are(monkeypatch, compiled):
+    """Four rows at once, and one after the other: the same bits, and the same cache."""
+
+    def both():
+        together, cache, steps = attended(lengths=LENGTHS - 3), CACHE, []
+        for row in range(4):
+            y, *cache = attended(slice(row, row + 1), LENGTHS - 3 + row, cache)
+            steps.append(y)
+        return together, [np.concatenate(steps, axis=1), *cache]
+
+    if compiled and not decoder.rows_are_compiled():
+        pytest.skip("no compiled rows here")
+    together, apart = both() if compiled else by_xla(monkeypatch, both)
+    for ours, theirs in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
