@@ -77,11 +77,9 @@ def draw_valleys(
     Raises:
       ValueError: more kinds than there are colours.
     """
-    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     if len(losses) > len(_LINES):
-        raise ValueError(
-            f"{len(losses)} kinds of networks: expected {len(_LINES)} or fewer to draw"
-        )
+        raise ValueError(f"{len(losses)} kinds of networks: expected at most {len(_LINES)}")
+    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for (name, networks), colour in zip(losses.items(), _LINES, strict=False):
         means = [np.mean(own, axis=0) for own in networks]
         for mean in means:
