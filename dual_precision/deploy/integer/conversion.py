@@ -66,12 +66,14 @@ def to_integer(
     leaves, present = _present(structure, dict(flatten_dict(variables)))
     normalised = set(structure.sources.values())
     shared = _shared_input(structure)
+    finite = all(np.issubdtype(leaf.dtype, np.integer) for leaf in jax.tree.leaves(example))
     plans: dict[str, LayerPlan] = {}
     params: Leaves = {}
     for path, layer in structure.layers.items():
         codes = stored_codes(path, layer, leaves)
         groups = {mode: _groups(path, codes, layer, mode) for mode in present}
-        plans["/".join(path)] = LayerPlan(FrozenDict(groups), path in normalised, path == shared)
+        plan = LayerPlan(FrozenDict(groups), path in normalised, path == shared, finite)
+        plans["/".join(path)] = plan
         params[*path, "kernel"] = jnp.asarray(codes)
         scaled = () if path in normalised else present
         params |= _scaling(path, layer, leaves, present, scaled)
