@@ -270,6 +270,7 @@ class Views:
         plot.scatter(
             "cost", "accuracy", source=self.candidates, size=6, color=_by_accuracy(self._colours)
         )
+        plot.xaxis.ticker.desired_num_ticks = 3  # 7.000e+7 is long
         plot.step("cost", "accuracy", source=self.front, mode="after", color="#d1495b")
         return plot
 
