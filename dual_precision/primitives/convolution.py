@@ -1,9 +1,9 @@
 """Two-dimensional convolution, and who computes it.
 
-On CPUs oneDNN does where it is installed, see native/convolution.py; XLA does everywhere else, and
-inside `xla_alone()`. In XLA other formulations (im2col and one product, nine products, batch
-innermost) were measured on two CPU cores and are slower than its own once its library fusions are
-off, see training/compilation.py.
+On CPUs oneDNN does where it is installed, see native/convolution.py; XLA does everywhere else,
+inside `xla_alone()`, and in programs that XLA divides over devices. In XLA other formulations
+(im2col and one product, nine products, batch innermost) were measured on two CPU cores and are
+slower than its own once its library fusions are off, see training/compilation.py.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from jax import lax
 from dual_precision.primitives.native import convolution as native
 from dual_precision.primitives.native.chains import convolve_codes
 from dual_precision.primitives.nested import truncate
+from dual_precision.primitives.shared_batch import is_shared
 
 _XLA_ALONE = ContextVar("xla_alone", default=False)
 
@@ -30,6 +31,12 @@ def xla_alone() -> Iterator[None]:
         yield
     finally:
         _XLA_ALONE.reset(token)
+
+
+def _is_alone() -> bool:
+    """XLA does not cut a call to a library into one for each device: where devices share a batch,
+    the library is for what each of them runs by itself."""
+    return _XLA_ALONE.get() or (jax.device_count() > 1 and not is_shared())
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -46,7 +53,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     >>> conv2d(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)), 2).item()
     4.0
     """
-    if not _XLA_ALONE.get() and x.size and kernel.size and native.floats("float32"):
+    if not _is_alone() and x.size and kernel.size and native.floats("float32"):
         return _by_library(x, kernel, stride)
     return _by_xla(x, kernel, stride, jnp.float32)
 
@@ -60,7 +67,7 @@ def conv2d_integers(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     >>> conv2d_integers(jnp.ones((1, 2, 2, 1)), jnp.full((3, 3, 1, 1), 255.0), 2).item()
     1020.0
     """
-    if not _XLA_ALONE.get() and x.size and kernel.size and native.fast_bfloat16():
+    if not _is_alone() and x.size and kernel.size and native.fast_bfloat16():
         return _of_integers(x, kernel, stride)
     return conv2d(x, kernel, stride)
 
@@ -102,7 +109,7 @@ def conv2d_codes(
 
 def codes_pay(largest: tuple[int, int]) -> bool:
     """Whether `conv2d_codes` is exact and faster here than `conv2d` of the same numbers."""
-    return not _XLA_ALONE.get() and native.exact_bytes(*largest)
+    return not _is_alone() and native.exact_bytes(*largest)
 
 
 def _by_xla(x, kernel, stride, dtype):
