@@ -79,7 +79,8 @@ class Graph:
         they are: there is one store of them.
         """
         known = {**self.constants, **values}
-        nodes, more = [], []
+        nodes: list[Node] = []
+        more: list[int] = []
         for node in self.nodes:
             small = all(self.avals[value].size <= SMALL for value in node.outputs)
             if small and known.keys() >= set(node.inputs):
