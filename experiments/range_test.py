@@ -143,7 +143,7 @@ def training_curves(
     (stage,) = stages_of((phase,), structure, feed.steps_per_epoch)
     start = _first_state(network, phase, config, feed, structure)
     start = dataclasses.replace(start, opt_state=stage.optimizer.init(start.params))
-    program, curves = compile_steps(network, stage, feed.key), {}
+    program, curves = compile_steps(network, stage, feed.key, feed.mesh), {}
     for index, width in enumerate(tqdm(bits, unit=" widths", disable=None)):
         state, found = jax.tree.map(jnp.copy, start), []
         state = dataclasses.replace(state, step=jnp.int32(index * updates))

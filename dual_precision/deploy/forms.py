@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from dual_precision.layers import QuantizedLayer
 from dual_precision.structure import Example, LayerPath, Structure, batch_of
 
 Classes = Callable[[type], Any]  # a layer's class -> what stands in its place
@@ -34,13 +33,6 @@ def layer_form(cls: type, form: type) -> type:
             " deployed is made of these"
         )
     return made
-
-
-def made_of_products(structure: Structure) -> bool:
-    """Whether every layer says its product alone, so that it has forms; see `layer_form`."""
-    return all(
-        structure.classes[path].__call__ is QuantizedLayer.__call__ for path in structure.layers
-    )
 
 
 @functools.cache

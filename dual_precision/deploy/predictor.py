@@ -23,8 +23,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.deploy.batching import batches, checked_inputs, filled, row_count, taken
 from dual_precision.deploy.cascade.rule import Answer, Cascade, answer, mirrored
 from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
+from dual_precision.deploy.integer.chaining import chained
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.integer.layers import KEPT
+from dual_precision.deploy.integer.programs import Program
 from dual_precision.structure import batch_of
 
 AUTO = "auto"
@@ -49,7 +51,8 @@ class Predictor:
       batch_sizes: for which there are programs, ascending.
       cascade: that "auto" runs; None is none.
       bytes: of the arrays that are held on the device, the weights of all modes; not of the
-        compiled programs, nor of the sums that a cascade keeps while it runs.
+        compiled programs, nor of the sums that a cascade keeps while it runs, nor of kernels that
+        oneDNN has in a layout of its own.
 
     Raises:
       ValueError: a batch size below 1; a mode that the file has not; a network that gives more
@@ -84,7 +87,7 @@ class Predictor:
         self._row = batch_of(self.info.example, 1)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
-        self._programs: dict[tuple[str, str, int], Any] = {}
+        self._programs: dict[tuple[str, str, int], Program] = {}
         for size in self.batch_sizes:
             for name in self.precisions:
                 self._compile(apply, name, ALONE, size, {})
@@ -175,9 +178,9 @@ class Predictor:
             return apply({**variables, **kept}, rows, name, keep)
 
         rows = batch_of(self.info.example, size)
-        lowered = jax.jit(program).lower(self._variables, kept, rows)
-        self._programs[name, use, size] = lowered.compile()
-        return lowered.out_info
+        made = Program(program, self._variables, kept, rows, change=chained)
+        self._programs[name, use, size] = made
+        return made.output
 
     def _run(
         self, name: str, use: str, rows: Rows, kept: Tree | None = None
@@ -187,7 +190,7 @@ class Predictor:
         for size in batches(total, self.batch_sizes):
             part = slice(start, start + size)
             given = jax.tree.map(partial(filled, size=size), taken((kept or {}, rows), part))
-            out = self._programs[name, use, size](self._variables, *given)
+            out = self._programs[name, use, size](*given)
             count = min(size, total - start)
             parts.append(jax.tree.map(lambda array, count=count: np.asarray(array)[:count], out))
             start += size

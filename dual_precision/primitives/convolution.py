@@ -1,9 +1,9 @@
 """Two-dimensional convolution, and who computes it.
 
-On CPUs oneDNN does where it is installed, see native/convolution.py; XLA does everywhere else, and
-inside `xla_alone()`. In XLA other formulations (im2col and one product, nine products, batch
-innermost) were measured on two CPU cores and are slower than its own once its library fusions are
-off, see training/compilation.py.
+On CPUs oneDNN does where it is installed, see native/convolution.py; XLA does everywhere else,
+inside `xla_alone()`, and in programs that XLA divides over devices. In XLA other formulations
+(im2col and one product, nine products, batch innermost) were measured on two CPU cores and are
+slower than its own once its library fusions are off, see training/compilation.py.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dual_precision.primitives.native import convolution as native
+from dual_precision.primitives.native.chains import convolve_codes
+from dual_precision.primitives.shared_batch import is_shared
 
 _XLA_ALONE = ContextVar("xla_alone", default=False)
 
@@ -28,6 +30,12 @@ def xla_alone() -> Iterator[None]:
         yield
     finally:
         _XLA_ALONE.reset(token)
+
+
+def _is_alone() -> bool:
+    """XLA does not cut a call to a library into one for each device: where devices share a batch,
+    the library is for what each of them runs by itself."""
+    return _XLA_ALONE.get() or (jax.device_count() > 1 and not is_shared())
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -44,7 +52,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     >>> conv2d(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)), 2).item()
     4.0
     """
-    if not _XLA_ALONE.get() and x.size and kernel.size and native.floats("float32"):
+    if not _is_alone() and x.size and kernel.size and native.floats("float32"):
         return _by_library(x, kernel, stride)
     return _by_xla(x, kernel, stride, jnp.float32)
 
@@ -58,37 +66,42 @@ def conv2d_integers(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     >>> conv2d_integers(jnp.ones((1, 2, 2, 1)), jnp.full((3, 3, 1, 1), 255.0), 2).item()
     1020.0
     """
-    if not _XLA_ALONE.get() and x.size and kernel.size and native.fast_bfloat16():
+    if not _is_alone() and x.size and kernel.size and native.fast_bfloat16():
         return _of_integers(x, kernel, stride)
     return conv2d(x, kernel, stride)
 
 
 def conv2d_codes(
-    x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int]
+    x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int], odd: bool = False
 ) -> jax.Array:
-    """As `conv2d` of integer codes, exact; without a gradient.
+    """As `conv2d` of integer codes, exact and then rounded once; without a gradient.
 
     Args:
       x: [N, H, W, in], uint8.
       kernel: [k, k, in, out], int8.
       stride: in both directions.
       largest: no code of x, no magnitude in the kernel, is above these.
+      odd: the weights are 2 kernel + 1: of 8 bits, these are no int8.
 
     Returns:
-      int32 [N, ceil(H / stride), ceil(W / stride), out].
+      float32 [N, ceil(H / stride), ceil(W / stride), out].
 
     >>> x, kernel = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.int8)
     >>> conv2d_codes(x, kernel, 2, (1, 1)).item()
-    4
+    4.0
+    >>> conv2d_codes(x, kernel, 2, (1, 1), odd=True).item()
+    12.0
     """
     if codes_pay(largest) and x.size and kernel.size:
-        return native.convolve("forward", x, kernel, _shape(x, kernel, stride), jnp.int32, stride)
-    return _by_xla(x.astype(jnp.int32), kernel.astype(jnp.int32), stride, jnp.int32)
+        return convolve_codes(x, kernel, _shape(x, kernel, stride), stride, odd)[0]
+    weights = kernel.astype(jnp.int32)
+    weights = 2 * weights + 1 if odd else weights
+    return _by_xla(x.astype(jnp.int32), weights, stride, jnp.int32).astype(jnp.float32)
 
 
 def codes_pay(largest: tuple[int, int]) -> bool:
     """Whether `conv2d_codes` is exact and faster here than `conv2d` of the same numbers."""
-    return not _XLA_ALONE.get() and native.exact_bytes(*largest)
+    return not _is_alone() and native.exact_bytes(*largest)
 
 
 def _by_xla(x, kernel, stride, dtype):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+from dual_precision.primitives.shared_batch import own_key, whole_extremes
 from dual_precision.primitives.ste import in_steps
 
 _SMALLEST = 1e-8  # of a grid's step: a gradient of zeros stays one
@@ -19,7 +20,7 @@ def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
     Args:
       g: any shape, float32; one grid for all of it.
       bits: n, 1 to 8; may be traced.
-      key: of the random numbers.
+      key: of the random numbers; each device that shares a batch has its own.
 
     Source: the error quantizer of Banner et al. 2018 (arXiv 1805.11046) as Cyclic Precision
     Training (Fu et al. 2021, arXiv 2101.09868) uses it. Maxima over the batch are largest ones
@@ -30,9 +31,9 @@ def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
     """
     check_bits(bits, 8)
     top = power_of_two(bits) - 1
-    least = jnp.min(g)
-    step = jnp.maximum((jnp.max(g) - least) / top, _SMALLEST)
-    noise = jax.random.uniform(key, g.shape, g.dtype, -0.5, 0.5)
+    least, most = whole_extremes(jnp.min(g), jnp.max(g))
+    step = jnp.maximum((most - least) / top, _SMALLEST)
+    noise = jax.random.uniform(own_key(key), g.shape, g.dtype, -0.5, 0.5)
     return jnp.clip(jnp.round(in_steps(g - least, step) + noise), 0.0, top) * step + least
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+from dual_precision.primitives.shared_batch import whole_means
 from dual_precision.primitives.ste import in_steps
 
 _SMALLEST = 1e-8  # of a grid's step: an array of one value stays as it is
@@ -30,8 +31,8 @@ def range_of_batch(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     [-0.5, 3.0]
     """
     axes = tuple(range(1, x.ndim))
-    least = jnp.mean(jnp.min(x, axes))
-    return least, jnp.mean(jnp.max(x, axes)) - least
+    least, most = whole_means(jnp.mean(jnp.min(x, axes)), jnp.mean(jnp.max(x, axes)))
+    return least, most - least
 
 
 @jax.custom_vjp

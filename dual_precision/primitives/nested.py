@@ -89,6 +89,8 @@ def truncate(codes: jax.Array, bits: Bits, stored: Bits) -> jax.Array:
     Array([-2, -1,  1], dtype=int32)
     """
     check_bits(bits, stored)
+    if isinstance(bits, int) and bits == stored:
+        return codes
     return codes >> (jnp.asarray(stored, codes.dtype) - jnp.asarray(bits, codes.dtype))
 
 

@@ -84,7 +84,7 @@ def fit(
             happen = _events_of(network, structure, stage, feed)
             if stage.index > begun:
                 state = happen(_restarted(state, stage, task, options), stage.phase.start)
-            program = compile_steps(network, stage, feed.key)
+            program = compile_steps(network, stage, feed.key, feed.mesh)
             while (step := int(state.step)) < stage.end:
                 state, metrics = program(state, feed.arrays, feed.order(step))
                 _check_finite(metrics["loss"], step, stage, checkpoints)

@@ -7,6 +7,7 @@ never joined, all of them do nothing.
 
 import dataclasses
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -17,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.extend.backend import register_backend_factory
 
 from dual_precision.training.deaths import EXIT_STATUS, catch_aborts, end_now
 
 AUTOMATIC = "auto"
 _SECONDS_TO_LEAVE = 10
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class ProcessesDiffer(ValueError):
@@ -88,7 +89,8 @@ def join(group: Group) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It takes SIGTERM for itself and writes to stderr; `fit` asks the processes in another way.
     jax.config.update("jax_enable_preemption_service", False)
-    host = group.coordinator.rpartition(":")[0]
+    if loopback := _loopback_of(group.coordinator):
+        _sum_at(loopback)
     try:
         jax.distributed.initialize(
             None if group.coordinator == AUTOMATIC else group.coordinator,
@@ -97,7 +99,7 @@ def join(group: Group) -> None:
             initialization_timeout=group.join_seconds,
             heartbeat_timeout_seconds=group.silence_seconds,
             shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
-            coordinator_bind_address=group.coordinator if host in _LOOPBACK else None,
+            coordinator_bind_address=group.coordinator if loopback else None,
         )
         jax.devices()  # the processes tell each other theirs
     except (RuntimeError, ValueError) as error:
@@ -105,6 +107,34 @@ def join(group: Group) -> None:
             raise
         end_now(*_why_not(group, str(error)))
     joined.set()
+
+
+def _loopback_of(coordinator: str) -> str | None:
+    """The host of a coordinator that only this machine reaches; None of any other."""
+    host = coordinator.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return host
+    try:
+        return host if ipaddress.ip_address(host).is_loopback else None
+    except ValueError:  # a name
+        return None
+
+
+def _sum_at(host: str) -> None:
+    """Has gloo listen at a host, and not where the name of this machine leads.
+
+    JAX makes its CPU client without saying it, and gloo reads no setting: so this says it, with
+    the functions by which JAX makes it.
+    """
+    from jax._src import distributed, xla_bridge
+    from jaxlib import _jax
+
+    def client() -> Any:
+        own = distributed.global_state.client
+        sums = _jax.make_gloo_tcp_collectives(distributed_client=own, hostname=host)
+        return xla_bridge.make_cpu_client(sums)
+
+    register_backend_factory("cpu", client, fail_quietly=False)
 
 
 def has_joined() -> bool:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dual_precision.primitives.shared_batch import BATCH
+
 
 def batch_mesh(batch_size: int) -> Mesh:
     """All devices along the axis "batch".
@@ -23,7 +25,7 @@ def batch_mesh(batch_size: int) -> Mesh:
             f"batch of {batch_size} images over {len(devices)} devices:"
             f" expected a multiple of {len(devices)}"
         )
-    return Mesh(np.asarray(devices), ("batch",))
+    return Mesh(np.asarray(devices), (BATCH,))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -42,12 +44,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def place_batches(order: np.ndarray | jax.Array, mesh: Mesh) -> jax.Array:
     """Indices [steps, batch], the batch divided over the devices."""
-    return _placed(order, NamedSharding(mesh, PartitionSpec(None, "batch")))
+    return _placed(order, NamedSharding(mesh, PartitionSpec(None, BATCH)))
 
 
 def divide(tree: Any, mesh: Mesh) -> Any:
     """Arrays whose first axis, a multiple of the devices, is divided over them."""
-    return _placed(tree, NamedSharding(mesh, PartitionSpec("batch")))
+    return _placed(tree, NamedSharding(mesh, PartitionSpec(BATCH)))
 
 
 def share_rows(tree: Any, mesh: Mesh) -> Any:

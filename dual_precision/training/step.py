@@ -6,37 +6,110 @@ from typing import Any
 
 import jax
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dual_precision.tasks.task import Batch, Network
+from dual_precision.primitives.shared_batch import BATCH
+from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.compilation import compiler_options
-from dual_precision.training.phases import Stage
+from dual_precision.training.phases import Loss, Stage
 from dual_precision.training.state import TrainState
+
+Measured = dict[str, jax.Array]
+_WHOLE, _ROWS = PartitionSpec(), PartitionSpec(BATCH)
 
 
 def train_step(
-    state: TrainState, batch: Batch, key: jax.Array, *, network: Network, stage: Stage
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on one batch; `key` is for the loss, see `phases.Loss`."""
-    gradient = jax.value_and_grad(stage.phase.loss, argnums=1, has_aux=True)
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    network: Network,
+    stage: Stage,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Measured]:
+    """One update on one batch, which the devices of a mesh share, if there is one.
+
+    Args:
+      key: is for the loss, see `phases.Loss`.
+    """
+    gradients = partial(_gradients, stage.phase.loss, network)
+    if mesh is not None and mesh.size > 1:
+        gradients = partial(_shared_gradients, mesh, stage.phase.loss, network)
     values = stage.values(state.step)
-    (loss, (moving, metrics)), grads = gradient(
-        network, state.params, state.moving, batch, key, values
-    )
+    grads, moving, measured = gradients(state.params, state.moving, batch, key, values)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its count into floats
         updates, opt_state = stage.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = TrainState(state.step + 1, params, **moving, opt_state=opt_state)
-    return state, {"loss": loss, **metrics}
+    return TrainState(state.step + 1, params, **moving, opt_state=opt_state), measured
+
+
+def _gradients(
+    loss: Loss,
+    network: Network,
+    params: Tree,
+    moving: State,
+    batch: Batch,
+    key: jax.Array,
+    values: Mapping[str, jax.Array],
+) -> tuple[Tree, State, Measured]:
+    gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)
+    (value, (moving, metrics)), grads = gradient(network, params, moving, batch, key, values)
+    return grads, moving, {"loss": value, **metrics}
+
+
+def _shared_gradients(
+    mesh: Mesh,
+    loss: Loss,
+    network: Network,
+    params: Tree,
+    moving: State,
+    batch: Batch,
+    key: jax.Array,
+    values: Mapping[str, jax.Array],
+) -> tuple[Tree, State, Measured]:
+    """As `_gradients`: each device has those of its rows, of all modes; one message sums them.
+
+    XLA, asked to divide the program itself, sums the gradient of a weight for each mode alone, for
+    between the two sums stand the grids of the modes; and it joins so many arrays only in one
+    message. What a loss draws at random is the same on all devices.
+    """
+
+    def part(*arguments: Any) -> Any:
+        value, (after, metrics) = loss(*arguments)
+        return value / mesh.size, (after, jax.tree.map(lambda own: own / mesh.size, metrics))
+
+    def of_rows(params: Tree, moving: State, batch: Batch, key: jax.Array, values: Any):
+        grads, moving, measured = _gradients(part, network, params, moving, batch, key, values)
+        flat, parted = ravel_pytree((grads, measured))
+        grads, measured = parted(jax.lax.psum(flat, BATCH))
+        return grads, moving, measured
+
+    layout = {"batch_stats": _WHOLE, "carry": _ROWS}
+    shared = jax.shard_map(
+        of_rows,
+        mesh=mesh,
+        in_specs=(_WHOLE, layout, _ROWS, _WHOLE, _WHOLE),
+        out_specs=(_WHOLE, layout, _WHOLE),
+        check_vma=False,  # with it, JAX would sum the gradient at each use of a parameter
+    )
+    grads, moving, measured = shared(params, moving, batch, key, values)
+    whole = NamedSharding(mesh, _WHOLE)  # as `fit` and checkpoints have it
+    carry = jax.lax.with_sharding_constraint(moving["carry"], whole)
+    return grads, {**moving, "carry": carry}, measured
 
 
 def compile_steps(
-    network: Network, stage: Stage, key: jax.Array
+    network: Network, stage: Stage, key: jax.Array, mesh: Mesh | None = None
 ) -> Callable[[TrainState, Mapping[str, jax.Array], jax.Array], Any]:
     """A jitted (state, arrays, order) -> (state, metrics [updates]) over several updates.
 
     `arrays` are the whole training split, on the devices; `order` int32 [updates, batch] says
     which of its examples each update takes. Gathering, augmentation and the update run in one
     program, so that the device does not wait for Python between updates.
+
+    Args:
+      mesh: the devices that share each batch; None is one device.
     """
 
     def drawn(step: jax.Array, arrays: Mapping[str, jax.Array], index: jax.Array):
@@ -44,7 +117,7 @@ def compile_steps(
         return network.task.draw(arrays, index, own), jax.random.fold_in(own, 1)
 
     def several(state: TrainState, arrays: Mapping[str, jax.Array], order: jax.Array):
-        step = partial(train_step, network=network, stage=stage)
+        step = partial(train_step, network=network, stage=stage, mesh=mesh)
         if order.shape[0] == 1:  # a loop of one would only cost XLA its parallel CPU kernels
             state, metrics = step(state, *drawn(state.step, arrays, order[0]))
             return state, jax.tree.map(lambda value: value[None], metrics)

@@ -14,13 +14,15 @@
   killed, hours of requests; see reliability/ and docs/reliability.md
 - `python -m experiments.benchmark serving`, `clients`, `first_answer`: the server in a burst, many
   clients one of which sends garbage, a slow source; see serving/ and docs/serving.md
+- `python -m experiments.benchmark layouts`, `pair` and `deaths`: losses and times of one process
+  and of several, and kills of one of two; see scaling/ and docs/scale.md
 - `python -m experiments.benchmark scale`: the train step compiled for many devices, not run, and a
   model of how it scales; see scaling/ and docs/scale.md
 
 Where times are measured, every round runs every program once, in shuffled order, so that a busy
 machine slows all of them alike; ratios are medians over the ratios of the rounds, and Markdown
-tables and the bars that the project set itself are printed. `damage`, `kills`, `soak` and
-`clients` end with an error where something happened that must not.
+tables and the bars that the project set itself are printed. `damage`, `kills`,
+`soak`, `clients`, `layouts` and `deaths` end with an error where something happened that must not.
 """
 
 from functools import partial
@@ -36,6 +38,9 @@ from experiments.benchmark.plane_speed import REQUESTS
 from experiments.benchmark.reliability.damage import measure_damage
 from experiments.benchmark.reliability.kills import measure_kills
 from experiments.benchmark.reliability.soak import measure_soak
+from experiments.benchmark.scaling.deaths import measure_deaths
+from experiments.benchmark.scaling.layouts import measure_layouts
+from experiments.benchmark.scaling.pair import measure_pair
 from experiments.benchmark.scaling.scale import measure_scale
 from experiments.benchmark.serving.burst import measure_serving
 from experiments.benchmark.serving.clients import measure_clients
@@ -53,6 +58,9 @@ COMMANDS: cli.Commands = {
     "kills": measure_kills,
     "soak": measure_soak,
     "scale": measure_scale,
+    "layouts": measure_layouts,
+    "pair": measure_pair,
+    "deaths": measure_deaths,
     "serving": measure_serving,
     "clients": measure_clients,
     "first_answer": measure_first_answer,
@@ -69,11 +77,11 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer(
         "batch_size",
         128,
-        "train, methods: images per step; scale: of a device",
+        "train, methods, pair: images per step; scale: of a device",
         lower_bound=8,
         upper_bound=2**16,
     )
-    string("model", "resnet20", "train, methods: one of the residual networks")
+    string("model", "resnet20", "train, methods, pair: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
     string("checkpoint", None, "engines: the PyTorch state dict of a CIFAR-10 network")
@@ -82,8 +90,8 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     # Below that, a 99th percentile is the slowest request.
     integer("requests", 10_000, "inference: of the load on it", lower_bound=100)
     integer("cases", 2000, "damage: files that are damaged", lower_bound=1)
-    integer("kills", 100, "kills: processes that are killed", lower_bound=1)
-    integer("seed", 0, "damage, kills: of what is done to them", lower_bound=0)
+    integer("kills", 100, "kills, deaths: processes that are killed", lower_bound=1)
+    integer("seed", 0, "damage, kills, deaths: of what is done to them", lower_bound=0)
     about = "soak: how long requests are asked"
     flags.DEFINE_float("minutes", 10.0, about, lower_bound=0.0, flag_values=values)
     integer("threads", 8, "soak: that ask", lower_bound=1, upper_bound=1000)
@@ -94,6 +102,8 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     number("rate", 1e6, "first_answer: bytes a second of the source", lower_bound=1000.0)
     names = ["resnet20", "resnet56", "transformer"]
     flags.DEFINE_list("models", names, "scale: that are compiled", flag_values=values)
+    sets = ["digits", "cifar10"]
+    flags.DEFINE_list("datasets", sets, "layouts: whose images are trained on", flag_values=values)
     flags.DEFINE_list("devices", ["1", "8", "64"], "scale: how many", flag_values=values)
     about = "scale: 10^12 operations a second that a device reaches; an assumption"
     number("teraflops", 10.0, about, lower_bound=1e-6)

@@ -27,7 +27,7 @@ from dual_precision.precision import modes
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
-from dual_precision.training.compilation import compiler_options, keep_freed_memory
+from dual_precision.training.compilation import RUNS_ONCE, compiler_options, keep_freed_memory
 from dual_precision.training.phases import Phase, stages_of
 from dual_precision.training.state import TrainState, initial_variables
 from dual_precision.training.step import compile_steps
@@ -181,7 +181,8 @@ def peer_programs(
     """The peers with the default options of JAX and with ours; a line on what each quantizes."""
     sizes = {key: getattr(model, key) for key in SIZES}
     pixels = images.astype(jnp.float32) / 127.5 - 1  # once: no part of their steps
-    variables = jax.jit(train_peers.plain(**sizes).init)(jax.random.key(0), pixels[:1])
+    init = jax.jit(train_peers.plain(**sizes).init, compiler_options=RUNS_ONCE)
+    variables = init(jax.random.key(0), pixels[:1])
     optimizer = optax.sgd(RATE, momentum=0.9, nesterov=True)
     # Elsewhere than on a CPU we have no options, and the rows would be the same.
     choices = {"": None} | ({OPTIONS: compiler_options()} if compiler_options() else {})

@@ -51,13 +51,14 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("padding", None, "import: where option A has zero channels, both or behind")
     string("mean", None, "import: per channel, what its images were normalised with")
     string("std", None, "import: likewise")
-    string("network", None, "support: the packed file that is tried, with fresh networks beside it")
-    string("target", None, "export: stablehlo, onnx or litert")
+    string("network", None, "support: packed files, a,b; by default one, with fresh ones")
+    string("target", None, "export: stablehlo, onnx, litert, nnp or gguf")
+    string("nnabla", None, "export to nnp, support: python of an environment that has nnabla")
     string("mode", None, "export: one mode of the file; by default all")
     string(
         "form",
         None,
-        "export to onnx: exact, integer, vnni, for processors that have it, or nibbles",
+        "export to onnx: exact, integer, vnni, for processors that have it, nibbles or plain",
     )
     about = "cascade, export: by default what the network was trained on; import: to test"
     string("dataset", None, about)

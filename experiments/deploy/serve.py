@@ -19,7 +19,7 @@ from dual_precision import data
 from dual_precision.data.catalog import lookup
 from dual_precision.data.provision.prepared import open_builder
 from dual_precision.deploy.file.packed import PackedFile
-from experiments.deploy.exporting import dataset_of
+from experiments.deploy.trials import dataset_of
 
 SAMPLES = 24
 _KNOWN = ("127.0.0.1", "localhost")

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.figures.drawing import COLOURS, GREY
+from experiments.figures.drawing import COLOURS, DARK, GREY
 from experiments.figures.tables import Rows
 
 
@@ -81,8 +81,10 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
     needed = chance + found["threshold"] * (rows[-1]["accuracy"] - chance)
     label = f"{found['threshold']:g} of what the widest learned"
     axes.axhline(needed, color=COLOURS["low"], lw=1, label=label)
-    axes.axhline(chance, color=GREY, lw=1, ls=":", label="chance")
-    axes.set(xlabel="bits", ylabel=f"training accuracy % after {found['updates']} updates")
-    axes.set_title(f"lower bound: {found['bound']} bits")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.axhline(chance, color=DARK, lw=1, ls=":", label="chance")
+    axes.set(xlabel="bits", ylabel="training accuracy %", xticks=[row["bits"] for row in rows])
+    when = f"the last {found['window']} of {found['updates']} updates"
+    axes.set_title(f"lower bound: {found['bound']} bits, by {when}", fontsize=10)
+    axes.margins(y=0.2)  # room for the names of the lines, above all bars
+    axes.legend(loc="upper left", ncols=2, fontsize=8)
     return figure

@@ -10,13 +10,14 @@ import numpy as np
 from flax import linen as nn
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dual_precision.structure import LayerPath
-from experiments.figures.drawing import COLOURS, GREY
+from experiments.figures.drawing import AUTO, COLOURS, DARK, GREY
 from experiments.figures.layer_weights import leaves
 from experiments.figures.loss_landscape import losses_along, random_direction
 
-_LINES = (COLOURS["high"], COLOURS["low"], GREY)
+_LINES = (COLOURS["high"], COLOURS["low"], GREY, AUTO, DARK)
 
 
 def losses_around(
@@ -72,7 +73,12 @@ def draw_valleys(
 
     Args:
       losses: name of a kind -> [directions, places] of every network of it.
+
+    Raises:
+      ValueError: more kinds than there are colours.
     """
+    if len(losses) > len(_LINES):
+        raise ValueError(f"{len(losses)} kinds of networks: expected at most {len(_LINES)}")
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for (name, networks), colour in zip(losses.items(), _LINES, strict=False):
         means = [np.mean(own, axis=0) for own in networks]
@@ -81,6 +87,10 @@ def draw_valleys(
         axes.plot(places, np.mean(means, axis=0), color=colour, lw=1.8, label=name)
     axes.set(xlabel="t, in norms of the filters", ylabel="loss")
     axes.set_yscale("log")
-    axes.legend()
+    # Losses of a valley differ less than tenfold: plain numbers in between, no powers of ten.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="upper center")  # the valley leaves it free
     axes.grid(alpha=0.25)
     return figure

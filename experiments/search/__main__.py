@@ -6,7 +6,8 @@
 
 The folder gets session.jsonl, the log, from which the same command goes on; front.json, front.png;
 and widths.json, the most accurate map of at most --bound BitOps, which --widths takes. With --page
-the search is watched and steered in a browser, at an address of this machine alone.
+the search is watched and steered in a browser, at an address of this machine alone. `--widths` is
+a map of another method, such as BSQ leaves: it is evaluated beside the best one of its cost.
 """
 
 import dataclasses
@@ -15,11 +16,12 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from dual_precision.search.evolve import Settings
+from dual_precision.search.evolve import Evaluated, Settings
 from dual_precision.search.session import Session
 from experiments import cli
+from experiments.recipes.flags import read_widths_file
 from experiments.search.opened import LOG, describe_opened, open_supernet, trained_in
-from experiments.search.results import leave_search
+from experiments.search.results import beside, candidate_of, leave_search
 from experiments.workdir import only_user
 
 
@@ -33,6 +35,7 @@ def main(
     images: int,
     recalibrate: bool,
     bound: float | None = None,
+    widths: str | None = None,
     passes: float,
     page: bool,
     port: int,
@@ -49,6 +52,7 @@ def main(
         bound = space.cost(space.same(opened.config.low))
     else:
         space = dataclasses.replace(space, most=bound)
+    given = candidate_of(space, read_widths_file(widths)) if widths else None
     with only_user(folder):
         opened.go_on(trained_in(folder))
 
@@ -63,6 +67,9 @@ def main(
         else:
             search(session, evaluations)
         leave_search(session.state, folder, bound)
+        if given:
+            found = Evaluated(given, opened.evaluate(space, given), space.cost(given))
+            print(beside(session.state, found))
     print(f"{clock} in all")
 
 
@@ -86,6 +93,8 @@ if __name__ == "__main__":
     flags.DEFINE_bool("recalibrate", True, "statistics of normalisation of every candidate")
     about = "BitOps at most, of candidates and of widths.json; none is what low costs, of the last"
     flags.DEFINE_float("bound", None, about)
+    about = "a JSON file of widths, evaluated beside the best candidate of its cost"
+    flags.DEFINE_string("widths", None, about)
     flags.DEFINE_float("passes", 2.0, "of training, when the page asks to train on")
     flags.DEFINE_bool("page", False, "watch and steer in a browser (extra [pages])")
     flags.DEFINE_integer("port", 5006, "of the page; 0 takes a free one")

@@ -1,10 +1,13 @@
 """What a search leaves: the front, one map of widths within a cost, and a figure."""
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dual_precision.search.evolve import best_within, front_of
+from dual_precision.search.evolve import Evaluated, best_within, front_of
+from dual_precision.search.space import Candidate, Space
 from dual_precision.search.state import State
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
@@ -33,6 +36,38 @@ def front_rows(state: State) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def candidate_of(space: Space, widths: Mapping[str, Mapping[str, str]]) -> Candidate:
+    """The path of a map of widths; a layer that it does not name keeps the first alternative, or
+    the widest where it reads pixels.
+
+    Raises:
+      ValueError: a layer, a mode or a width that the space does not have.
+    """
+    path = space.same(space.alternatives[-1][0])
+    for layer, own in widths.items():
+        if layer not in space.layers or space.mode not in own:
+            raise ValueError(
+                f"--widths: layer {layer!r} with {dict(own)}: expected widths of mode"
+                f" {space.mode!r} of some of {list(space.layers)}"
+            )
+        index = space.layers.index(layer)
+        path = (*path[:index], own[space.mode], *path[index + 1 :])
+    lists = zip(space.alternatives, path, strict=True)
+    each = tuple(tuple(dict.fromkeys((*known, text))) for known, text in lists)
+    dataclasses.replace(space, alternatives=each)  # raises where it is no width of that layer
+    return path
+
+
+def beside(state: State, given: Evaluated) -> str:
+    """A line: a map that was given, and the best candidate that costs no more."""
+    best = best_within(front_of(state.evaluated), given.cost)
+    rest = "nothing that costs no more" if best is None else f"{best.accuracy:.2f} % the best"
+    return (
+        f"the map of --widths: {given.accuracy:.2f} %, {given.cost:.3e} BitOps,"
+        f" {' '.join(given.candidate)}; beside it {rest}"
+    )
 
 
 def leave_search(state: State, folder: Path, bound: float) -> Path:

@@ -117,7 +117,7 @@ def test_two_modes_take_the_memory_of_one(predictor, path):
     assert predictor.bytes - one.bytes == 4 * (norms + input_steps + scale)
     assert one.bytes > 64 * 16 + 16 * 16 + 16 * 4
     for program in predictor._programs.values():
-        shapes = re.findall(r"\[([\d,]*)\]\S* constant\(", program.as_text())
+        shapes = re.findall(r"\[([\d,]*)\]\S* constant\(", program.compiled.as_text())
         assert shapes
         assert all(np.prod([int(n) for n in s.split(",") if n]) <= 16 for s in shapes)
 

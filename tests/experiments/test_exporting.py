@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dual_precision import data
 from dual_precision.deploy import inspect_packed
 from experiments.benchmark import engines
 from experiments.benchmark.engine_networks import pack_checkpoint
 from experiments.benchmark.nibble_speed import bytes_lines
 from experiments.deploy import pack
-from experiments.deploy.exporting import dataset_of, export_command
+from experiments.deploy.exporting import export_command
 from experiments.deploy.support import Subject, onnx_of, support_rows
+from experiments.deploy.trials import trial_of
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("flatbuffers")
@@ -68,8 +68,8 @@ def test_exports_that_are_none(packed, folder, flags, message, tmp_path):
 
 
 def test_a_row_says_what_runs_and_why_another_does_not(packed, folder, tmp_path):
-    loaded = data.load(dataset_of(inspect_packed(packed)), data_dir=folder)
-    rows = list(support_rows(Subject("digits", packed, True, loaded), tmp_path))
+    trial = trial_of(inspect_packed(packed), 64, part="test", data_dir=folder)
+    rows = list(support_rows(Subject("digits", packed, True, trial), tmp_path))
     assert len(rows) == 8
     for row in rows:
         if (row["mode"], row["target"]) == ("low", onnx_of("integer")):
@@ -80,7 +80,7 @@ def test_a_row_says_what_runs_and_why_another_does_not(packed, folder, tmp_path)
         else:
             assert row["works"] == "yes"
             assert row["agree"] > 98
-            assert abs(row["accuracy"] - row["ours"]) < 1
+            assert abs(row["score"] - row["ours"]) < 1
 
 
 def test_a_float_checkpoint_is_packed_without_training(tmp_path):

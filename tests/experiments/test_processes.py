@@ -30,6 +30,8 @@ from dual_precision.training.schedules import warmup_cosine
 from experiments import cli
 
 SIZE, BATCH = 96, 16
+HOST = "127.0.0.2"  # loopback, and not what the name of a machine leads to
+PATIENCE = 600  # seconds: a busy machine may stop for minutes
 MODEL = MLP(num_classes=4, modes=modes(low="w2a2", high="w8a8"), hidden=(16,))
 TASK = Classification((8, 8, 1), partial(data.augment, padding=1, flip=True))
 SCHEDULES = {name: partial(warmup_cosine, peak=0.05, warmup=0.1) for name in (RATE, STEP_RATE)}
@@ -65,6 +67,7 @@ def command(*, workdir: str, phases: int, seed: int, shard_data: bool) -> None:
 def start(coordinator: str, processes: int, process: int, devices: int, workdir: Path, *more: str):
     """A process of the program."""
     words = (f"--coordinator={coordinator}", f"--processes={processes}", f"--process={process}")
+    words += ("--join_seconds=300", "--silence_seconds=120")  # unless `more` says otherwise
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -84,13 +87,25 @@ def start(coordinator: str, processes: int, process: int, devices: int, workdir:
 
 def free_address() -> str:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.bind((HOST, 0))
+        return f"{HOST}:{probe.getsockname()[1]}"
+
+
+def heard_at(pid: int) -> set[str]:
+    """The addresses at which a process listens, as Linux writes them: bytes in hexadecimal."""
+    files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in files:
+                found.add(local.partition(":")[0][-8:])
+    return found
 
 
 def ends_well(*processes: subprocess.Popen) -> None:
     for process in processes:
-        _, said = process.communicate(timeout=200)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
 
 
@@ -118,13 +133,14 @@ def test_a_death_ends_the_other(tmp_path):
     place = free_address()
     one, two = (start(place, 2, i, 1, tmp_path) for i in range(2))
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + PATIENCE
         while not Checkpoints(tmp_path).steps():  # a checkpoint is written while training goes on
             assert time.monotonic() < deadline
             assert one.poll() is None, one.communicate()
             time.sleep(0.2)
+        assert heard_at(one.pid) == heard_at(two.pid) == {"0200007F"}
         two.send_signal(signal.SIGKILL)
-        _, said = one.communicate(timeout=60)
+        _, said = one.communicate(timeout=PATIENCE)
     finally:
         for process in (one, two):
             process.kill()
@@ -138,7 +154,7 @@ def test_a_death_ends_the_other(tmp_path):
 def test_other_settings_and_data_are_refused(tmp_path):
     place = free_address()
     both = [start(place, 2, i, 1, tmp_path, "--phases=1", f"--seed={i}") for i in range(2)]
-    first, second = (process.communicate(timeout=200)[1].strip() for process in both)
+    first, second = (process.communicate(timeout=PATIENCE)[1].strip() for process in both)
     assert [process.returncode for process in both] == [1, 1]
     assert "processes [1] were given something else than process 0" in first
     assert "data.train" in second
@@ -148,7 +164,7 @@ def test_other_settings_and_data_are_refused(tmp_path):
 
 def test_a_missing_process(tmp_path):
     one = start(free_address(), 2, 0, 1, tmp_path, "--join_seconds=1")
-    _, said = one.communicate(timeout=200)
+    _, said = one.communicate(timeout=PATIENCE)
     assert one.returncode == 1
     assert said.startswith("error: process 0 of 2")
     assert said.count("\n") == 1

@@ -29,7 +29,7 @@ OTHERS = """
 
 
 def test_collectives_of_a_text():
-    assert collectives_in(LINE) == [Collective("all-reduce", 32 * 10 * 4, 4 + 6 * 2)]
+    assert collectives_in(LINE) == [Collective("all-reduce", 32 * 10 * 4 + 4 + 6 * 2)]
     found = collectives_in(OTHERS)
     assert [(one.kind, one.bytes) for one in found] == [("all-gather", 16), ("all-reduce", 16)]
 
@@ -56,13 +56,14 @@ def test_the_equations_of_the_model():
 
 
 def test_a_step_for_two_devices():
-    """Compiled in a child, for devices are counted before JAX starts. It sends every gradient, of
-    each mode its own."""
+    """Compiled in a child, for devices are counted before JAX starts. It sends every gradient once,
+    that of both modes, and beside it little."""
     (found,) = scale.compiled_steps(["mlp"], [2], batch_size=8)
     assert (found["devices"], found["rows"]) == (2, 8)
     assert min(found["temporary"], found["operations"]) > 0
     assert found["state"] > 2 * found["parameters"] > 0  # and their momentum
     step = scale.step_cost(found, teraflops=1.0)
-    assert found["parameters"] <= sum(step.reduced) <= 2.1 * found["parameters"]
+    assert found["parameters"] <= sum(step.reduced) <= 1.05 * found["parameters"]
+    assert max(step.reduced) >= found["parameters"]  # in one message, what else is statistics
     rows = scale.scaling_rows(step)
     assert len(rows) == len(INTERCONNECTS) * (len(scale.WAYS) + 1)

@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from dual_precision.search.session import read_events, replay
+from dual_precision.search.evolve import Evaluated, Settings, front_of
+from dual_precision.search.session import Session, read_events, replay
+from dual_precision.search.space import Space
+from dual_precision.search.state import State
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
 from experiments.search.opened import LOG, trained_in
+from experiments.search.results import beside, candidate_of
 from experiments.search.steering import evaluations_needed, interval, run_strategy
 
 ROOT = Path(__file__).parents[2]
@@ -34,11 +39,14 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
     ended = start(child_environment, "cifar", *run, f"--workdir={supernet}")
     assert ended.returncode == 0, ended.stderr[-2000:]
     own = (f"--supernet={supernet}", f"--workdir={folder}", "--images=100")
-    for evaluations in (20, 24):  # the second goes on
-        ended = start(child_environment, "search", *own, f"--evaluations={evaluations}")
+    more = ()
+    for evaluations in (20, 22):  # the second goes on
+        ended = start(child_environment, "search", *own, f"--evaluations={evaluations}", *more)
         assert ended.returncode == 0, ended.stderr[-2000:]
+        more = (f"--widths={folder / 'widths.json'}",)
         state = replay(read_events(folder / "session.jsonl"))[-1]
         assert len(state.evaluated) == evaluations
+    assert "the map of --widths: " in ended.stdout
     rows = json.loads((folder / "front.json").read_text())["rows"]
     assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
     widths = read_widths_file(str(folder / "widths.json"))
@@ -52,10 +60,6 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
 
 
 def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path):
-    from dual_precision.search.evolve import Settings, front_of
-    from dual_precision.search.session import Session
-    from dual_precision.search.space import Space
-
     choices = ("w1a1", "w2a2", "w3a3", "w4a4")
     space = Space("low", ("a", "b", "c"), (choices,) * 3, (1, 2, 3), 5)
 
@@ -75,6 +79,21 @@ def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path)
     ends = (space.cost(("w1a1",) * 3), space.cost(("w4a4",) * 3))
     assert evaluations_needed(state.evaluated, 0.0, ends) == 1
     assert np.isinf(evaluations_needed(state.evaluated, 1e9, ends))
+
+
+def test_a_map_of_another_method():
+    choices = ("w1a1", "w2a2")
+    space = Space("low", ("stem", "a", "b"), (("w4a32", "w8a32"), choices, choices), (1, 2, 3), 5)
+    assert candidate_of(space, {"a": {"low": "w3a4"}}) == ("w8a32", "w3a4", "w1a1")
+    assert candidate_of(space, {"stem": {"low": "w4a32"}}) == ("w4a32", "w1a1", "w1a1")
+    for wrong in ({"z": {"low": "w2a2"}}, {"a": {"high": "w2a2"}}, {"a": {"low": "w2a32"}}):
+        with pytest.raises(ValueError, match="expected"):
+            candidate_of(space, wrong)
+    seen = [Evaluated(("w8a32", "w2a2", "w1a1"), 70.0, 24.0)]
+    state = State(space, Settings(), {}, tuple(seen))
+    text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
+    assert text.startswith("the map of --widths: 71.00 %, 4.000e+01 BitOps, w8a32 w3a4 w1a1")
+    assert text.endswith("beside it 70.00 % the best")
 
 
 def test_a_training_counts_when_the_log_has_it(tmp_path):

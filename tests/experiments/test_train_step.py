@@ -13,6 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.tasks.classification import Classification
+from dual_precision.training import step
+from dual_precision.training.compilation import RUNS_ONCE
 from dual_precision.training.state import initial_variables
 from experiments.benchmark import train_peers as peers
 from experiments.benchmark import train_step as benchmark
@@ -32,9 +34,13 @@ def normal_pixels() -> jax.Array:
     return jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
 
 
+def initialized(network, pixels: jax.Array):
+    return jax.jit(network.init, compiler_options=RUNS_ONCE)(jax.random.key(1), pixels)
+
+
 def test_plain_network_is_ours_in_float(pixels: jax.Array) -> None:
     plain = peers.plain(**SIZES)
-    variables = jax.jit(plain.init)(jax.random.key(1), pixels)
+    variables = initialized(plain, pixels)
     model = benchmark.build_resnet("resnet8").clone(**SIZES)
     initial = initial_variables(model, Classification(pixels.shape[1:]).example, seed=0)
     ours = flatten_dict(initial["params"])
@@ -54,7 +60,7 @@ def test_plain_network_is_ours_in_float(pixels: jax.Array) -> None:
 def test_peers_quantize_and_have_the_gradient_of_float(library, make, pixels: jax.Array) -> None:
     pytest.importorskip(library)
     labels = jnp.arange(8)
-    variables = jax.jit(peers.plain(**SIZES).init)(jax.random.key(1), pixels)
+    variables = initialized(peers.plain(**SIZES), pixels)
     networks = [peers.plain(**SIZES), make(**SIZES)]
     with jax.numpy_dtype_promotion("standard"):
         exact, found = (peers.logits(network, variables, pixels) for network in networks)
@@ -95,10 +101,14 @@ def test_bars() -> None:
     assert qwix.endswith("not measured")
 
 
-def test_switching_adds_no_trace() -> None:
-    model = benchmark.build_resnet("resnet8").clone(stage_sizes=(0, 1, 0), widths=(4, 4, 4))
+@pytest.fixture(name="tiny")
+def of_one_block():
+    return benchmark.build_resnet("resnet8").clone(stage_sizes=(0, 1, 0), widths=(4, 4, 4))
+
+
+def test_switching_adds_no_trace(tiny) -> None:
     images, _ = benchmark.random_batch(1)
-    assert benchmark.count_new_traces(model, images) == 0
+    assert benchmark.count_new_traces(tiny, images) == 0
 
 
 def test_bad_arguments_give_one_line() -> None:
@@ -109,13 +119,18 @@ def test_bad_arguments_give_one_line() -> None:
     assert "'resnet20'" in done.stderr
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_what_it_prints_and_leaves(tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    """In this process, of one block, compiled in haste: whole networks take XLA half a minute."""
+    monkeypatch.setattr(benchmark, "build_resnet", lambda name: tiny)
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: False)  # for a whole process only
+    for module in (benchmark, step):
+        monkeypatch.setattr(module, "compiler_options", lambda: RUNS_ONCE)
     out = tmp_path / "out.json"
-    small = ("--model=resnet8", "--batch_size=8", "--repeats=1", "--steps=1", "--peers=false")
-    done = run("train", *small, f"--out={out}")
-    assert done.returncode == 0, done.stderr
-    names = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line[:1] == "|"]
+    settings = {"batch_size": 8, "repeats": 1, "steps": 1, "peers": False, "out": str(out)}
+    benchmark.measure_train_step(model="resnet8", **settings)
+    printed = capsys.readouterr().out
+    names = [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"]
     assert {"plain flax", benchmark.FLOAT, benchmark.HIGH, benchmark.LOW} <= {*names}
-    assert "new traces over 100 switches: 0 (bar 0) PASS" in done.stdout
+    assert "new traces over 100 switches: 0 (bar 0) PASS" in printed
     results = json.loads(out.read_text())
     assert {benchmark.FLOAT, benchmark.HIGH, benchmark.LOW} <= set(results["milliseconds"])

@@ -35,6 +35,8 @@ def test_losses_around_a_network():
     assert found[0, 1] == found[1, 1]
     assert found[0, 0] != found[1, 0]
     assert len(draw_valleys([-0.5, 0.0, 0.5], {"a": [found], "b": [found]}).axes) == 1
+    with pytest.raises(ValueError, match="6 kinds of networks: expected at most 5"):
+        draw_valleys([-0.5, 0.0, 0.5], {name: [found] for name in "abcdef"})
 
 
 @pytest.mark.parametrize(

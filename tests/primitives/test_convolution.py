@@ -112,19 +112,21 @@ def test_mapped():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("largest", [(3, 3), (15, 15), (255, 128)])
-def test_codes(shape, largest):
+@pytest.mark.parametrize("odd", [False, True])
+def test_codes(shape, largest, odd):
     """Exact at the largest sums, whoever computes them."""
     *sizes, inputs, outputs, kernel, stride = shape
     x = some_integers((*sizes, inputs), 0, largest[0] + 1)
     w = some_integers((kernel, kernel, inputs, outputs), -largest[1], min(largest[1] + 1, 128))
     x[:1], w[..., 0] = largest[0], -largest[1]
-    found = jax.jit(lambda x, w: conv2d_codes(x, w, stride, largest))(
+    found = jax.jit(lambda x, w: conv2d_codes(x, w, stride, largest, odd))(
         jnp.asarray(x, jnp.uint8), jnp.asarray(w, jnp.int8)
     )
     with xla_alone():
-        right = conv2d(jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32), stride)
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found, right.astype(jnp.int32))
+        weights = jnp.asarray(2 * w + 1 if odd else w, jnp.float32)
+        right = conv2d(jnp.asarray(x, jnp.float32), weights, stride)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, right)
 
 
 @needs_library

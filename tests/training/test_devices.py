@@ -11,9 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from dual_precision import modes
 from dual_precision.models import MLP
+from dual_precision.primitives.minmax import range_of_batch
+from dual_precision.primitives.normalization import normalize_batch
+from dual_precision.primitives.shared_batch import BATCH as BATCH_AXIS
+from dual_precision.primitives.shared_batch import is_shared, whole_extremes
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
@@ -50,7 +55,7 @@ def train() -> dict[str, list[float]]:
     for name, loss in LOSSES.items():
         phase = Phase(name, 1, loss.precisions, loss, Sgd(), schedules)
         (stage,) = stages_of([phase], structure, STEPS)
-        run = step.compile_steps(network, stage, jax.random.key(0))
+        run = step.compile_steps(network, stage, jax.random.key(0), mesh)
         variables = initial_variables(model, network.task.example, seed=0)
         opt_state = jax.jit(stage.optimizer.init)(variables["params"])
         state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=opt_state)
@@ -58,6 +63,31 @@ def train() -> dict[str, list[float]]:
         assert len(state.params["dense1"]["kernel"].sharding.device_set) == len(mesh.devices)
         losses[name] = np.asarray(metrics["loss"]).tolist()
     return losses
+
+
+def apart() -> float:
+    """How far normalisation and ranges of a shared batch are from those of it whole."""
+    x, g = jax.random.normal(jax.random.key(1), (2, BATCH, 3, 5))
+    scale, bias = jnp.arange(1.0, 6.0), jnp.arange(5.0)
+
+    def normalized(x, g, scale, bias):
+        (y, mean, var), pull = jax.vjp(lambda *own: normalize_batch(*own, 1e-5), x, scale, bias)
+        to_x, *others = pull((g, mean, var))
+        if is_shared():
+            others = jax.lax.psum(others, BATCH_AXIS)
+        return (y, to_x), (
+            mean,
+            var,
+            *others,
+            *range_of_batch(x),
+            *whole_extremes(x.min(), x.max()),
+        )
+
+    rows, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()
+    layout = {"in_specs": (rows, rows, whole, whole), "out_specs": (rows, whole)}
+    shared = jax.shard_map(normalized, mesh=batch_mesh(BATCH), check_vma=False, **layout)
+    found, right = (jax.tree.leaves(jax.jit(f)(x, g, scale, bias)) for f in (shared, normalized))
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(found, right, strict=True))
 
 
 def refused() -> str:
@@ -79,7 +109,7 @@ def on(devices: int) -> dict:
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
     }
     done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -107,6 +137,11 @@ def test_an_indivisible_batch_is_refused(runs):
     assert runs[1]["refused"] == ""
 
 
+def test_normalisation_and_ranges_are_of_the_whole_batch(runs):
+    assert runs[8]["apart"] < 1e-5
+
+
 if __name__ == "__main__":
     step.compiler_options = lambda: {"xla_backend_optimization_level": 0}  # compiles in half
-    print(json.dumps({"devices": jax.device_count(), "losses": train(), "refused": refused()}))
+    found = {"losses": train(), "apart": apart(), "refused": refused()}
+    print(json.dumps({"devices": jax.device_count(), **found}))

@@ -165,10 +165,10 @@ def _programs_kept(tmp_path_factory):
     compile_steps, kept = fit_module.compile_steps, {}
     options = compiler_options() | {"xla_backend_optimization_level": 0}
 
-    def once(network, stage, key):
+    def once(network, stage, key, mesh):
         name = id(stage.phase), stage.start, str(jax.random.key_data(key))
         if name not in kept:
-            kept[name] = compile_steps(network, stage, key), stage
+            kept[name] = compile_steps(network, stage, key, mesh), stage
         return kept[name][0]
 
     settings = {

@@ -32,8 +32,7 @@ from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
-from dual_precision.deploy.forms import made_of_products
-from dual_precision.deploy.integer.conversion import stored_codes, to_integer
+from dual_precision.deploy.integer.conversion import has_integer_forms, stored_codes, to_integer
 from dual_precision.primitives import nested
 from dual_precision.primitives.convolution import xla_alone
 from dual_precision.structure import LayerPath, Structure, batch_of
@@ -74,7 +73,7 @@ def save_programs(
     leaves = flatten_dict(variables)
     own = {p: leaf for p, leaf in leaves.items() if structure.is_read(p, names)}
     forward: Any
-    if made_of_products(structure):
+    if has_integer_forms(structure):
         model, integers = to_integer(model, unflatten_dict(own), info.example)
         forward = model.apply
     else:

@@ -66,12 +66,14 @@ def to_integer(
     leaves, present = _present(structure, dict(flatten_dict(variables)))
     normalised = set(structure.sources.values())
     shared = _shared_input(structure)
+    finite = all(np.issubdtype(leaf.dtype, np.integer) for leaf in jax.tree.leaves(example))
     plans: dict[str, LayerPlan] = {}
     params: Leaves = {}
     for path, layer in structure.layers.items():
         codes = stored_codes(path, layer, leaves)
         groups = {mode: _groups(path, codes, layer, mode) for mode in present}
-        plans["/".join(path)] = LayerPlan(FrozenDict(groups), path in normalised, path == shared)
+        plan = LayerPlan(FrozenDict(groups), path in normalised, path == shared, finite)
+        plans["/".join(path)] = plan
         params[*path, "kernel"] = jnp.asarray(codes)
         scaled = () if path in normalised else present
         params |= _scaling(path, layer, leaves, present, scaled)
@@ -84,6 +86,16 @@ def to_integer(
     forms = (IntegerLayer, FoldedNorm)
     _check_uses(trace_forms(integer_model, integers, structure, example, present[0], forms))
     return integer_model, integers
+
+
+def has_integer_forms(structure: Structure) -> bool:
+    """Whether every layer says its product alone, so that `to_integer` has a form of it."""
+    try:
+        for path in structure.layers:
+            layer_form(structure.classes[path], IntegerLayer)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_calls(structure: Structure) -> None:

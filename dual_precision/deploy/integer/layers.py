@@ -67,11 +67,13 @@ class LayerPlan:
       groups: mode that there are values of -> groups of input channels that are summed apart.
       raw: it gives its sums as they are, to a FoldedNorm.
       shared: its input is the same in every mode.
+      finite: its input holds no NaN, as what the network takes are integers.
     """
 
     groups: FrozenDict[str, int]
     raw: bool
     shared: bool
+    finite: bool
 
 
 Plans = FrozenDict[str, LayerPlan]
@@ -151,25 +153,18 @@ class IntegerLayer(QuantizedLayer):
         return total.astype(jnp.float32) + 0.0 * reduce(jnp.add, parts)
 
     def _sum_of_bytes(self, x: jax.Array, precision: str) -> jax.Array:
-        """The same sums in int32, which is faster where the CPU has units for it.
-
-        2 c + 1 of 8 bits is no int8: sum a (2c + 1) = 2 sum a c + sum a.
-        """
+        """The same sums in int32, which is faster where the CPU has units for it."""
         bits, activations, stored = self._widths(precision)
         assert activations is not None
         codes = activation_codes(x, self._value("input_step")[precision], activations)
         bytes_, largest = codes.astype(jnp.uint8), _largest(bits, activations)
-        kernel = truncate(self._value("kernel"), bits, stored)
-        if bits < 8:
-            total = self.product_of_codes(bytes_, 2 * kernel + 1, largest)
-        else:
-            inputs = jnp.sum(codes, axis=-1, keepdims=True)
-            ones = jnp.ones((*kernel.shape[:-2], 1, 1), jnp.float32)
-            total = 2 * self.product_of_codes(bytes_, kernel, largest)
-            total = total + self.product(inputs, ones).astype(jnp.int32)
-        # Rounded to float32 once; an integer has no NaN, so that those of an example are carried.
+        kernel, odd = truncate(self._value("kernel"), bits, stored), bits == 8
+        total = self.product_of_codes(bytes_, kernel if odd else 2 * kernel + 1, largest, odd)
+        if self.plans["/".join(self.path)].finite:
+            return total
+        # An integer has no NaN, so that those of an example are carried.
         lost = jnp.any(jnp.isnan(x), axis=tuple(range(1, x.ndim)), keepdims=True)
-        return jnp.where(lost, jnp.nan, total.astype(jnp.float32))
+        return jnp.where(lost, jnp.nan, total)
 
     def _shared(self, x: jax.Array, precision: str) -> jax.Array:
         """The sums of an input that every mode sees as it is: what other modes did is not redone.

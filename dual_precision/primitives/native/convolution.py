@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dual_precision.primitives.native import build
+from dual_precision.primitives.native import build, chains
 
 Part = Literal["forward", "input gradient", "weight gradient"]
 PARTS: tuple[Part, ...] = ("forward", "input gradient", "weight gradient")
@@ -67,7 +67,7 @@ def fast_bfloat16() -> bool:
 @functools.cache
 def exact_bytes(largest_input: int, largest_weight: int) -> bool:
     """Whether sums of uint8 times int8 are exact here for codes of at most these magnitudes."""
-    if _why_not() is not None:
+    if _why_not() is not None or not (build.cpu_words() or set()) >= chains.NEEDED:
         return False
     pairs_fit = 2 * largest_input * largest_weight <= LARGEST_PAIR
     return _sums_bytes() and (pairs_fit or _sums_bytes_in_full())
@@ -91,12 +91,12 @@ def _why_not() -> str | None:
 
 
 def _prepare() -> None:
-    if jax.device_count() > 1:
-        # XLA does not cut a call to a library into one for each device of a mesh.
+    if jax.local_device_count() > 1:  # they would wait for each other in one pool of threads
         raise OSError("it is for a process with one CPU device")
     library = ctypes.CDLL(str(build.built(_kernel())))
-    handler = jax.ffi.pycapsule(library.dual_precision_convolution)
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+    for target in (_TARGET, chains.TARGET):
+        handler = jax.ffi.pycapsule(getattr(library, target))
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
 
 
 def _kernel() -> build.Kernel:
@@ -115,8 +115,9 @@ def _kernel() -> build.Kernel:
     here = Path(__file__).parent
     header = ("-isystem", str(_folder_of(headers, "dnnl.hpp")))
     link = (f"-L{folder}", "-l:libdnnl.so.3", f"-Wl,-rpath,{folder}")
+    sources = ("convolution.cc", "chain.h", "onednn.h", "parts.h")
     return build.Kernel(
-        "convolution", PURPOSE, (here / "convolution.cc", here / "parts.h"), (*header, *link)
+        "convolution", PURPOSE, tuple(here / name for name in sources), (*header, *link)
     )
 
 

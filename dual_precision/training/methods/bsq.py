@@ -34,7 +34,7 @@ from dual_precision.primitives.signed_bits import (
 )
 from dual_precision.structure import LayerPath, Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, loss_of
+from dual_precision.training.methods.modes import Metrics, trained_at
 from dual_precision.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -213,9 +213,8 @@ class BitLoss:
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         del values
         bits = bits_of(params)
-        weighted = with_bits(params, bits)
-        outputs, state = network(weighted, state, batch, precision=self.mode, train=True, key=key)
-        (loss, metrics), price = loss_of(network, self.mode, outputs, batch), price_of(bits)
+        weighted, price = with_bits(params, bits), price_of(bits)
+        loss, (state, metrics) = trained_at(self.mode, network, weighted, state, batch, key)
         metrics |= {"price": price, "bits_per_weight": jnp.float32(mean_bits(bits))}
         return loss + self.alpha * price, (state, metrics)
 

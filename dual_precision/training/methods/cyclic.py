@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Widths
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, loss_of
+from dual_precision.training.methods.modes import Metrics, trained_at
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
@@ -107,8 +107,7 @@ class CyclicLoss:
         values: Mapping[str, jax.Array],
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         asked = self.widths(network.model.modes, values)
-        outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
-        loss, metrics = loss_of(network, self.upper, outputs, batch)
+        loss, (state, metrics) = trained_at(asked, network, params, state, batch, key)
         for what in ("weights", "activations"):
             if (bits := getattr(asked, what)) is not None:
                 metrics[f"bits_of_{what}"] = bits.astype(jnp.float32)

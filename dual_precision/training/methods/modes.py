@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.costs import update_cost
-from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Modes
+from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Asked, Modes, mode_of
+from dual_precision.primitives.shared_batch import is_shared
 from dual_precision.tasks.losses import distillation
 from dual_precision.tasks.task import Batch, Network, State, Tree
 
@@ -57,11 +58,16 @@ class Split:
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         del values
         count, rows = len(self.precisions), _rows_of(batch)
-        if rows < count:
+        if rows < count and not is_shared():
             raise ValueError(f"a batch of {rows} split among {self.precisions}: expected {count}")
+        if is_shared() and rows % count:
+            raise ValueError(
+                f"{rows} rows of a batch on each device, split among {self.precisions}: expected a"
+                f" multiple of {count}; make the batch one of {count} x the devices"
+            )
         outputs, shares = {}, {}
         for index, mode in enumerate(self.precisions):
-            # Strided, so that every device of a sharded batch holds a part of each share.
+            # Strided: the shares are the same rows, however many devices have a part of the batch.
             share = slice(index, None, count)
             shares[mode] = jax.tree.map(lambda array, own=share: array[own], batch)
             outputs[mode], state = _run_share(
@@ -170,6 +176,15 @@ def _run_share(
     outputs, after = run(state={**state, "carry": own})
     moved = jax.tree.map(lambda whole, part: whole.at[share].set(part), carry, after["carry"][mode])
     return outputs, {**after, "carry": {**state["carry"], mode: moved}}
+
+
+def trained_at(
+    precision: Asked, network: Network, params: Tree, state: State, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, tuple[State, Metrics]]:
+    """What a loss gives that runs one precision on all of a batch; see `phases.Loss`."""
+    outputs, state = network(params, state, batch, precision=precision, train=True, key=key)
+    loss, metrics = loss_of(network, mode_of(precision), outputs, batch)
+    return loss, (state, metrics)
 
 
 def loss_of(network: Network, mode: str, outputs: Any, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -12,7 +12,7 @@ from dual_precision.costs import PIXEL_BITS, update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
 from dual_precision.structure import free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, loss_of
+from dual_precision.training.methods.modes import Metrics, trained_at
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
@@ -108,6 +108,4 @@ class SampledLoss:
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
         del values
         asked = self.path(network, jax.random.fold_in(key, 0))
-        outputs, state = network(params, state, batch, precision=asked, train=True, key=key)
-        loss, metrics = loss_of(network, self.mode, outputs, batch)
-        return loss, (state, metrics)
+        return trained_at(asked, network, params, state, batch, key)

@@ -19,17 +19,11 @@ class Collective:
 
     Attributes:
       kind: its name in HLO.
-      kernel_bytes: of its results with two axes or more: gradients of kernels.
-      other_bytes: of all other results: statistics, and gradients of steps, scales and biases.
+      bytes: of all its results.
     """
 
     kind: str
-    kernel_bytes: int
-    other_bytes: int
-
-    @property
-    def bytes(self) -> int:
-        return self.kernel_bytes + self.other_bytes
+    bytes: int
 
 
 def collectives_in(text: str) -> list[Collective]:
@@ -42,7 +36,7 @@ def collectives_in(text: str) -> list[Collective]:
       ValueError: such an operation, or an array of a type that this does not know.
 
     >>> collectives_in("%r = (f32[8,4]{1,0}, f32[]) all-reduce(%a, %b), channel_id=1")
-    [Collective(kind='all-reduce', kernel_bytes=128, other_bytes=4)]
+    [Collective(kind='all-reduce', bytes=132)]
     """
     found = []
     for line in text.splitlines():
@@ -51,26 +45,19 @@ def collectives_in(text: str) -> list[Collective]:
             result, kind, start = match.groups()
             if start and kind != "all-reduce":
                 raise ValueError(f"{kind}{start}: expected a program that waits for each {kind}")
-            found.append(_collective(kind, result))
+            sizes = (_bytes_of(*array) for array in _ARRAY.findall(result))
+            found.append(Collective(kind, sum(sizes)))
     return found
 
 
-def _collective(kind: str, result: str) -> Collective:
-    kernels = others = 0
-    for dtype, axes in _ARRAY.findall(result):
-        shape = [int(size) for size in axes.split(",") if size]
-        size = math.prod(shape) * _bytes_of(dtype)
-        kernels, others = (kernels + size, others) if len(shape) > 1 else (kernels, others + size)
-    return Collective(kind, kernels, others)
-
-
-def _bytes_of(dtype: str) -> int:
+def _bytes_of(dtype: str, axes: str) -> int:
+    count = math.prod(int(size) for size in axes.split(",") if size)
     if dtype == "pred":
-        return 1
+        return count
     bits = re.match(r"[a-z]+(\d+)", dtype)
     if bits is None:
         raise ValueError(f"an array of {dtype!r}: expected a type such as f32, s8 or pred")
-    return -(-int(bits[1]) // 8)
+    return count * -(-int(bits[1]) // 8)
 
 
 def describe_collectives(found: Iterable[Collective]) -> str:

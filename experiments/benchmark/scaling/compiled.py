@@ -64,7 +64,7 @@ def compile_abstract(network: Network, phase: Phase, data: Any, rows: int) -> tu
     )
     mesh = batch_mesh(batch)
     order = place_batches(Abstract((1, batch), jnp.int32), mesh)
-    step = compile_steps(network, stage, jax.random.key(0))
+    step = compile_steps(network, stage, jax.random.key(0), mesh)
     lowered = step.lower(replicate(state, mesh), replicate(data, mesh), order)  # type: ignore[attr-defined]
     # Machine code that nobody runs needs no care; what is sent and kept is the same.
     compiled = lowered.compile(compiler_options=compiler_options() | RUNS_ONCE)

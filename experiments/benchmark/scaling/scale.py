@@ -57,8 +57,8 @@ _COMPILED = (
     ("devices", "devices", "{}"),
     ("rows", "rows of a device", "{}"),
     ("collectives", "collectives", "{}"),
-    ("kernels", "kB of kernels", "{:.1f}"),
-    ("others", "kB of all else", "{:.1f}"),
+    ("largest", "kB of the largest", "{:.1f}"),
+    ("others", "kB of all others", "{:.1f}"),
     ("state", "state MB", "{:.2f}"),
     ("data", "data MB", "{:.1f}"),
     ("temporary", "temporary MB", "{:.0f}"),
@@ -114,16 +114,18 @@ def _run_child(model: str, devices: int, batch_size: int) -> dict[str, Any]:
 
 def compiled_table(found: Sequence[Mapping[str, Any]]) -> str:
     """One line for every program, in Markdown."""
-    rows = [
-        {
-            **own,
-            "collectives": describe_collectives(own["collectives"]),
-            "kernels": sum(one.kernel_bytes for one in own["collectives"]) / 1e3,
-            "others": sum(one.other_bytes for one in own["collectives"]) / 1e3,
-            **{key: own[key] / 1e6 for key in ("state", "data", "temporary")},
-        }
-        for own in found
-    ]
+    rows = []
+    for own in found:
+        largest, *others = sorted((one.bytes for one in own["collectives"]), reverse=True) or [0]
+        rows.append(
+            {
+                **own,
+                "collectives": describe_collectives(own["collectives"]),
+                "largest": largest / 1e3,
+                "others": sum(others) / 1e3,
+                **{key: own[key] / 1e6 for key in ("state", "data", "temporary")},
+            }
+        )
     return markdown_table(rows, _COMPILED, left=["model", "collectives"])
 
 

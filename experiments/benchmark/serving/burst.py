@@ -26,7 +26,7 @@ from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark.comparison import verdict_of
 from experiments.benchmark.machine import describe_machine
 from experiments.benchmark.serving.child import as_npy, served
-from experiments.deploy.exporting import dataset_of
+from experiments.deploy.trials import dataset_of
 from experiments.figures.tables import markdown_table
 from experiments.workdir import write_whole
 

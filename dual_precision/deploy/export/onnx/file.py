@@ -31,8 +31,7 @@ from dual_precision.deploy.export.onnx.traced import TracedNetwork, trace_mode
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
-from dual_precision.deploy.forms import made_of_products
-from dual_precision.deploy.integer.conversion import to_integer
+from dual_precision.deploy.integer.conversion import has_integer_forms, to_integer
 from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure, batch_of
 
@@ -80,7 +79,7 @@ def save_onnx(
         last = max(names, key=[*file.info.bytes_read].index)
         model, variables = file.load(last)
         structure, example = file.structure, file.info.example
-    if form == PLAIN or not made_of_products(structure):
+    if form == PLAIN or not has_integer_forms(structure):
         write_traced(path, model, variables, example, names, form)
         return
     read = {p: v for p, v in flatten_dict(variables).items() if structure.is_read(p, names)}

@@ -1,0 +1,181 @@
+"""A traced function as a flat list of nodes, which can be changed and traced again."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+_SAME = {"name", "copy"}  # what goes in comes out
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation: values in, values out, each a number of the graph."""
+
+    primitive: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: dict[str, Any]
+    run: Callable[..., Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which they can run.
+
+    Attributes:
+      inputs, outputs: values.
+      constants: value -> array, or number of Python's.
+      avals: value -> its shape and dtype.
+    """
+
+    nodes: list[Node]
+    inputs: list[int]
+    outputs: list[int]
+    constants: dict[int, Any]
+    avals: list[Any]
+
+    @functools.cached_property
+    def makers(self) -> dict[int, Node]:
+        """Value -> the node that it comes from."""
+        return {value: node for node in self.nodes for value in node.outputs}
+
+    def ordered(self, nodes: list[Node]) -> "Graph | None":
+        """The graph with other nodes, in an order in which they can run; None: there is none."""
+        ready = {*self.inputs, *self.constants}
+        done: list[Node] = []
+        waiting = nodes
+        while waiting:
+            later = []
+            for node in waiting:
+                if ready.issuperset(node.inputs):
+                    ready.update(node.outputs)
+                    done.append(node)
+                else:
+                    later.append(node)
+            if len(later) == len(waiting):
+                return None
+            waiting = later
+        return dataclasses.replace(self, nodes=done)
+
+    def needed(self) -> "Graph":
+        """Without the nodes that no output needs."""
+        wanted, nodes = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.outputs):
+                wanted.update(node.inputs)
+                nodes.append(node)
+        return dataclasses.replace(self, nodes=nodes[::-1])
+
+    def used_inputs(self) -> list[int]:
+        """Which of the inputs, by their place, anything is made of."""
+        used = {value for node in self.nodes for value in node.inputs} | {*self.outputs}
+        return [place for place, value in enumerate(self.inputs) if value in used]
+
+    def call(self, *arguments: Any) -> list[Any]:
+        """The outputs, of `used_inputs`."""
+        values = dict(self.constants)
+        places = self.used_inputs()
+        values.update(zip((self.inputs[p] for p in places), arguments, strict=True))
+        for node in self.nodes:
+            found = node.run(*(values[value] for value in node.inputs))
+            values.update(zip(node.outputs, found, strict=True))
+        return [values[value] for value in self.outputs]
+
+
+def flatten(traced: ClosedJaxpr) -> Graph:
+    """The graph of `jax.make_jaxpr(...)(...)`, with the functions inside written out."""
+    graph = Graph([], [], [], {}, [])
+
+    def add(aval: Any) -> int:
+        graph.avals.append(aval)
+        return len(graph.avals) - 1
+
+    def constant(value: Any, aval: Any) -> int:
+        at = add(aval)
+        graph.constants[at] = value
+        return at
+
+    def walk(jaxpr: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+        names = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
+        for var, value in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+            names[var] = constant(value, var.aval)
+
+        def of(atom: Any) -> int:
+            return constant(atom.val, atom.aval) if isinstance(atom, Literal) else names[atom]
+
+        for eqn in jaxpr.jaxpr.eqns:
+            given = [of(atom) for atom in eqn.invars]
+            name = eqn.primitive.name
+            if name in _INLINED:
+                made = walk(eqn.params[_INLINED[name]], given)
+            elif name in _SAME:
+                made = given
+            else:
+                made = [add(var.aval) for var in eqn.outvars]
+                node = Node(
+                    name, tuple(given), tuple(made), dict(eqn.params), _runner(jaxpr.jaxpr, eqn)
+                )
+                graph.nodes.append(node)
+            names.update(zip(eqn.outvars, made, strict=True))
+        return [of(atom) for atom in jaxpr.jaxpr.outvars]
+
+    graph.inputs.extend(add(var.aval) for var in traced.jaxpr.invars)
+    graph.outputs.extend(walk(traced, graph.inputs))
+    return graph.needed()
+
+
+def _runner(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
+    """The one equation as a function of all its inputs."""
+    variables = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
+    own = list(dict.fromkeys(variables))
+    alone = jaxpr.replace(constvars=(), invars=own, outvars=eqn.outvars, eqns=[eqn])
+    function = jaxpr_as_fun(ClosedJaxpr(alone, ()))
+
+    def run(*arguments: Any) -> Sequence[Any]:
+        given = {id(atom): value for atom, value in zip(eqn.invars, arguments, strict=True)}
+        return function(*(given[id(variable)] for variable in own))
+
+    return run
+
+
+class Program:
+    """A function that is compiled for one shape, with the arrays that it always takes.
+
+    Attributes:
+      output: shapes and dtypes of what it gives.
+      compiled: by XLA.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        held: Any,
+        *examples: Any,
+        change: Callable[[Graph], Graph],
+    ) -> None:
+        """Compiles function(held, *examples).
+
+        Args:
+          held: arrays; those that nothing is made of are left out.
+          examples: shapes and dtypes of the others.
+          change: what is done to the graph.
+        """
+        traced, self.output = jax.make_jaxpr(function, return_shape=True)(held, *examples)
+        graph = change(flatten(traced))
+        own = jax.tree.leaves(held)
+        used = graph.used_inputs()
+        self._held = [own[place] for place in used if place < len(own)]
+        self._given = [place - len(own) for place in used if place >= len(own)]
+        shapes = [jax.tree.leaves(examples)[place] for place in self._given]
+        self._tree = jax.tree.structure(self.output)
+        self.compiled = jax.jit(graph.call).lower(*self._held, *shapes).compile()
+
+    def __call__(self, *given: Any) -> Any:
+        leaves = jax.tree.leaves(given)
+        found = self.compiled(*self._held, *(leaves[place] for place in self._given))
+        return jax.tree.unflatten(self._tree, found)

@@ -1,0 +1,88 @@
+"""GGUF: every weight of a mode, in blocks that the package `gguf` reads."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_precision import modes
+from dual_precision.deploy import load_packed, save_packed
+from dual_precision.models import build_from
+from dual_precision.structure import structure_of
+from dual_precision.tasks.language import NextByte
+from dual_precision.training.state import initial_variables
+
+pytest.importorskip("gguf")
+
+from dual_precision.deploy.export.gguf import load_gguf, read_gguf, save_gguf
+
+EXAMPLE = NextByte(4).example
+KINDS = {2: "Q4_0", 4: "Q4_1", 5: "Q5_1", 7: "Q8_0", 8: "Q8_0"}
+
+
+def packed(folder, bits, features=32):
+    network = {
+        "name": "transformer", "features": features, "depth": 1, "heads": 2, "context": 4,
+        **modes(low=f"w{bits}a8", high="w8a8").to_json(),
+    }  # fmt: skip
+    model = build_from(network)
+    path = folder / f"{bits}"
+    save_packed(path, model, initial_variables(model, EXAMPLE, 0), network, EXAMPLE)
+    return path
+
+
+@pytest.mark.parametrize("bits", KINDS)
+def test_weights_come_back(tmp_path, bits):
+    """Up to 7 bits with the rounding of float16 alone; at 8 the nearest of a block."""
+    path = packed(tmp_path, bits)
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    reader = pytest.importorskip("gguf").GGUFReader(str(tmp_path / "low.gguf"))
+    kinds = {own.name: own.tensor_type.name for own in reader.tensors}
+    assert kinds["params/block1/up/kernel"] == KINDS[bits]
+    found = read_gguf(tmp_path / "low.gguf")
+    model, variables = load_packed(path, "low")
+    own = variables["params"]["block1"]["up"]
+    kernel = np.asarray(own["kernel"])  # middles of the cells of what was read
+    span = np.asarray(own["step"]) * 2.0**8
+    apart = np.abs(found["params/block1/up/kernel"].T - kernel) / span
+    assert apart.max() < (2**-10 if bits < 8 else 2**-8)
+    assert not np.array_equal(found["params/block1/up/kernel"].T, np.zeros_like(kernel))
+    assert {"/".join(leaf) for leaf in structure_of(model, EXAMPLE).leaves_of(["low"])} >= {*found}
+
+
+def test_the_network_on_the_weights_that_are_read(tmp_path):
+    path, tokens = packed(tmp_path, 4), jnp.arange(8, dtype=jnp.uint8).reshape(2, 4)
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    model, variables = load_gguf(tmp_path / "low.gguf")
+    found = model.apply(variables, tokens, precision="float")
+    network, own = load_packed(path, "low")
+    expected = np.asarray(network.apply(own, tokens, precision="low"))
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_what_is_no_file_of_ours(tmp_path):
+    path = packed(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"precision 'float': expected one of \['low', 'high'\]"):
+        save_gguf(tmp_path / "none", path, "float")
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    content = (tmp_path / "low.gguf").read_bytes()
+    for name, part in {"cut": content[: len(content) // 2], "none": b"", "text": b"x" * 64}.items():
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(ValueError, match="no GGUF file, or cut off"):
+            load_gguf(tmp_path / name)
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(tmp_path / "theirs"), "llama")
+    writer.add_tensor("w", np.ones((2, 32), np.float32))
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file"):
+        getattr(writer, step)()
+    writer.close()
+    with pytest.raises(ValueError, match="a network of others"):
+        load_gguf(tmp_path / "theirs")
+
+
+def test_rows_of_no_whole_blocks_are_floats(tmp_path):
+    path = packed(tmp_path, 2, features=16)
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    found = load_packed(path, "low")[1]["params"]["block1"]["up"]
+    np.testing.assert_array_equal(
+        read_gguf(tmp_path / "low.gguf")["params/block1/up/kernel"].T, found["kernel"]
+    )
