@@ -53,9 +53,10 @@ def run(command: Command | Commands, trains: bool = True) -> None:
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
-        join_group()
         if trains:
-            keep_freed_memory()
+            keep_freed_memory(join_group)
+        else:
+            join_group()
         try:
             start_command(command, argv[1:])
             leave()

@@ -85,10 +85,10 @@ class QuantizedLayer(nn.Module):
         return False
 
     def product_of_codes(
-        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int], odd: bool
+        self, x: jax.Array, codes: jax.Array, widths: tuple[int, int], largest: tuple[int, int]
     ) -> jax.Array:
-        """As `product`, of uint8 and int8 codes, or `odd` weights 2 kernel + 1; float32, of exact
-        sums that are rounded once. Asked where `codes_pay`."""
+        """As `product`, of uint8 codes, and of the odd weights of n bits that int8 codes of N bits
+        stand for, `widths` being (n, N); exact sums, rounded once. Asked where `codes_pay`."""
         raise NotImplementedError
 
     def check_call(self, x: jax.Array) -> None:
@@ -297,6 +297,6 @@ class Conv(QuantizedLayer):
         return codes_pay(largest)
 
     def product_of_codes(
-        self, x: jax.Array, kernel: jax.Array, largest: tuple[int, int], odd: bool
+        self, x: jax.Array, codes: jax.Array, widths: tuple[int, int], largest: tuple[int, int]
     ) -> jax.Array:
-        return conv2d_codes(x, kernel, self.stride, largest, odd)
+        return conv2d_codes(x, codes, self.stride, widths, largest)

@@ -17,6 +17,7 @@ from jax import lax
 
 from dual_precision.primitives.native import convolution as native
 from dual_precision.primitives.native.chains import convolve_codes
+from dual_precision.primitives.nested import truncate
 from dual_precision.primitives.shared_batch import is_shared
 
 _XLA_ALONE = ContextVar("xla_alone", default=False)
@@ -72,30 +73,37 @@ def conv2d_integers(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def conv2d_codes(
-    x: jax.Array, kernel: jax.Array, stride: int, largest: tuple[int, int], odd: bool = False
+    x: jax.Array,
+    codes: jax.Array,
+    stride: int,
+    widths: tuple[int, int],
+    largest: tuple[int, int],
 ) -> jax.Array:
-    """As `conv2d` of integer codes, exact and then rounded once; without a gradient.
+    """As `conv2d`, of codes and the odd weights that nested codes stand for; without a gradient.
+
+        y = sum x (2 (codes >> (N - n)) + 1), exact, and rounded once
 
     Args:
       x: [N, H, W, in], uint8.
-      kernel: [k, k, in, out], int8.
+      codes: [k, k, in, out], int8, of N bits.
       stride: in both directions.
-      largest: no code of x, no magnitude in the kernel, is above these.
-      odd: the weights are 2 kernel + 1: of 8 bits, these are no int8.
+      widths: n, N.
+      largest: no code of x, no weight (of 8 bits: no code), is above these.
 
     Returns:
       float32 [N, ceil(H / stride), ceil(W / stride), out].
 
-    >>> x, kernel = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.ones((3, 3, 1, 1), jnp.int8)
-    >>> conv2d_codes(x, kernel, 2, (1, 1)).item()
-    4.0
-    >>> conv2d_codes(x, kernel, 2, (1, 1), odd=True).item()
-    12.0
+    >>> x, codes = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.full((3, 3, 1, 1), 5, jnp.int8)
+    >>> conv2d_codes(x, codes, 2, (8, 8), (1, 5)).item(), 4 * (2 * 5 + 1)
+    (44.0, 44)
+    >>> conv2d_codes(x, codes, 2, (3, 4), (1, 5)).item(), 4 * (2 * (5 >> 1) + 1)
+    (20.0, 20)
     """
-    if codes_pay(largest) and x.size and kernel.size:
-        return convolve_codes(x, kernel, _shape(x, kernel, stride), stride, odd)[0]
-    weights = kernel.astype(jnp.int32)
-    weights = 2 * weights + 1 if odd else weights
+    bits, stored = widths
+    if codes_pay(largest) and x.size and codes.size:
+        shape = _shape(x, codes, stride)
+        return convolve_codes(x, codes, shape, stride, bits, stored - bits)[0]
+    weights = 2 * truncate(codes, bits, stored).astype(jnp.int32) + 1
     return _by_xla(x.astype(jnp.int32), weights, stride, jnp.int32).astype(jnp.float32)
 
 

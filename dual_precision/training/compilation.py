@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def compiler_options() -> dict[str, str]:
     return _CPU_OPTIONS
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(start: Callable[[], object] = jax.devices) -> bool:
     """Has glibc keep what XLA's CPU programs free, for the next step; True where it could.
 
     Every program launch allocates and frees its temporary arrays. By default they go back to the
@@ -41,19 +42,27 @@ def keep_freed_memory() -> bool:
     asks JAX for its devices: a thread of XLA's that was started earlier has an arena of its own,
     which holds 64 MiB at most and maps whatever is larger anew at each launch. A library should
     not decide it for its process.
+
+    Args:
+      start: what asks JAX for its devices first, such as joining other processes: called once.
     """
+    kept = _keep_freed()
+    start()
+    if kept and jax.default_backend() == "cpu":
+        _touch_huge_pages(ctypes.CDLL("libc.so.6"), 1 << 30)
+    return kept
+
+
+def _keep_freed() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h's M_...
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt = libc.mallopt
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library: it has its own ways
         return False
     settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1), (top_pad, 64 << 20))
     accepted = [mallopt(name, value) for name, value in settings]
-    if jax.default_backend() == "cpu":  # this starts XLA's threads: after the settings
-        _touch_huge_pages(libc, 1 << 30)
     return all(accepted)
 
 

@@ -161,7 +161,7 @@ def end(monkeypatch):
             raise error
 
         monkeypatch.setattr(cli, "_logs_to_stderr", lambda: None)
-        monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
+        monkeypatch.setattr(cli, "keep_freed_memory", lambda start: start())
         monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded(["cifar"]))
         monkeypatch.setattr(cli, "FLAGS", SimpleNamespace(traceback=False))
         monkeypatch.setattr(cli, "join_group", lambda: None)

@@ -111,19 +111,22 @@ def test_mapped():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("largest", [(3, 3), (15, 15), (255, 128)])
-@pytest.mark.parametrize("odd", [False, True])
-def test_codes(shape, largest, odd):
+@pytest.mark.parametrize(("top", "widths"), [(3, (2, 2)), (15, (3, 8)), (255, (8, 8))])
+def test_codes(shape, top, widths):
     """Exact at the largest sums, whoever computes them."""
     *sizes, inputs, outputs, kernel, stride = shape
-    x = some_integers((*sizes, inputs), 0, largest[0] + 1)
-    w = some_integers((kernel, kernel, inputs, outputs), -largest[1], min(largest[1] + 1, 128))
-    x[:1], w[..., 0] = largest[0], -largest[1]
-    found = jax.jit(lambda x, w: conv2d_codes(x, w, stride, largest, odd))(
-        jnp.asarray(x, jnp.uint8), jnp.asarray(w, jnp.int8)
+    bits, stored = widths
+    x = some_integers((*sizes, inputs), 0, top + 1)
+    codes = some_integers(
+        (kernel, kernel, inputs, outputs), -(2 ** (stored - 1)), 2 ** (stored - 1)
+    )
+    x[:1], codes[..., 0] = top, -(2 ** (stored - 1))
+    largest = (top, 2**bits - 1 if bits < 8 else 128)
+    found = jax.jit(lambda x, codes: conv2d_codes(x, codes, stride, widths, largest))(
+        jnp.asarray(x, jnp.uint8), jnp.asarray(codes, jnp.int8)
     )
     with xla_alone():
-        weights = jnp.asarray(2 * w + 1 if odd else w, jnp.float32)
+        weights = jnp.asarray(2 * (codes >> (stored - bits)) + 1, jnp.float32)
         right = conv2d(jnp.asarray(x, jnp.float32), weights, stride)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, right)

@@ -123,14 +123,14 @@ def _lowered(graph: Graph, start: int, followers: list[int]) -> Node:
     results = tuple(graph.avals[value].dtype.name for value in given)
     chain = Chain(tuple(steps), tuple(kinds), len(slots), results)
     attributes = dict(call.params["attributes"])
-    stride, odd = int(attributes["stride"]), bool(attributes["odd"])
+    stride, bits, shift = (int(attributes[name]) for name in ("stride", "bits", "shift"))
 
-    def run(x, kernel, *numbers):
+    def run(x, codes, *numbers):
         flat = [
             number.reshape(() if kind == "number" else (-1,) if kind == "channels" else shape)
             for number, kind in zip(numbers, kinds, strict=True)
         ]
-        return convolve_codes(x, kernel, shape, stride, odd, chain, flat)
+        return convolve_codes(x, codes, shape, stride, bits, shift, chain, flat)
 
     return Node("chain", (*call.inputs, *operands), tuple(given), {}, run)
 

@@ -157,9 +157,10 @@ class IntegerLayer(QuantizedLayer):
         bits, activations, stored = self._widths(precision)
         assert activations is not None
         codes = activation_codes(x, self._value("input_step")[precision], activations)
-        bytes_, largest = codes.astype(jnp.uint8), _largest(bits, activations)
-        kernel, odd = truncate(self._value("kernel"), bits, stored), bits == 8
-        total = self.product_of_codes(bytes_, kernel if odd else 2 * kernel + 1, largest, odd)
+        largest = _largest(bits, activations)
+        total = self.product_of_codes(
+            codes.astype(jnp.uint8), self._value("kernel"), (bits, stored), largest
+        )
         if self.plans["/".join(self.path)].finite:
             return total
         # An integer has no NaN, so that those of an example are carried.

@@ -9,6 +9,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+SMALL = 4096  # numbers; a vector of channels, not a kernel
 _SAME = {"name", "copy"}  # what goes in comes out
 
 
@@ -70,6 +71,26 @@ class Graph:
                 wanted.update(node.inputs)
                 nodes.append(node)
         return dataclasses.replace(self, nodes=nodes[::-1])
+
+    def folded(self, values: dict[int, Any]) -> tuple["Graph", dict[int, Any]]:
+        """With what small nodes make of these values alone as inputs; and all values, with those.
+
+        What a request does not change is computed before the first one. Weights are left where
+        they are: there is one store of them.
+        """
+        known = {**self.constants, **values}
+        nodes: list[Node] = []
+        more: list[int] = []
+        for node in self.nodes:
+            small = all(self.avals[value].size <= SMALL for value in node.outputs)
+            if small and known.keys() >= set(node.inputs):
+                made = node.run(*(known[value] for value in node.inputs))
+                known.update(zip(node.outputs, made, strict=True))
+                more += node.outputs
+            else:
+                nodes.append(node)
+        graph = dataclasses.replace(self, nodes=nodes, inputs=[*self.inputs, *more])
+        return graph, {value: known[value] for value in (*values, *more)}
 
     def used_inputs(self) -> list[int]:
         """Which of the inputs, by their place, anything is made of."""
@@ -167,13 +188,18 @@ class Program:
         """
         traced, self.output = jax.make_jaxpr(function, return_shape=True)(held, *examples)
         graph = change(flatten(traced))
-        own = jax.tree.leaves(held)
-        used = graph.used_inputs()
-        self._held = [own[place] for place in used if place < len(own)]
-        self._given = [place - len(own) for place in used if place >= len(own)]
-        shapes = [jax.tree.leaves(examples)[place] for place in self._given]
+        own, others = jax.tree.leaves(held), jax.tree.leaves(examples)
+        places = {value: place for place, value in enumerate(graph.inputs[len(own) :])}
+        graph, known = graph.folded(dict(zip(graph.inputs, own, strict=False)))
+        used = [graph.inputs[place] for place in graph.used_inputs()]
+        self._held = [known[value] for value in used if value in known]
+        self._given = [places[value] for value in used if value not in known]
         self._tree = jax.tree.structure(self.output)
-        self.compiled = jax.jit(graph.call).lower(*self._held, *shapes).compile()
+        order = [value for value in used if value in known]
+        order += [value for value in used if value not in known]
+        call = dataclasses.replace(graph, inputs=order).call
+        shapes = [others[place] for place in self._given]
+        self.compiled = jax.jit(call).lower(*self._held, *shapes).compile()
 
     def __call__(self, *given: Any) -> Any:
         leaves = jax.tree.leaves(given)

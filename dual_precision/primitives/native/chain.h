@@ -1,6 +1,8 @@
 // A convolution of codes, and what follows it number by number, while its sums are in the cache.
 //
-//   x [N, H, W, in] uint8, kernel [k, k, in, out] int8 -> sums [N, h, w, out] int32, as float32
+//   x [N, H, W, in] uint8, codes [k, k, in, out] int8 -> sums [N, h, w, out] int32, as float32
+//
+// of x and the weights 2 (code >> shift) + 1;
 //
 // then steps on slots, see chains.py: slot 0 has the sums, the next ones the operands. An operand
 // is a number, a vector of the channels, or an array like the sums. A tile of some pixels goes
@@ -32,16 +34,18 @@ constexpr int64_t kTile = 512;            // numbers of a tile, if a pixel has n
 constexpr int64_t kChunk = 512 << 10;     // bytes of sums that are made before their steps run
 constexpr size_t kMostKept = 1024;        // kernels
 
-// A kernel in the layout of a program. It is kept with what it was made of, and compared with that:
-// to bring a kernel there takes longer than the convolution of an image.
+// Weights in the layout of a program. They are kept with what they were made of, and compared with
+// that: to bring them there takes longer than the convolution of an image.
 struct Ordered {
-  std::vector<char> plain;
+  std::vector<int8_t> codes;
   Scratch memory;
   void* inner = nullptr;
 };
 
-inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const void* plain,
-                                              size_t bytes, int64_t tag) {
+// Of 8 bits, 2 code + 1 is no int8: then the codes stand for it, see window_sums.
+inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const int8_t* codes,
+                                              size_t count, int64_t shift, bool whole,
+                                              int64_t tag) {
   static std::mutex mutex;
   static std::map<std::pair<const Convolution*, int64_t>, std::shared_ptr<const Ordered>> kept;
   const std::pair key(&program, tag);
@@ -50,15 +54,17 @@ inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const 
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto at = kept.find(key); at != kept.end()) found = at->second;
   }
-  if (found && !std::memcmp(found->plain.data(), plain, bytes)) return found;
+  if (found && !std::memcmp(found->codes.data(), codes, count)) return found;
   auto made = std::make_shared<Ordered>();
-  const char* from = static_cast<const char*>(plain);
-  made->plain.assign(from, from + bytes);
+  made->codes.assign(codes, codes + count);
+  std::vector<int8_t> weights = made->codes;
+  if (!whole)
+    for (int8_t& code : weights) code = static_cast<int8_t>(2 * (code >> shift) + 1);
   made->inner = made->memory.take(program.ordered_size());
   if (program.orders())
-    program.order(plain, made->inner);
+    program.order(weights.data(), made->inner);
   else
-    std::memcpy(made->inner, plain, bytes);
+    std::memcpy(made->inner, weights.data(), count);
   const std::lock_guard<std::mutex> lock(mutex);
   if (kept.size() >= kMostKept) kept.clear();
   kept[key] = made;
@@ -160,9 +166,10 @@ inline bool wide() {
 struct Chain {
   Shape shape;  // of the whole batch
   const uint8_t* x;
-  const void* kernel;
-  size_t kernel_bytes;
-  bool odd;
+  const int8_t* codes;
+  size_t count;  // of codes
+  int64_t shift;
+  bool whole;  // codes of 8 bits
   int64_t tag;
   int64_t slots;
   std::vector<Step> steps;
@@ -192,8 +199,8 @@ struct Chain {
       const uint8_t* from = x + first * shape.height * shape.width * shape.inputs;
       using type = memory::data_type;
       const auto program = convolution(kForward, own, {type::u8, type::s8, type::s32});
-      program->forward(from, ordered(*program, kernel, kernel_bytes, tag)->inner, sums);
-      if (odd)
+      program->forward(from, ordered(*program, codes, count, shift, whole, tag)->inner, sums);
+      if (whole)
         for (int64_t i = 0; i < own.batch; ++i)
           window_sums(from + i * shape.height * shape.width * shape.inputs, shape, grid,
                       windows + i * pixels);
@@ -203,7 +210,7 @@ struct Chain {
           if (operands[k].first == kArray) at[k + 1] = const_cast<float*>(operands[k].second) + place;
         for (size_t k = 0; k < results.size(); ++k)
           to[k] = static_cast<char*>(results[k].first) + place * results[k].second;
-        const Tile t{sums + p * channels, odd ? windows + p : nullptr, std::min(tile, all - p),
+        const Tile t{sums + p * channels, whole ? windows + p : nullptr, std::min(tile, all - p),
                      channels, steps.data(), static_cast<int64_t>(steps.size()), at.data(), to.data()};
         wide() ? tile_512(t) : tile_256(t);
       }

@@ -60,17 +60,19 @@ SUMS = Chain((Step("float32", 0, 0),), (), 1, ("float32",))
 
 def convolve_codes(
     x: jax.Array,
-    kernel: jax.Array,
+    codes: jax.Array,
     shape: tuple[int, ...],
     stride: int,
-    odd: bool,
+    bits: int,
+    shift: int,
     chain: Chain = SUMS,
     operands: Sequence[jax.Array] = (),
 ) -> list[jax.Array]:
     """The results of a chain on the sums of `convolution.conv2d_codes`; on a CPU.
 
     Args:
-      x, kernel, stride, odd: see there; no axis is empty.
+      x, codes, stride: see there; no axis is empty.
+      bits: of the weights, after codes >> shift.
       shape: of the sums.
       operands: of the kinds that the chain says.
     """
@@ -79,10 +81,11 @@ def convolve_codes(
     steps = [(OPERATIONS.index(step.operation), *step[1:]) for step in chain.steps]
     found = call(
         x,
-        kernel,
+        codes,
         *operands,
         stride=np.int64(stride),
-        odd=np.int64(odd),
+        bits=np.int64(bits),
+        shift=np.int64(shift),
         tag=np.int64(next(_TAGS)),  # the kernel keeps a layout of its own for each call
         slots=np.int64(chain.slots),
         kinds=np.array([KINDS.index(kind) for kind in chain.kinds], np.int64),

@@ -98,14 +98,16 @@ ffi::Error convolve(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b,
   return ffi::Error(ffi::ErrorCode::kInternal, std::string("convolution: ") + error.what());
 }
 
-ffi::Error convolve_and_go_on(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
+ffi::Error convolve_and_go_on(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer codes,
                               ffi::RemainingArgs operands, ffi::RemainingRets results,
-                              int64_t stride, int64_t odd, int64_t tag, int64_t slots,
+                              int64_t stride, int64_t bits, int64_t shift, int64_t tag,
+                              int64_t slots,
                               ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> steps) try {
-  const auto xs = x.dimensions(), ks = kernel.dimensions();
+  const auto xs = x.dimensions(), ks = codes.dimensions();
   Chain chain{{xs[0], xs[1], xs[2], xs[3], ks[3], ks[0], stride},
-              static_cast<const uint8_t*>(x.untyped_data()), kernel.untyped_data(),
-              kernel.size_bytes(), odd != 0, tag, slots, {}, {}, {}};
+              static_cast<const uint8_t*>(x.untyped_data()),
+              static_cast<const int8_t*>(codes.untyped_data()), codes.element_count(), shift,
+              bits == 8, tag, slots, {}, {}, {}};
   for (size_t k = 0; k < operands.size(); ++k) {
     const auto operand = operands.get<ffi::AnyBuffer>(k);
     if (operand.has_error()) return operand.error();
@@ -148,7 +150,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_chain, convolve_and_go_on,
                                   .RemainingArgs()
                                   .RemainingRets()
                                   .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("odd")
+                                  .Attr<int64_t>("bits")
+                                  .Attr<int64_t>("shift")
                                   .Attr<int64_t>("tag")
                                   .Attr<int64_t>("slots")
                                   .Attr<ffi::Span<const int64_t>>("kinds")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bokeh.document import Document
 from bokeh.layouts import column, row
-from bokeh.models import ColumnDataSource, LinearColorMapper
+from bokeh.models import BasicTicker, ColumnDataSource, LinearColorMapper
 from bokeh.models.widgets import Button, Div, RadioButtonGroup, Select, TextInput, Toggle
 from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
@@ -270,6 +270,7 @@ class Views:
         plot.scatter(
             "cost", "accuracy", source=self.candidates, size=6, color=_by_accuracy(self._colours)
         )
+        plot.xaxis.ticker = BasicTicker(desired_num_ticks=3)  # 7.000e+7 is long
         plot.step("cost", "accuracy", source=self.front, mode="after", color="#d1495b")
         return plot
 

@@ -197,6 +197,7 @@ def measure_deaths(*, kills: int = 10, seed: int = 0) -> None:
             if death := kill_once(place, folder, span, rng):
                 found.append(death)
                 bar.update()
+                print(f"{len(found)}: {death}", file=sys.stderr, flush=True)
             if len(found) == kills:
                 run_to_its_end(place, folder)
             if (folder / "run" / "results.json").exists():
@@ -204,6 +205,7 @@ def measure_deaths(*, kills: int = 10, seed: int = 0) -> None:
                     raise ValueError(f"a run that was killed ended with other values: {wrong}")
                 shutil.rmtree(folder)
                 runs += 1
+                print("a killed run is as the undisturbed one", file=sys.stderr, flush=True)
     print(deaths_table(found))
     print(
         f"\n{len(found)} kills, seed {seed}; {runs} runs came to their end and were as the"
