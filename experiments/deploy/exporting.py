@@ -41,6 +41,7 @@ TARGETS = STABLEHLO, ONNX, LITERT, NNP, GGUF = "stablehlo", "onnx", "litert", "n
 _ONE_MODE = (LITERT, NNP, GGUF)
 CHECKED = 512  # images of validation
 _TEXTS = 32
+LEAST = 50  # percent of answers alike, below which a file is none of the mode
 Predict = Callable[..., np.ndarray]  # (inputs, precision)
 
 
@@ -59,7 +60,8 @@ def export_command(
     """The sub-command `export`; its keyword arguments are the flags.
 
     Raises:
-      ValueError: an unknown target; a flag without effect; the engine is missing, or refuses.
+      ValueError: an unknown target; a flag without effect; the engine is missing, refuses, or
+        answers otherwise.
     """
     check_choice("target", target, TARGETS)
     check_choice("form", form or EXACT, FORMS)
@@ -83,6 +85,17 @@ def export_command(
     rows = parity_rows(file, predict, modes, trial)
     print(f"{out}: {Path(out).stat().st_size:,} bytes, {target}{f', {form}' if form else ''}\n")
     print(markdown_table(rows, columns_of(trial)))
+    check_answers(rows, out)
+
+
+def check_answers(rows: list[dict[str, Any]], out: str | Path) -> None:
+    """Raises ValueError where an engine answers most inputs otherwise than the network."""
+    for row in rows:
+        if row["agree"] < LEAST:
+            raise ValueError(
+                f"{out} answers otherwise than mode {row['mode']!r}: the same on"
+                f" {row['agree']:.1f} % of the inputs, expected {LEAST} or more; do not use it"
+            )
 
 
 def columns_of(trial: Trial) -> tuple[tuple[str, str, str], ...]:

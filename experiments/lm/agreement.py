@@ -1,4 +1,4 @@
-"""How often one mode guesses the same next byte as another; a minute for a small transformer.
+"""How often low guesses the same next byte as high, and what each is worth; a minute.
 
     python -m experiments.lm agreement --workdir=runs/... [--split=validation] [--limit=65536]
 
@@ -30,11 +30,13 @@ class Agreement:
       overall: of the bytes that count.
       by_position: [context], of all bytes of windows that start anywhere, by the bytes before.
       count: bytes that count.
+      bits: bits per byte of each of the modes, over these.
     """
 
     overall: float
     by_position: np.ndarray
     count: int
+    bits: tuple[float, float]
 
 
 def agreement_of(
@@ -49,22 +51,26 @@ def agreement_of(
 
     @partial(jax.jit, compiler_options=compiler_options())
     def compare(variables: Any, carries: Any, batch: Any) -> Any:
-        guesses, after = [], []
+        guesses, after, bits = [], [], []
         for mode, carry in zip(modes, carries, strict=True):
             state: Any = {"batch_stats": {}, "carry": {mode: carry}}
             logits, state = network(variables["params"], state, batch, precision=mode)
             guesses.append(jnp.argmax(logits, axis=-1))
+            bits.append(task.measures(logits, batch)["bits"])
             after.append(state["carry"][mode])
-        return guesses[0] == guesses[1], after
+        return guesses[0] == guesses[1], jnp.stack(bits), after
 
     carries = [task.carry(rows) for _ in modes]
     agreed, seen, counted, total = np.zeros(task.context), 0, 0.0, 0.0
+    paid = np.zeros(2)
     for batch, mask in task.batches(text, rows):
-        same, carries = compare(variables, carries, batch)
+        same, bits, carries = compare(variables, carries, batch)
+        paid += np.asarray(bits)[:, mask].sum(axis=1)
         same, weights = np.asarray(same)[mask], np.asarray(batch["counted"])[mask]
         agreed, seen = agreed + same.sum(axis=0), seen + len(same)
         counted, total = counted + float((same * weights).sum()), total + float(weights.sum())
-    return Agreement(counted / total, agreed / seen, round(total))
+    first, second = (paid / seen).tolist()
+    return Agreement(counted / total, agreed / seen, round(total), (first, second))
 
 
 def agreement_command(
@@ -81,7 +87,8 @@ def agreement_command(
     found = agreement_of(trained.model, trained.variables, trained.task, part)
     print(
         f"low and high guess the same next byte {100 * found.overall:.2f} % of the time, over"
-        f" {found.count:,} bytes of the {split} text of {trained.config.dataset}"
+        f" {found.count:,} bytes of the {split} text of {trained.config.dataset}; low has"
+        f" {found.bits[0]:.3f} bits per byte there, high {found.bits[1]:.3f}"
     )
     last = trained.config.context
     for first in (0, last // 8, last // 4, last // 2):

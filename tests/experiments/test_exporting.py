@@ -10,7 +10,7 @@ from dual_precision.deploy import inspect_packed
 from experiments.benchmark import engines
 from experiments.benchmark.engine_networks import pack_checkpoint
 from experiments.benchmark.nibble_speed import bytes_lines
-from experiments.deploy import pack
+from experiments.deploy import exporting, pack
 from experiments.deploy.exporting import export_command
 from experiments.deploy.support import Subject, onnx_of, support_rows
 from experiments.deploy.trials import trial_of
@@ -59,12 +59,33 @@ def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
         ({"target": "litert"}, "--target=litert writes one mode: give --mode, one of"),
         ({"target": "onnx", "form": "int4"}, "form 'int4' is unknown"),
         ({"target": "stablehlo", "form": "exact"}, "--form=exact has no effect on --target=stab"),
+        ({"target": "gguf"}, "--target=gguf writes one mode: give --mode, one of"),
+        ({"target": "nnp", "mode": "low"}, "--nnabla=None and --target=nnp: expected the python"),
+        ({"target": "onnx", "nnabla": "python"}, "--nnabla=python and --target=onnx: expected"),
         ({"target": "onnx", "mode": "float"}, r"precisions \['float'\]: expected some of"),
     ],
 )
 def test_exports_that_are_none(packed, folder, flags, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_command(str(packed), **flags, out=str(tmp_path / "net"), data_dir=folder)
+
+
+def test_an_engine_that_answers_otherwise(packed, folder, tmp_path, monkeypatch):
+    def export(answer):
+        monkeypatch.setattr(exporting, "export_to", lambda *_: answer)
+        (tmp_path / "net").write_bytes(b"a file")
+        how = {"target": "onnx", "mode": "high", "data_dir": folder}
+        export_command(str(packed), **how, out=str(tmp_path / "net"))
+
+    def zeros(images, precision):
+        return np.zeros((len(images), 10), np.float32)
+
+    with pytest.raises(ValueError, match="answers otherwise than mode 'high': the same on"):
+        export(zeros)
+    with pytest.raises(ValueError, match="not finite: expected finite"):
+        export(lambda *given, **named: zeros(*given, **named) * np.nan)
+    with pytest.raises(ValueError, match=r"the engine gives \[\d+, 9\]: expected finite"):
+        export(lambda *given, **named: zeros(*given, **named)[:, :9])
 
 
 def test_a_row_says_what_runs_and_why_another_does_not(packed, folder, tmp_path):

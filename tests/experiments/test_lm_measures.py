@@ -9,6 +9,7 @@ from dual_precision import modes
 from dual_precision.deploy import Generator
 from dual_precision.models import build
 from dual_precision.tasks.language import NextByte
+from dual_precision.training.metrics import evaluate
 from experiments.benchmark.language import measure_language
 from experiments.lm import drafts, planes
 from experiments.lm.agreement import agreement_of
@@ -38,7 +39,12 @@ def transformer():
 def test_a_mode_agrees_with_itself(lstm):
     found = agreement_of(*lstm, TEXT, modes=("low", "low"))
     assert (found.overall, found.count) == (1.0, 4 * 16 * 9)
-    assert agreement_of(*lstm, TEXT).overall < 1
+    apart = agreement_of(*lstm, TEXT)
+    assert apart.overall < 1
+    assert apart.bits[0] == pytest.approx(found.bits[0]) != apart.bits[1]
+    model, variables, task = lstm
+    high = evaluate(model, variables, TEXT, task=task, precision="high")
+    assert apart.bits[1] == pytest.approx(high["bits"])
 
 
 def test_planes_of_a_float_network(lstm):

@@ -83,7 +83,9 @@ class NnpNetwork:
         with tempfile.TemporaryDirectory() as folder:
             given, made = Path(folder) / "given.npy", Path(folder) / "made.npy"
             np.save(given, images)
-            said = _asked(self._python, _RUN, self._path, given, made, "images")
+            named = Path(folder) / "net.nnp"  # nnabla asks the name of a file what it is
+            named.symlink_to(Path(self._path).resolve())
+            said = _asked(self._python, _RUN, named, given, made, "images")
             if not made.exists():
                 raise ValueError(f"{self._path}: nnabla does not run it: {_last(said)}")
             found: np.ndarray = np.load(made)

@@ -15,7 +15,7 @@ class DraftCosts:
     """In units of one byte of the high mode alone.
 
     Attributes:
-      low: one byte of the low mode.
+      low: one byte of the low mode in a round, where nothing is started or fetched between two.
       verify: one pass of 1, 2, ... 8 rows of the high mode.
     """
 
@@ -33,11 +33,11 @@ class DraftCosts:
         return expected / (drafts * self.low + self.verify[drafts])
 
 
-# Weights on planes -> what was measured: the smaller a model, the more of a byte is not products.
-# The first two by `benchmark language`, the last of the products of a model alone; all of 2 and 8
-# planes, on a CPU with AVX512-VNNI.
+# Weights on planes -> what was measured, of 2 and 8 planes, on a CPU with AVX512-VNNI: the first
+# two by `benchmark language`, the last of the products of a model alone.
 MEASURED = {
-    12_700_000: DraftCosts(0.66, (1.0, 1.37, 1.53, 1.53, 1.85, 1.85, 1.85, 1.85)),
+    820_000: DraftCosts(0.12, (1.0, 1.47, 1.5, 1.59, 1.79, 1.79, 1.79, 1.79)),
+    12_700_000: DraftCosts(0.27, (1.0, 1.37, 1.53, 1.53, 1.85, 1.85, 1.85, 1.85)),
     135_000_000: DraftCosts(0.35, (1.0, 1.2, 1.5, 1.55, 1.82, 1.82, 1.82, 1.82)),
 }
 
