@@ -26,7 +26,7 @@ from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
 from dual_precision.deploy.integer.chaining import chained
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.integer.layers import KEPT
-from dual_precision.deploy.integer.programs import Program
+from dual_precision.deploy.integer.programs import CompiledProgram
 from dual_precision.structure import batch_of
 
 AUTO = "auto"
@@ -87,7 +87,7 @@ class Predictor:
         self._row = batch_of(self.info.example, 1)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
-        self._programs: dict[tuple[str, str, int], Program] = {}
+        self._programs: dict[tuple[str, str, int], CompiledProgram] = {}
         for size in self.batch_sizes:
             for name in self.precisions:
                 self._compile(apply, name, ALONE, size, {})
@@ -178,7 +178,7 @@ class Predictor:
             return apply({**variables, **kept}, rows, name, keep)
 
         rows = batch_of(self.info.example, size)
-        made = Program(program, self._variables, kept, rows, change=chained)
+        made = CompiledProgram(program, self._variables, kept, rows, change=chained)
         self._programs[name, use, size] = made
         return made.output
 

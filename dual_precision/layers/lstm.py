@@ -108,13 +108,23 @@ def run_gates(
     def step(state: Carry, given: tuple[jax.Array, Any]) -> tuple[Carry, jax.Array]:
         c, h = state
         own, key = given
-        i, f, g, o = jnp.split(own + product(h, key), 4, axis=-1)
-        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-        h = nn.sigmoid(o) * jnp.tanh(c)
+        c, h = after_gates(own + product(h, key), c)
         return (c, h), h
 
     carry, out = jax.lax.scan(step, carry, (jnp.swapaxes(gates, 0, 1), keys))
     return jnp.swapaxes(out, 0, 1), carry
+
+
+def after_gates(gates: jax.Array, c: jax.Array) -> Carry:
+    """(c, h) after one step: c = sig(f) c + sig(i) tanh(g), h = sig(o) tanh(c).
+
+    Args:
+      gates: i, f, g, o [..., 4H].
+      c: [..., H].
+    """
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+    return c, nn.sigmoid(o) * jnp.tanh(c)
 
 
 def _forget_one(_: jax.Array, gates: int) -> jax.Array:

@@ -87,8 +87,7 @@ class QuantizedLayer(nn.Module):
     def product_of_codes(
         self, x: jax.Array, codes: jax.Array, widths: tuple[int, int], largest: tuple[int, int]
     ) -> jax.Array:
-        """As `product`, of uint8 codes, and of the odd weights of n bits that int8 codes of N bits
-        stand for, `widths` being (n, N); exact sums, rounded once. Asked where `codes_pay`."""
+        """As `product`, of codes and odd weights, see `conv2d_codes`; asked where `codes_pay`."""
         raise NotImplementedError
 
     def check_call(self, x: jax.Array) -> None:
@@ -253,8 +252,7 @@ class Dense(QuantizedLayer):
         return (inputs, self.features)
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # As rows: in the gradient of the kernel XLA copies what has more axes, transposed, element
-        # by element, which took half of an update of the transformer on a CPU.
+        # As rows: XLA copies what has more axes element by element, for the gradient of the kernel.
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 

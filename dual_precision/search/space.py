@@ -219,7 +219,7 @@ def is_width(text: str) -> bool:
 
 
 @functools.cache
-def bits_of(text: str) -> tuple[int, int]:
+def widths_in(text: str) -> tuple[int, int]:
     """Bits of weights and of inputs; pixels have 8, what is left out has none."""
     if text == SKIP:
         return 0, 0
@@ -229,7 +229,7 @@ def bits_of(text: str) -> tuple[int, int]:
 
 def area(text: str) -> int:
     """BitOps of a multiply-accumulate."""
-    weights, activations = bits_of(text)
+    weights, activations = widths_in(text)
     return weights * activations
 
 

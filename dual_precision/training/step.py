@@ -16,6 +16,8 @@ from dual_precision.training.phases import Loss, Stage
 from dual_precision.training.state import TrainState
 
 Measured = dict[str, jax.Array]
+# (params, moving, batch, key, values) as a `Loss` takes them -> gradients, what moves, metrics.
+Gradients = Callable[..., tuple[Tree, State, Measured]]
 _WHOLE, _ROWS = PartitionSpec(), PartitionSpec(BATCH)
 
 
@@ -33,10 +35,10 @@ def train_step(
     Args:
       key: is for the loss, see `phases.Loss`.
     """
-    gradients = partial(_gradients, stage.phase.loss, network)
+    loss, values = stage.phase.loss, stage.values(state.step)
+    gradients = _gradients(loss, network)
     if mesh is not None and mesh.size > 1:
-        gradients = partial(_shared_gradients, mesh, stage.phase.loss, network)
-    values = stage.values(state.step)
+        gradients = _shared_gradients(loss, network, mesh)
     grads, moving, measured = gradients(state.params, state.moving, batch, key, values)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its count into floats
         updates, opt_state = stage.optimizer.update(grads, state.opt_state, state.params)
@@ -44,30 +46,18 @@ def train_step(
     return TrainState(state.step + 1, params, **moving, opt_state=opt_state), measured
 
 
-def _gradients(
-    loss: Loss,
-    network: Network,
-    params: Tree,
-    moving: State,
-    batch: Batch,
-    key: jax.Array,
-    values: Mapping[str, jax.Array],
-) -> tuple[Tree, State, Measured]:
+def _gradients(loss: Loss, network: Network) -> Gradients:
+    """For a batch that one device has."""
     gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)
-    (value, (moving, metrics)), grads = gradient(network, params, moving, batch, key, values)
-    return grads, moving, {"loss": value, **metrics}
+
+    def gradients(*given: Any) -> tuple[Tree, State, Measured]:
+        (value, (moving, metrics)), grads = gradient(network, *given)
+        return grads, moving, {"loss": value, **metrics}
+
+    return gradients
 
 
-def _shared_gradients(
-    mesh: Mesh,
-    loss: Loss,
-    network: Network,
-    params: Tree,
-    moving: State,
-    batch: Batch,
-    key: jax.Array,
-    values: Mapping[str, jax.Array],
-) -> tuple[Tree, State, Measured]:
+def _shared_gradients(loss: Loss, network: Network, mesh: Mesh) -> Gradients:
     """As `_gradients`: each device has those of its rows, of all modes; one message sums them.
 
     XLA, asked to divide the program itself, sums the gradient of a weight for each mode alone, for
@@ -75,12 +65,12 @@ def _shared_gradients(
     message. What a loss draws at random is the same on all devices.
     """
 
-    def part(*arguments: Any) -> Any:
-        value, (after, metrics) = loss(*arguments)
+    def part(*given: Any) -> Any:
+        value, (after, metrics) = loss(*given)
         return value / mesh.size, (after, jax.tree.map(lambda own: own / mesh.size, metrics))
 
-    def of_rows(params: Tree, moving: State, batch: Batch, key: jax.Array, values: Any):
-        grads, moving, measured = _gradients(part, network, params, moving, batch, key, values)
+    def of_rows(*given: Any) -> tuple[Tree, State, Measured]:
+        grads, moving, measured = _gradients(part, network)(*given)
         flat, parted = ravel_pytree((grads, measured))
         grads, measured = parted(jax.lax.psum(flat, BATCH))
         return grads, moving, measured
@@ -93,10 +83,14 @@ def _shared_gradients(
         out_specs=(_WHOLE, layout, _WHOLE),
         check_vma=False,  # with it, JAX would sum the gradient at each use of a parameter
     )
-    grads, moving, measured = shared(params, moving, batch, key, values)
-    whole = NamedSharding(mesh, _WHOLE)  # as `fit` and checkpoints have it
-    carry = jax.lax.with_sharding_constraint(moving["carry"], whole)
-    return grads, {**moving, "carry": carry}, measured
+
+    def gradients(*given: Any) -> tuple[Tree, State, Measured]:
+        grads, moving, measured = shared(*given)
+        whole = NamedSharding(mesh, _WHOLE)  # as `fit` and checkpoints have it
+        carry = jax.lax.with_sharding_constraint(moving["carry"], whole)
+        return grads, {**moving, "carry": carry}, measured
+
+    return gradients
 
 
 def compile_steps(

@@ -8,9 +8,10 @@ logits as the checkpoint, bit for bit.
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, save_packed
@@ -45,19 +46,26 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
     if not isinstance(dataset, str):
         raise ValueError(f"{workdir / CONFIG} names the data set {dataset!r}: expected a name")
     model, variables = load(workdir)
-    results = workdir / RESULTS
-    metadata = {
-        "command": recorded_command(sys.argv[1:]),
-        "run": {key: description[key] for key in ("preset", "experiment")},
-        # An unfinished run has none yet.
-        "results": read_rows(workdir) if results.exists() else [],
-    }
+    metadata = run_metadata(workdir, description)
     example = Classification(lookup(dataset).image_shape).example
     network = description["network"]
     if widths:
         model, variables = with_layer_widths(model, variables, example, widths)
         network, metadata["results"] = {**network, **model.modes.to_json()}, []
     save_packed(out, model, variables, network, example, metadata)
+
+
+def run_metadata(
+    workdir: Path, description: Mapping[str, Any], module: str = "experiments.deploy"
+) -> dict[str, Any]:
+    """What a packed file says of the run in a folder, and of the command of a module, this one,
+    that packs it."""
+    return {
+        "command": recorded_command(sys.argv[1:], module),
+        "run": {key: description[key] for key in ("preset", "experiment")},
+        # An unfinished run has none yet.
+        "results": read_rows(workdir) if (workdir / RESULTS).exists() else [],
+    }
 
 
 def recorded_command(words: Sequence[str], module: str = "experiments.deploy") -> str:

@@ -14,7 +14,7 @@ from experiments import cli
 from experiments.lm.agreement import agreement_command
 from experiments.lm.drafts import drafts_command
 from experiments.lm.generate import generate_command
-from experiments.lm.pack import pack_command
+from experiments.lm.pack import pack_text_command
 from experiments.lm.planes import planes_command
 from experiments.lm.training import define_language_flags, train
 
@@ -35,7 +35,7 @@ if __name__ == "__main__":
         {
             "": train,
             "generate": generate_command,
-            "pack": pack_command,
+            "pack": pack_text_command,
             "agreement": agreement_command,
             "planes": planes_command,
             "drafts": drafts_command,

@@ -60,7 +60,7 @@ def rows_of_planes(
             row |= {"bits": bits, "perplexity": perplexity(bits)}
             row["more"] = 100 * (row["perplexity"] / rows[0]["perplexity"] - 1)
     if repeats:
-        bytes_of = {name: one_byte(*own, name) for name, own in networks.items()}
+        bytes_of = {name: next_byte(*own, name) for name, own in networks.items()}
         times = time_rounds(
             {name: partial(timed_request, run, STEPS) for name, run in bytes_of.items()}, repeats
         )
@@ -71,7 +71,7 @@ def rows_of_planes(
     return rows
 
 
-def one_byte(model: Any, variables: Mapping[str, Any], precision: str) -> Callable[[], None]:
+def next_byte(model: Any, variables: Mapping[str, Any], precision: str) -> Callable[[], None]:
     """One byte of one text, its choice on the host; the next call goes on from there."""
     run = jax.jit(partial(model.apply, precision=precision))
     state: list[Any] = [jnp.zeros((1, 1), jnp.uint8), model.empty_carry(1)]

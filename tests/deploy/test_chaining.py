@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision import modes
 from dual_precision.deploy import to_integer
 from dual_precision.deploy.integer.chaining import chained
-from dual_precision.deploy.integer.programs import Program, flatten
+from dual_precision.deploy.integer.programs import CompiledProgram, flatten
 from dual_precision.layers import Conv, SwitchableBatchNorm
 from dual_precision.models import build
 from dual_precision.primitives.convolution import codes_pay
@@ -79,7 +79,7 @@ def test_the_same_bits(name, batch):
         assert "ffi_call" not in kinds or name == "odd"
         expected = jax.jit(forward)(variables, x)
         assert float(jnp.ptp(expected)) > 0
-        program = Program(forward, variables, x, change=chained)
+        program = CompiledProgram(forward, variables, x, change=chained)
         np.testing.assert_array_equal(program(x), expected)
 
 
@@ -94,7 +94,7 @@ def test_nan_of_an_image_stays_its_own():
     model, variables = to_integer(MODELS["odd"], trained(MODELS["odd"], example), example)
     x = np.ones((2, *SIZE), np.float32)
     x[1, 2, 3, 0] = np.nan
-    program = Program(
+    program = CompiledProgram(
         lambda variables, x: model.apply(variables, x, precision="high"),
         variables, x, change=chained,
     )  # fmt: skip

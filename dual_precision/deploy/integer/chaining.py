@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from dual_precision.deploy.integer.programs import Graph, Node
+from dual_precision.deploy.integer.programs import Node, TracedGraph
 from dual_precision.primitives.native import chains
 from dual_precision.primitives.native.chains import Chain, Step, convolve_codes
 
@@ -22,17 +22,15 @@ _RESULTS = {"float32", "uint8"}
 _FOLLOWERS = {*_ALIKE, "round", "clamp", "convert_element_type"}
 
 
-def chained(graph: Graph) -> Graph:
+def chained(graph: TracedGraph) -> TracedGraph:
     """The graph with chains in the place of what they do; the same where there are none."""
-    taken: dict[int, int] = {}  # node -> the convolution that takes it along
-    followers: dict[int, list[int]] = {}
+    followers: dict[int, list[int]] = {}  # of a sum: the nodes that it takes along
+    taken: set[int] = set()
     # What follows two of them goes to the later one: the other is then ready before it.
     for start in reversed(range(len(graph.nodes))):
-        if _is_sum(graph.nodes[start]):
-            found = _followers(graph, start, taken)
-            taken |= dict.fromkeys(found, start)
-            if found:
-                followers[start] = found
+        if _is_sum(graph.nodes[start]) and (found := _followers(graph, start, taken)):
+            taken.update(found)
+            followers[start] = found
     if not followers:
         return graph
     nodes = [
@@ -47,7 +45,7 @@ def _is_sum(node: Node) -> bool:
     return node.primitive == "ffi_call" and node.params["target_name"] == chains.TARGET
 
 
-def _followers(graph: Graph, start: int, taken: dict[int, int]) -> list[int]:
+def _followers(graph: TracedGraph, start: int, taken: set[int]) -> list[int]:
     """The nodes behind a sum that work number by number on it, and on what is ready before it."""
     (total,) = graph.nodes[start].outputs
     shape = graph.avals[total].shape
@@ -71,7 +69,7 @@ def _followers(graph: Graph, start: int, taken: dict[int, int]) -> list[int]:
     return found
 
 
-def _can_follow(graph: Graph, node: Node, shape: tuple[int, ...]) -> bool:
+def _can_follow(graph: TracedGraph, node: Node, shape: tuple[int, ...]) -> bool:
     if node.primitive not in _FOLLOWERS or len(node.outputs) != 1:
         return False
     made = graph.avals[node.outputs[0]]
@@ -81,7 +79,7 @@ def _can_follow(graph: Graph, node: Node, shape: tuple[int, ...]) -> bool:
     return made.shape == shape and made.dtype == (np.uint8 if to_codes else np.float32)
 
 
-def _operand(graph: Graph, value: int, shape: tuple[int, ...]) -> tuple[str, int] | None:
+def _operand(graph: TracedGraph, value: int, shape: tuple[int, ...]) -> tuple[str, int] | None:
     """(kind, the value that a chain takes), or None where it takes no such value."""
     maker = graph.makers.get(value)
     if maker is not None and maker.primitive == "broadcast_in_dim":
@@ -99,21 +97,20 @@ def _operand(graph: Graph, value: int, shape: tuple[int, ...]) -> tuple[str, int
     return ("channels", value) if aval.shape[-1] == aval.size == shape[-1] else None
 
 
-def _lowered(graph: Graph, start: int, followers: list[int]) -> Node:
+def _lowered(graph: TracedGraph, start: int, followers: list[int]) -> Node:
     """One node for a sum and its followers."""
     call = graph.nodes[start]
     (total,) = call.outputs
     shape = graph.avals[total].shape
     own = [graph.nodes[at] for at in followers]
-    uses = Counter(value for node in graph.nodes for value in node.inputs) + Counter(graph.outputs)
     inner = Counter(value for node in own for value in node.inputs)
     slots, operands, kinds = _slots(graph, total, own, shape)
     products = {
         node.outputs[0]: node
         for node in own
-        if node.primitive == "mul" and uses[node.outputs[0]] == 1
+        if node.primitive == "mul" and graph.uses[node.outputs[0]] == 1
     }
-    given = [v for v in (total, *(n.outputs[0] for n in own)) if uses[v] > inner[v]]
+    given = [v for v in (total, *(n.outputs[0] for n in own)) if graph.uses[v] > inner[v]]
     steps = [step for node in own for step in _steps(node, slots, products)]
     steps += [
         Step(graph.avals[value].dtype.name, at, slots[value]) for at, value in enumerate(given)
@@ -136,7 +133,7 @@ def _lowered(graph: Graph, start: int, followers: list[int]) -> Node:
 
 
 def _slots(
-    graph: Graph, total: int, own: list[Node], shape: tuple[int, ...]
+    graph: TracedGraph, total: int, own: list[Node], shape: tuple[int, ...]
 ) -> tuple[dict[int, int], list[int], list[str]]:
     """Where every value stands; what is given from outside, and of which kind it is."""
     made = {total, *(node.outputs[0] for node in own)}

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +27,7 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Graph:
+class TracedGraph:
     """Nodes in an order in which they can run.
 
     Attributes:
@@ -41,11 +43,17 @@ class Graph:
     avals: list[Any]
 
     @functools.cached_property
+    def uses(self) -> Counter[int]:
+        """How often a value goes into a node, or is given back."""
+        inputs = (value for node in self.nodes for value in node.inputs)
+        return Counter(itertools.chain(inputs, self.outputs))
+
+    @functools.cached_property
     def makers(self) -> dict[int, Node]:
         """Value -> the node that it comes from."""
         return {value: node for node in self.nodes for value in node.outputs}
 
-    def ordered(self, nodes: list[Node]) -> "Graph | None":
+    def ordered(self, nodes: list[Node]) -> "TracedGraph | None":
         """The graph with other nodes, in an order in which they can run; None: there is none."""
         ready = {*self.inputs, *self.constants}
         done: list[Node] = []
@@ -63,7 +71,7 @@ class Graph:
             waiting = later
         return dataclasses.replace(self, nodes=done)
 
-    def needed(self) -> "Graph":
+    def needed(self) -> "TracedGraph":
         """Without the nodes that no output needs."""
         wanted, nodes = set(self.outputs), []
         for node in reversed(self.nodes):
@@ -72,7 +80,7 @@ class Graph:
                 nodes.append(node)
         return dataclasses.replace(self, nodes=nodes[::-1])
 
-    def folded(self, values: dict[int, Any]) -> tuple["Graph", dict[int, Any]]:
+    def folded(self, values: dict[int, Any]) -> tuple["TracedGraph", dict[int, Any]]:
         """With what small nodes make of these values alone as inputs; and all values, with those.
 
         What a request does not change is computed before the first one. Weights are left where
@@ -92,25 +100,18 @@ class Graph:
         graph = dataclasses.replace(self, nodes=nodes, inputs=[*self.inputs, *more])
         return graph, {value: known[value] for value in (*values, *more)}
 
-    def used_inputs(self) -> list[int]:
-        """Which of the inputs, by their place, anything is made of."""
-        used = {value for node in self.nodes for value in node.inputs} | {*self.outputs}
-        return [place for place, value in enumerate(self.inputs) if value in used]
-
     def call(self, *arguments: Any) -> list[Any]:
-        """The outputs, of `used_inputs`."""
-        values = dict(self.constants)
-        places = self.used_inputs()
-        values.update(zip((self.inputs[p] for p in places), arguments, strict=True))
+        """The outputs, of the inputs."""
+        values = {**self.constants, **dict(zip(self.inputs, arguments, strict=True))}
         for node in self.nodes:
             found = node.run(*(values[value] for value in node.inputs))
             values.update(zip(node.outputs, found, strict=True))
         return [values[value] for value in self.outputs]
 
 
-def flatten(traced: ClosedJaxpr) -> Graph:
+def flatten(traced: ClosedJaxpr) -> TracedGraph:
     """The graph of `jax.make_jaxpr(...)(...)`, with the functions inside written out."""
-    graph = Graph([], [], [], {}, [])
+    graph = TracedGraph([], [], [], {}, [])
 
     def add(aval: Any) -> int:
         graph.avals.append(aval)
@@ -121,15 +122,16 @@ def flatten(traced: ClosedJaxpr) -> Graph:
         graph.constants[at] = value
         return at
 
-    def walk(jaxpr: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
-        names = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
-        for var, value in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+    def walk(closed: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+        jaxpr = closed.jaxpr
+        names = dict(zip(jaxpr.invars, inputs, strict=True))
+        for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
             names[var] = constant(value, var.aval)
 
         def of(atom: Any) -> int:
             return constant(atom.val, atom.aval) if isinstance(atom, Literal) else names[atom]
 
-        for eqn in jaxpr.jaxpr.eqns:
+        for eqn in jaxpr.eqns:
             given = [of(atom) for atom in eqn.invars]
             name = eqn.primitive.name
             if name in _INLINED:
@@ -138,12 +140,10 @@ def flatten(traced: ClosedJaxpr) -> Graph:
                 made = given
             else:
                 made = [add(var.aval) for var in eqn.outvars]
-                node = Node(
-                    name, tuple(given), tuple(made), dict(eqn.params), _runner(jaxpr.jaxpr, eqn)
-                )
+                node = Node(name, tuple(given), tuple(made), dict(eqn.params), _runner(jaxpr, eqn))
                 graph.nodes.append(node)
             names.update(zip(eqn.outvars, made, strict=True))
-        return [of(atom) for atom in jaxpr.jaxpr.outvars]
+        return [of(atom) for atom in jaxpr.outvars]
 
     graph.inputs.extend(add(var.aval) for var in traced.jaxpr.invars)
     graph.outputs.extend(walk(traced, graph.inputs))
@@ -164,7 +164,7 @@ def _runner(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
     return run
 
 
-class Program:
+class CompiledProgram:
     """A function that is compiled for one shape, with the arrays that it always takes.
 
     Attributes:
@@ -177,7 +177,7 @@ class Program:
         function: Callable[..., Any],
         held: Any,
         *examples: Any,
-        change: Callable[[Graph], Graph],
+        change: Callable[[TracedGraph], TracedGraph],
     ) -> None:
         """Compiles function(held, *examples).
 
@@ -191,13 +191,13 @@ class Program:
         own, others = jax.tree.leaves(held), jax.tree.leaves(examples)
         places = {value: place for place, value in enumerate(graph.inputs[len(own) :])}
         graph, known = graph.folded(dict(zip(graph.inputs, own, strict=False)))
-        used = [graph.inputs[place] for place in graph.used_inputs()]
-        self._held = [known[value] for value in used if value in known]
-        self._given = [places[value] for value in used if value not in known]
+        used = [value for value in graph.inputs if graph.uses[value]]
+        ours = [value for value in used if value in known]
+        theirs = [value for value in used if value not in known]
+        self._held = [known[value] for value in ours]
+        self._given = [places[value] for value in theirs]
         self._tree = jax.tree.structure(self.output)
-        order = [value for value in used if value in known]
-        order += [value for value in used if value not in known]
-        call = dataclasses.replace(graph, inputs=order).call
+        call = dataclasses.replace(graph, inputs=[*ours, *theirs]).call
         shapes = [others[place] for place in self._given]
         self.compiled = jax.jit(call).lower(*self._held, *shapes).compile()
 

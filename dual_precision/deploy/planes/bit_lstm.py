@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.deploy.planes.bit_layers import BitDense
+from dual_precision.layers.lstm import after_gates
 from dual_precision.precision import Asked
 
 
@@ -29,9 +30,7 @@ class BitLSTMCell(nn.Module):
         """((c, h), x), each [..., features] -> ((c, h), h), as flax's cells do."""
         c, h = carry
         gates = self.input(x, precision=precision) + self.hidden(h, precision=precision)
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-        h = nn.sigmoid(o) * jnp.tanh(c)
+        c, h = after_gates(gates, c)
         return (c, h), h
 
     @nn.nowrap

@@ -8,7 +8,7 @@ import numpy as np
 
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, fitness_of, front_of
-from dual_precision.search.space import Block, Space, area, bits_of, reads_pixels
+from dual_precision.search.space import Block, Space, area, reads_pixels, widths_in
 from dual_precision.search.state import State
 
 Columns = dict[str, list[Any]]
@@ -17,9 +17,9 @@ SET_OPERATIONS = ("union", "intersection", "complement")
 # Name -> which alternatives a layer keeps of those that the session began with.
 PRESETS: dict[str, Callable[[str], bool]] = {
     "all widths": lambda text: True,
-    "as many bits of both": lambda text: reads_pixels(text) or len({*bits_of(text)}) == 1,
-    "weights of 2 bits or less": lambda text: reads_pixels(text) or bits_of(text)[0] <= 2,
-    "activations of 2 bits or more": lambda text: bits_of(text)[1] >= 2,
+    "as many bits of both": lambda text: reads_pixels(text) or len({*widths_in(text)}) == 1,
+    "weights of 2 bits or less": lambda text: reads_pixels(text) or widths_in(text)[0] <= 2,
+    "activations of 2 bits or more": lambda text: widths_in(text)[1] >= 2,
 }
 
 
@@ -96,7 +96,7 @@ def projected(candidates: Sequence[Sequence[str]]) -> np.ndarray:
     """
     if len(candidates) < 3:
         return np.zeros((len(candidates), 2))
-    bits = [[bits for text in c for bits in bits_of(text)] for c in candidates]
+    bits = [[bits for text in c for bits in widths_in(text)] for c in candidates]
     table = np.asarray(bits, float)
     table -= table.mean(axis=0)
     _, axes = np.linalg.eigh(table.T @ table)  # ascending

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -104,20 +105,26 @@ class Pair:
             process.wait()
 
 
-def wait_for(pair: Pair, seconds: float, joined: bool = False) -> bool:
-    """Waits until the pair has joined, or so long; whether that came before its end.
+def comes_before_end(pair: Pair, what: Callable[[], bool]) -> bool:
+    """Waits for something; whether it came before the end of the pair.
 
     Raises:
       ValueError: nothing came in a long time.
     """
-    begin, until = time.monotonic(), time.monotonic() + PATIENCE
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if pair.ended():
             return False
-        if pair.has_joined() if joined else time.monotonic() > begin + seconds:
+        if what():
             return True
         time.sleep(_LOOK)
     raise ValueError(f"two processes did not join in {PATIENCE:g} s")
+
+
+def passed(seconds: float) -> Callable[[], bool]:
+    """Whether so long has passed since this was asked for."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 def seconds_to_end(process: subprocess.Popen) -> float | None:
@@ -142,7 +149,7 @@ def run_to_its_end(place: Workplace, folder: Path) -> float:
     while True:
         pair = Pair(place, folder)
         try:
-            wait_for(pair, 0, joined=True)
+            comes_before_end(pair, pair.has_joined)
             begin = time.monotonic()
             if pair.finished():
                 return time.monotonic() - begin
@@ -161,7 +168,8 @@ def kill_once(
     victim, after = int(rng.integers(2)), float(rng.uniform(0, span))
     pair = Pair(place, folder)
     try:
-        if not (wait_for(pair, 0, joined=True) and wait_for(pair, after)):
+        joined = comes_before_end(pair, pair.has_joined)
+        if not (joined and comes_before_end(pair, passed(after))):
             pair.finished()
             return None
         other = pair.processes[1 - victim]

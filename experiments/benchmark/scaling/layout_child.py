@@ -96,7 +96,7 @@ class Run:
         }
 
 
-def answer(*, cores: list[str]) -> None:
+def answer_requests(*, cores: list[str]) -> None:
     """Answers requests until there are no more."""
     del cores  # since before JAX started
     runs: dict[Case, Run] = {}
@@ -118,4 +118,4 @@ if __name__ == "__main__":
     wanted = [word for word in sys.argv if word.startswith("--cores=")]
     if wanted:  # JAX counts them when it starts
         os.sched_setaffinity(0, {int(core) for core in wanted[0].partition("=")[2].split(",")})
-    cli.run(answer)
+    cli.run(answer_requests)

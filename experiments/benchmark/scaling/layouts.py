@@ -153,7 +153,7 @@ def losses_of(
     return found
 
 
-def compare(found: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def compare_losses(found: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     """Largest relative difference of losses, and how many updates come before one above BOUND."""
     apart = np.abs(found - right) / np.abs(right)
     above = np.flatnonzero(apart > BOUND)
@@ -185,7 +185,7 @@ def measure_layouts(
     one, *others = found
     rows = [
         {"dataset": name[0], "loss": name[1], "layout": other}
-        | compare(found[other][name], found[one][name])
+        | compare_losses(found[other][name], found[one][name])
         for name in cases
         for other in others
     ]

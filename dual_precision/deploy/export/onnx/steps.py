@@ -14,12 +14,12 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from dual_precision.deploy.export.onnx.calls import called_by
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.convolution import xla_alone
 from dual_precision.structure import Example, LayerPath, Structure, batch_of
 
 _IN, _OUT = "in of ", "out of "
-_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 
 
@@ -127,12 +127,11 @@ def _read(steps: Steps, jaxpr: Any) -> None:
 def _flat(steps: Steps, jaxpr: Any) -> Iterator[Any]:
     """The equations in their order, those of called functions in the place of the call."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name not in _CALLS:
+        called = called_by(eqn)
+        if called is None:
             yield eqn
             continue
-        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        values = getattr(inner, "consts", ())
-        inner = getattr(inner, "jaxpr", inner)
+        inner, values = called
         # One function that is called twice has the same variables in both: take them apart.
         fresh = _renamed(inner)
         for own, outside in zip(fresh.invars, eqn.invars, strict=True):

@@ -21,12 +21,12 @@ import numpy as np
 from flax import linen as nn
 from jax import export
 
+from dual_precision.deploy.export.onnx.calls import called_by
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.deploy.export.onnx.operations import HANDLERS, Operand, Operations
 from dual_precision.primitives.convolution import xla_alone
 from dual_precision.structure import Example, batch_of
 
-_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 _TABLE = "midrise_ste"  # the values of weights that are in no product: a table, a recurrence
 
 
@@ -75,10 +75,8 @@ class TracedNetwork(Operations):
     def _equation(self, eqn: Any, values: list[Operand]) -> list[Operand]:
         name = eqn.primitive.name
         whole = all(isinstance(value, np.ndarray) for value in values)
-        if name in _CALLS:
-            inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-            consts = getattr(inner, "consts", ())
-            found = self._run(getattr(inner, "jaxpr", inner), consts, values)
+        if (inner := called_by(eqn)) is not None:
+            found = self._run(*inner, values)
             if whole and eqn.params.get("name") == _TABLE and not self.plain:
                 return [self._table(*found, *values[1:3])]
             return found
