@@ -36,6 +36,7 @@ _BEFORE: dict[str, Any] = {
     "cycles": 0,
     "optimizer": "sgd",
     "accumulate": 1,
+    "skipped": "",
 }
 
 

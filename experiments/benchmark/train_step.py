@@ -59,8 +59,8 @@ SIZES = ("stage_sizes", "widths", "space_to_depth")  # of a network, for its pee
 FLOAT, HIGH, LOW, BOTH = "ours float", "ours w8a8", "ours w2a2", "ours w8a8 and w2a2"
 
 BARS = (
-    Bar("quantized step against our float step, high", HIGH, FLOAT, 0.76, 0.9),
-    Bar("quantized step against our float step, low", LOW, FLOAT, 0.76, 0.9),
+    Bar("quantized step against our float step, high", HIGH, FLOAT, 1.0, 1.5),
+    Bar("quantized step against our float step, low", LOW, FLOAT, 1.0, 1.5),
     Bar("quantized step against that of Qwix", HIGH, QWIX, 1.0, 1.5),
     Bar("quantized step against that of AQT", HIGH, AQT, 1.0, 1.5),
     Bar("quantized step against PyTorch in float32", HIGH, TORCH, 1.0, 1.7),

@@ -1,5 +1,6 @@
 """Several processes train one network. This file is also the program that they run."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -93,7 +94,10 @@ def free_address() -> str:
 
 def heard_at(pid: int) -> set[str]:
     """The addresses at which a process listens, as Linux writes them: bytes in hexadecimal."""
-    files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    files = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            files.append(os.readlink(file))
     found = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:

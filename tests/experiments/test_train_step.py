@@ -94,9 +94,9 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 
 
 def test_bars() -> None:
-    times = {benchmark.HIGH: [10.0], benchmark.FLOAT: [8.0], benchmark.LOW: [20.0]}
+    times = {benchmark.HIGH: [10.0], benchmark.FLOAT: [12.0], benchmark.LOW: [20.0]}
     high, low, qwix, *_ = judge_bars(benchmark.BARS, times)
-    assert high.endswith("0.80 x (bar 0.76, goal 0.9) PASS")
+    assert high.endswith("1.20 x (bar 1.0, goal 1.5) PASS")
     assert low.endswith("short")
     assert qwix.endswith("not measured")
 

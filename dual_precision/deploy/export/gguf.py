@@ -105,7 +105,7 @@ def _kernel(
     step = np.asarray(leaves["params", *path, "step"], np.float32) * np.float32(2) ** (
         stored - bits
     )
-    values = (codes + np.float32(0.5)) * step
+    values = (codes.astype(np.float32) + np.float32(0.5)) * step
     kinds = gguf.GGMLQuantizationType
     if not layer.macs:  # a table: a row is read, and each feature has a step of its own
         rows = np.ascontiguousarray(values)
