@@ -272,16 +272,18 @@ def config_of_run(workdir: Path) -> Config:
 
 
 def _experiment(path: Path) -> dict[str, Any]:
-    return {**_BEFORE, **read_description(path.parent)["experiment"]}
+    found = read_description(path.parent)["experiment"]
+    if found.get("split") and "skipped" not in found:
+        found["distillation"] = None  # of before: split batches had no use for a share
+    return {**_BEFORE, **found}
 
 
 def _meaning(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with values that mean the same written in one way.
 
-    A share of distillation could once be given where split batches have no use for it; None is
-    what the recipe does by itself.
+    None is the share of distillation that the recipe takes by itself.
     """
     named = dict(experiment)
-    if named.get("split") or named.get("distillation") == DISTILLATION:
+    if named.get("distillation") == (0.0 if named.get("split") else DISTILLATION):
         named["distillation"] = None
     return named

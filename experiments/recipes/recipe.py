@@ -98,7 +98,7 @@ def phase(
       protect: a mode that must stay as it is, see `Sgd`.
     """
     loss = loss or Together(precisions)
-    at_once = 1 if isinstance(loss, Split) else len(precisions)
+    at_once = loss.passes if isinstance(loss, Split) else len(precisions)
     warmup = recipe.warmup if warmup is None else warmup
     peaks = {RATE: recipe.learning_rate * rate, STEP_RATE: recipe.step_learning_rate}
     return Phase(

@@ -9,7 +9,9 @@ from experiments.recipes.cyclic import in_cycles
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
 BOTH = ("high", "low")
-DISTILLATION = 0.5  # of the loss of low, where both modes see every batch and nothing else is said
+# Of the loss of low, where nothing else is said and both modes see every batch: high teaches there
+# at no cost. On split batches it is asked for.
+DISTILLATION = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TwoPhase(Recipe):
     """Phase 1 trains high on the grid that low will share; phase 2 both (order=joint)."""
 
     split: bool = True  # in phase 2 each mode has its own half of every batch
-    distillation: float | None = None  # share of the loss of low for soft labels of high
+    distillation: float | None = None  # share of the loss of low for soft labels of high, phase 2
     first_share: float = 0.5  # of the passes, for phase 1
     cycles: int = 0  # of precision in phase 1, from low up to high; 0 trains high alone
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
@@ -47,11 +49,6 @@ class TwoPhase(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split and self.distillation is not None:
-            raise ValueError(
-                f"distillation={self.distillation} with split=True: low and high see other images,"
-                " so that neither can teach the other; expected split=false with it"
-            )
         if self.first_share + self.polish_share >= 1:
             raise ValueError(
                 f"first_share={self.first_share} and polish_share={self.polish_share}:"
@@ -86,10 +83,9 @@ class TwoPhase(Recipe):
         return (high, both, last)
 
     def _loss(self) -> Split | Together:
-        if self.split:
-            return Split(BOTH)
-        share = DISTILLATION if self.distillation is None else self.distillation
-        return Together(BOTH, "high" if share else None, share)
+        usual = 0.0 if self.split else DISTILLATION
+        share = usual if self.distillation is None else self.distillation
+        return (Split if self.split else Together)(BOTH, "high" if share else None, share)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from dual_precision import Modes
+from dual_precision import modes as make_modes
+from dual_precision.costs import update_cost
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
 from dual_precision.training.compilation import RUNS_ONCE
-from dual_precision.training.methods.modes import Split, Together
+from dual_precision.training.methods.modes import Split, Together, _as_deployed
 from dual_precision.training.optimizers import Sgd
 from dual_precision.training.phases import Phase
 
@@ -23,6 +25,7 @@ LOSSES = {
     "low": Together(("low",)),
     "taught": Together(BOTH, teacher="high", distillation=1.0),
     "split": Split(BOTH),
+    "split taught": Split(BOTH, teacher="high", distillation=1.0),
 }
 
 
@@ -52,7 +55,10 @@ def found(small):
         logits = {
             mode: network(params, state, batch, precision=mode, train=True)[0] for mode in BOTH
         }
-        return results, logits
+        after = {**state, "batch_stats": results["split"]["batch_stats"]}
+        deployed = network(params, after, share(1), precision="high", train=False)[0]
+        taught = network(params, state, share(1), precision="low", train=True)[0]
+        return results, {**logits, "deployed": deployed, "low/1": taught}
 
     return all_of(*small.variables.values(), batch)
 
@@ -125,6 +131,25 @@ def test_no_gradient_reaches_the_teacher(found):
     assert seen == 4
 
 
+def test_a_teacher_of_split_batches_reads_the_rows_of_the_others_as_it_is_deployed(found):
+    """Its labels are all that changes: not its statistics, nor the gradients of what it owns."""
+    results, logits = found
+    split, taught = results["split"], results["split taught"]
+    high, low = (jax.nn.log_softmax(logits[name]) for name in ("deployed", "low/1"))
+    kl = jnp.mean(jnp.sum(jnp.exp(high) * (high - low), axis=-1))
+    expected = float(results["high/0"]["loss"] + kl)
+    assert float(taught["loss"]) == pytest.approx(expected, rel=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, taught["batch_stats"], split["batch_stats"])
+    for layer, leaves in split["grads"].items():
+        if "high" in leaves:
+            allclose(taught["grads"][layer]["high"], leaves["high"], atol=1e-7)
+    assert Split(BOTH, "high", 0.5).passes == pytest.approx(1 + 1 / 2 / 3)
+    modes = make_modes(low="w2a2", high="w8a8")
+    forward = update_cost(8, 8, 0) / 2
+    more = Split(BOTH, "high", 0.5).cost(modes, {}) - Split(BOTH).cost(modes, {})
+    assert more == pytest.approx(forward)
+
+
 def test_smoothed_labels_are_in_the_loss_that_is_trained(small):
     """The measured cross entropy is plain, so that runs compare; it is what is validated."""
     smooth = Network(small.network.model, Classification((8, 8, 1), label_smoothing=0.2))
@@ -147,12 +172,20 @@ def test_smoothed_labels_are_in_the_loss_that_is_trained(small):
         (Split(("high",)), r"splits batches among \('high',\): expected two modes or more"),
         (Together(BOTH, teacher="high"), "teacher 'high' with distillation 0.0; expected both or"),
         (Together(BOTH, distillation=0.5), "teacher None with distillation 0.5; expected both or"),
+        (Split(BOTH, "high"), "teacher 'high' with distillation 0.0; expected both or"),
         (Together(("low",), "high", 0.5), r"teacher 'high' does not run; expected one of \('low'"),
     ],
 )
 def test_losses_that_cannot_be(loss, says):
     with pytest.raises(ValueError, match=says):
         loss.check(Modes(), Phase("wrong", 1, ("low",), loss, Sgd()))
+
+
+def test_a_teacher_that_has_not_seen_what_came_before(small):
+    """A mode with a carry goes on from its own rows, and the rows of low are not its own."""
+    state = {"batch_stats": small.variables["batch_stats"], "carry": {"high": jnp.zeros((4, 2))}}
+    with pytest.raises(ValueError, match=r"'high' carries values .* expected split=false with"):
+        _as_deployed(small.network, small.variables["params"], state, small.batch, "high")
 
 
 def test_a_batch_of_fewer_rows_than_modes(small):

@@ -25,27 +25,44 @@ class Split:
     """Each mode runs on its own rows of every batch; the loss is the sum of their losses.
 
     A pass over the data then costs the work of one mode, not of all, and every update moves the
-    weights that the modes share for each of them.
+    weights that the modes share for each of them. A teacher reads the rows of the others too, as
+    it is deployed (running statistics, no gradient): a third of a mode that is trained.
 
     Attributes:
       precisions: in the order in which they run: statistics go from one to the next.
+      teacher: the mode whose outputs (logits) the others learn from; None is none.
+      distillation: share of the teacher's soft labels in the loss of the others.
     """
 
     precisions: tuple[str, ...]
+    teacher: str | None = None
+    distillation: float = 0.0
+
+    @property
+    def passes(self) -> float:
+        """Modes that an example goes through forward and backward; forward alone is a third."""
+        taught = 0 if self.teacher is None else len(self.precisions) - 1
+        return 1 + taught / len(self.precisions) / 3
 
     def check(self, modes: Modes, phase: "Phase") -> None:
-        """Raises ValueError where there is nothing to split."""
+        """Raises ValueError where there is nothing to split, or where the teacher cannot teach."""
         del modes
         if len(self.precisions) < 2:
             raise ValueError(
                 f"phase {phase.name!r} splits batches among {self.precisions}: expected two modes"
                 " or more"
             )
+        _check_teacher(self, phase)
 
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
-        """The cost of an update, see `costs.update_cost`: the mean of those of the modes."""
+        """The cost of an update, see `costs.update_cost`: the mean of those of the modes, and
+        forward alone that of the teacher on the rows of the others."""
         del values
-        return sum(_cost_of(modes, mode) for mode in self.precisions) / len(self.precisions)
+        count = len(self.precisions)
+        trained = sum(_cost_of(modes, mode) for mode in self.precisions) / count
+        if self.teacher is None:
+            return trained
+        return trained + (count - 1) / count * _cost_of(modes, self.teacher, backward=False)
 
     def __call__(
         self,
@@ -77,6 +94,9 @@ class Split:
         metrics: Metrics = {}
         for mode, found in outputs.items():
             loss, own = loss_of(network, mode, found, shares[mode])
+            if self.teacher is not None and mode != self.teacher:
+                taught = _as_deployed(network, params, state, shares[mode], self.teacher)
+                loss = _taught(loss, found, taught, self.distillation)
             total, metrics = total + loss, metrics | own
         return total, (state, metrics)
 
@@ -98,16 +118,7 @@ class Together:
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError where the teacher does not run, or teaches nothing."""
         del modes
-        if (self.teacher is None) != (self.distillation == 0.0):
-            raise ValueError(
-                f"phase {phase.name!r}: teacher {self.teacher!r} with distillation"
-                f" {self.distillation}; expected both or neither"
-            )
-        if self.teacher is not None and self.teacher not in self.precisions:
-            raise ValueError(
-                f"phase {phase.name!r}: teacher {self.teacher!r} does not run;"
-                f" expected one of {self.precisions}"
-            )
+        _check_teacher(self, phase)
 
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
         """The cost of an update, see `costs.update_cost`: the sum of those of the modes."""
@@ -140,16 +151,50 @@ class Together:
             loss, own = loss_of(network, mode, found, batch)
             metrics |= own
             if self.teacher is not None and mode != self.teacher:
-                soft = distillation(found, outputs[self.teacher])
-                loss = (1 - self.distillation) * loss + self.distillation * soft
+                loss = _taught(loss, found, outputs[self.teacher], self.distillation)
             total = total + loss
         return total, (state, metrics)
 
 
-def _cost_of(modes: Modes, mode: str) -> float:
+def _check_teacher(loss: Split | Together, phase: "Phase") -> None:
+    if (loss.teacher is None) != (loss.distillation == 0.0):
+        raise ValueError(
+            f"phase {phase.name!r}: teacher {loss.teacher!r} with distillation"
+            f" {loss.distillation}; expected both or neither"
+        )
+    if loss.teacher is not None and loss.teacher not in loss.precisions:
+        raise ValueError(
+            f"phase {phase.name!r}: teacher {loss.teacher!r} does not run;"
+            f" expected one of {loss.precisions}"
+        )
+
+
+def _taught(loss: jax.Array, outputs: Any, teacher: Any, share: float) -> jax.Array:
+    """The loss on labels and the loss on the soft labels of a teacher, by their shares."""
+    return (1 - share) * loss + share * distillation(outputs, teacher)
+
+
+def _as_deployed(network: Network, params: Tree, state: State, batch: Batch, mode: str) -> Any:
+    """What a mode gives for rows that it does not train on: nothing is estimated, or carried on.
+
+    Raises:
+      ValueError: a network whose modes carry values from batch to batch. The teacher has not seen
+        what came before these rows.
+    """
+    if jax.tree.leaves(state["carry"].get(mode, ())):
+        raise ValueError(
+            f"mode {mode!r} carries values from batch to batch, and was to teach another on rows"
+            " of a split batch, whose past it did not see; expected split=false with distillation"
+        )
+    return network(params, state, batch, precision=mode, train=False)[0]
+
+
+def _cost_of(modes: Modes, mode: str, backward: bool = True) -> float:
     own = FLOAT if mode == FLOAT_NAME else modes.default[mode]
-    widths = (own.weights, own.activations, own.gradients)
-    found: float = update_cost(*(bits or FLOAT_BITS for bits in widths))
+    widths = [bits or FLOAT_BITS for bits in (own.weights, own.activations, own.gradients)]
+    if not backward:
+        widths[2] = 0  # bits of gradients: their products are not made
+    found: float = update_cost(*widths)
     return found
 
 

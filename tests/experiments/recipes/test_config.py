@@ -99,8 +99,7 @@ def test_settings_refused(text, says):
         {"weight_decay": -1.0},
         {"steps_per_dispatch": -1},
         {"epochs_per_evaluation": 0},
-        {"distillation": 1.5, "split": False},
-        {"distillation": 0.5},
+        {"distillation": 1.5},
         {"first_share": 0.8, "polish_share": 0.2},
         {"reestimate": -1, "mode": "truncate"},
         {"low": "w8a8", "high": "w2a2", "order": "refine"},
@@ -174,7 +173,7 @@ def test_every_field_of_a_recipe_changes_what_it_does(mode, order):
     """None is idle. `label_smoothing` is told to the task, see experiments/cifar.py; `low_bits` is
     for the files that a run leaves."""
     recipe = recipe_of(mode, order)
-    needs = {"distillation": {"split": False}, "refine_rate": {"polish_share": 0.1}}
+    needs = {"refine_rate": {"polish_share": 0.1}}
     told = ("label_smoothing", "low_bits")
     fields = [field for field in dataclasses.fields(recipe) if field.name not in told]
     for field in fields:

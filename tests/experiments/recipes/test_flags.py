@@ -42,7 +42,7 @@ from experiments.recipes import flags as training_flags
             "setting 'distillation' is unknown with mode 'two_phase' and order 'refine': expected",
         ),
         (["--set=reestimate=2"], "setting 'reestimate' is unknown with mode 'two_phase' and order"),
-        (["--set=distillation=0.1"], "distillation=0.1 with split=True: low and high see other"),
+        (["--set=distillation=1.1"], "distillation=1.1: expected 0 to 1"),
         (
             ["--mode=cyclic", "--low=w8a8", "--high=w3a3"],
             "from w8a8 up to w3a3, which is narrower: expected the bounds the other way round",

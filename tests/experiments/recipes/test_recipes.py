@@ -100,11 +100,12 @@ def test_refine_promises_low():
     assert FitWeightSteps not in kinds, "another step would be another grid for low"
 
 
-def test_low_learns_from_high_where_both_see_the_same_images():
+def test_low_learns_from_high_where_that_costs_nothing_or_where_it_is_asked_for():
     def loss(**settings) -> Split | Together:
         return TwoPhase(**settings).phases()[1].loss
 
     assert loss() == Split(("high", "low"))
+    assert loss(distillation=0.25) == Split(("high", "low"), "high", 0.25)
     assert loss(split=False) == Together(("high", "low"), "high", 0.5)
     assert loss(split=False, distillation=0.25) == Together(("high", "low"), "high", 0.25)
     assert loss(split=False, distillation=0.0) == Together(("high", "low"))
