@@ -179,6 +179,7 @@ class Predictor:
 
         rows = batch_of(self.info.example, size)
         made = CompiledProgram(program, self._variables, kept, rows, change=chained)
+        made(*jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (kept, rows)))  # kernels
         self._programs[name, use, size] = made
         return made.output
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dual_precision.primitives.native import convolution as native
-from dual_precision.primitives.native.chains import convolve_codes
+from dual_precision.primitives.native.chains import Sums, convolve_codes
 from dual_precision.primitives.nested import truncate
 from dual_precision.primitives.shared_batch import is_shared
 
@@ -102,7 +102,7 @@ def conv2d_codes(
     bits, stored = widths
     if codes_pay(largest) and x.size and codes.size:
         shape = _shape(x, codes, stride)
-        return convolve_codes(x, codes, shape, stride, bits, stored - bits)[0]
+        return convolve_codes(x, codes, shape, Sums(stride, bits, stored - bits))
     weights = 2 * truncate(codes, bits, stored).astype(jnp.int32) + 1
     return _by_xla(x.astype(jnp.int32), weights, stride, jnp.int32).astype(jnp.float32)
 

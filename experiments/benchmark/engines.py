@@ -10,6 +10,7 @@ VNNI; ours of the form "integer" do not, and those of "vnni", in a row of their 
 are of the test set.
 """
 
+import dataclasses
 import json
 import tempfile
 import warnings
@@ -22,18 +23,19 @@ import jax
 import numpy as np
 
 from dual_precision import data
-from dual_precision.deploy import Predictor, load_packed
+from dual_precision.data.arrays import Images
+from dual_precision.deploy import load_packed
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.export.onnx.file import EngineNetwork, save_onnx
 from dual_precision.deploy.export.onnx.floats import save_float_onnx
 from dual_precision.deploy.export.onnx.layers import INTEGER, VNNI
 from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark import nibble_speed
+from experiments.benchmark.batch_sizes import SIZES, measure_batch_sizes
 from experiments.benchmark.comparison import (
     Bar,
     judge_bars,
     median_and_range,
-    speed_ratio,
     verdict_of,
 )
 from experiments.benchmark.engine_networks import pack_checkpoint
@@ -46,7 +48,8 @@ CALIBRATE = 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FLOAT, STATIC, HIGH, LOW = "ORT float32", "ORT static int8", "ORT, our high", "ORT, our low"
 HIGH_VNNI = "ORT, our high, vnni"
-PREDICTOR, JAX_HIGH = "our Predictor, high", "JAX, our high"
+JAX_HIGH = "JAX, our high"
+MODES = {FLOAT: "float", STATIC: "float", HIGH: "high", LOW: "low", HIGH_VNNI: "high"}
 BARS = (
     Bar("ResNet-20, batch 1: our high against float32", HIGH, FLOAT, 1.8, 2.2),
     Bar("ResNet-20, batch 1: our high against ORT's static int8", HIGH, STATIC, 0.952, 1.0),
@@ -58,7 +61,6 @@ _COLUMNS = (
     ("accuracy", "test %", "{:.2f}"),
     ("bytes", "file bytes", "{:,}"),
 )
-Request = Callable[[], Any]
 
 
 def measure_engines(
@@ -76,70 +78,80 @@ def measure_engines(
     about = {**describe_machine(), "onnxruntime": engine.__version__, "requests a round": steps}
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows, times = measure_resnet(Path(checkpoint), Path(folder), repeats, steps)
-        lines = [*judge_bars(BARS, times), *accuracy_lines(rows, times)]
+        made = make_networks(Path(checkpoint), Path(folder))
+        rows, times = measure_resnet(made, repeats, steps)
+        lines = [*judge_bars(BARS, times), *accuracy_lines(rows)]
         print(f"\n{markdown_table(rows, _COLUMNS, left=['program'])}\n")
         print(*(f"- {line}" for line in lines), sep="\n", flush=True)
+        own = {name: made.engines[name] for name in (FLOAT, STATIC)}
+        sizes, more = measure_batch_sizes(made.packed, own, made.test.images, (repeats, steps))
+        columns = [(f"images_{size}", f"ms, {size} images", "{}") for size in SIZES]
+        print(f"\n{markdown_table(sizes, [_COLUMNS[0], *columns], left=['program'])}\n")
+        print(*(f"- {line}" for line in more), sep="\n", flush=True)
         nibbles = nibble_speed.measure_nibbles(Path(folder), repeats, steps)
     if out:
-        found = {"about": about, "milliseconds": times, "rows": rows, "bars": lines, **nibbles}
+        found = {"about": about, "milliseconds": times, "rows": rows, "batch sizes": sizes}
+        found |= {"bars": [*lines, *more], **nibbles}
         write_whole(Path(out), json.dumps(found, indent=2) + "\n")
 
 
-def measure_resnet(
-    checkpoint: Path, folder: Path, repeats: int, steps: int
-) -> tuple[list[dict[str, Any]], Mapping[str, list[float]]]:
-    """Rows of programs, and the milliseconds of a request in each round."""
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """One ResNet-20: packed, and as programs of ONNX Runtime by name."""
+
+    packed: Path
+    files: Mapping[str, Path]
+    engines: Mapping[str, EngineNetwork]
+    test: Images
+
+
+def make_networks(checkpoint: Path, folder: Path) -> Networks:
+    """Of a checkpoint, files in the folder."""
     loaded = data.load("cifar10")
     images = loaded.train.images[:CALIBRATE]
     packed = folder / "net"
     model, variables = pack_checkpoint(checkpoint, packed, images, MEAN, STD)
-    files = {
-        name: folder / f"{index}.onnx"
-        for index, name in enumerate((FLOAT, STATIC, HIGH, LOW, HIGH_VNNI))
-    }
+    files = {name: folder / f"{index}.onnx" for index, name in enumerate(MODES)}
     example = jax.ShapeDtypeStruct(loaded.image_shape, np.uint8)
     save_float_onnx(files[FLOAT], model, variables, example)
     quantize_static(files[FLOAT], files[STATIC], images)
     save_onnx(files[HIGH], packed, ["high"], INTEGER, images)
     save_onnx(files[LOW], packed, ["low"], INTEGER, images)
     save_onnx(files[HIGH_VNNI], packed, ["high"], VNNI, images)
-    modes = {FLOAT: "float", STATIC: "float", HIGH: "high", LOW: "low", HIGH_VNNI: "high"}
-    engines = {name: EngineNetwork(files[name]) for name in files}
-    one = loaded.test.images[:1]
-    requests: dict[str, Request] = {
-        name: partial(engine.predict, one, modes[name]) for name, engine in engines.items()
-    }
-    predictor = Predictor(packed, batch_sizes=(1,), precisions=["high"])
-    requests[PREDICTOR] = partial(predictor.predict, one, "high")
+    return Networks(packed, files, {n: EngineNetwork(files[n]) for n in files}, loaded.test)
+
+
+def measure_resnet(
+    made: Networks, repeats: int, steps: int
+) -> tuple[list[dict[str, Any]], Mapping[str, list[float]]]:
+    """Rows of programs, and the milliseconds of a request of one image in each round."""
+    one = made.test.images[:1]
+    requests = {n: partial(engine.predict, one, MODES[n]) for n, engine in made.engines.items()}
     times = time_rounds({k: partial(timed_request, r, steps) for k, r in requests.items()}, repeats)
     rows = [
         {
             "program": name,
             "milliseconds": median_and_range(times[name], 3),
-            "accuracy": accuracy_of(partial(engine.predict, precision=modes[name]), loaded.test),
-            "bytes": files[name].stat().st_size,
+            "accuracy": accuracy_of(partial(engine.predict, precision=MODES[name]), made.test),
+            "bytes": made.files[name].stat().st_size,
         }
-        for name, engine in engines.items()
+        for name, engine in made.engines.items()
     ]
-    rows.append({"program": PREDICTOR, "milliseconds": median_and_range(times[PREDICTOR], 3)})
-    network, own = load_packed(packed)
+    network, own = load_packed(made.packed)
     ours = jax.jit(partial(network.apply, own, precision="high"))
-    rows.append({"program": JAX_HIGH, "accuracy": accuracy_of(ours, loaded.test)})
+    rows.append({"program": JAX_HIGH, "accuracy": accuracy_of(ours, made.test)})
     return rows, times
 
 
-def accuracy_lines(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> list[str]:
-    """Accuracies against JAX and against the engine's own int8; the Predictor, which has no bar."""
+def accuracy_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Accuracies against JAX and against the engine's own int8."""
     found = {row["program"]: row["accuracy"] for row in rows if "accuracy" in row}
     to_jax, to_static = (found[HIGH] - found[name] for name in (JAX_HIGH, STATIC))
-    ratio = speed_ratio(times, PREDICTOR, STATIC)
     return [
         f"our high in ORT against JAX: {to_jax:+.2f} points (goal within 0.1)"
         f" {verdict_of(abs(to_jax) <= 0.1)}",
         f"our high against ORT's static int8: {to_static:+.2f} points (bar -0.1, goal 0)"
         f" {verdict_of(to_static >= -0.1, to_static >= 0)}",
-        f"our Predictor against ORT's static int8: {ratio:.2f} x (stated; goal 1.0)",
     ]
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+PAUSE, WARM = 0.05, 0.05  # seconds
 Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
 
@@ -21,8 +22,15 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
 
 
 def timed_request(request: Callable[[], object], steps: int) -> float:
-    """Median milliseconds of so many requests, one after the other."""
-    request()
+    """Median milliseconds of so many requests, one after the other.
+
+    A pause comes first, as idle threads of the program before may spin for a while; then requests
+    until the cores run as fast as they do under load.
+    """
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM:
+        request()
     found = []
     for _ in range(steps):
         start = time.perf_counter()

@@ -1,20 +1,25 @@
-"""Programs in which a convolution of codes takes along what follows it number by number.
+"""Programs in which convolutions take along what follows them number by number.
 
     chained(flatten(jax.make_jaxpr(forward)(*arguments)))
 
-finds, behind every sum of `convolution.conv2d_codes`, the factor, the normalisation, the shortcut,
-the rectifier and the rounding to the next codes, and makes one call of `native.chains` of them. A
-program without such sums stays as it is. Bits: a product that goes into one sum alone is not
-rounded before it, as XLA's programs for CPUs have it.
+finds, behind every sum that the library for CPUs makes, the factor, the normalisation, the
+shortcut, the rectifier and the rounding to the next codes, and makes one link of `native.chains` of
+them; links that follow each other become one call. A program without such sums stays as it is.
+Bits: a product that goes into one sum alone is not rounded before it, as XLA's programs for CPUs
+have it.
 """
 
+import dataclasses
 from collections import Counter
+from typing import TypeVar
 
 import numpy as np
 
 from dual_precision.deploy.integer.programs import Node, TracedGraph
-from dual_precision.primitives.native import chains
-from dual_precision.primitives.native.chains import Chain, Step, convolve_codes
+from dual_precision.primitives.native.chains import Chain, Link, Step, run_links, traced_sum
+
+CALL = "chains"  # a node that stands for links
+Part = TypeVar("Part", Node, Link)
 
 _ALIKE = {"mul": "multiply", "add": "add", "sub": "subtract", "max": "max", "min": "min"}
 _FUSED = {"add": ("fused", "fused"), "sub": ("fused minus", "minus fused")}
@@ -33,16 +38,66 @@ def chained(graph: TracedGraph) -> TracedGraph:
             followers[start] = found
     if not followers:
         return graph
-    nodes = [
-        _lowered(graph, at, followers[at]) if at in followers else node
-        for at, node in enumerate(graph.nodes)
-        if at not in taken
-    ]
-    return graph.ordered(nodes) or graph
+    links = [_link(graph, start, behind) for start, behind in followers.items()]
+    own = {*followers, *taken}
+    others = [node for at, node in enumerate(graph.nodes) if at not in own]
+    return _in_few_calls(graph, links, others) or graph
+
+
+def _in_few_calls(graph: TracedGraph, links: list[Link], others: list[Node]) -> TracedGraph | None:
+    """The graph of these, as many links as can be in each call; None: there is no such order."""
+    ready = {*graph.inputs, *graph.constants}
+    nodes: list[Node] = []
+    while links or others:
+        before = len(nodes)
+        run, others = _runnable(others, ready)
+        nodes += run
+        at_once, links = _runnable(links, ready)
+        if at_once:
+            later = {value for node in others for value in node.inputs}.union(graph.outputs)
+            later.update(value for link in links for value in _inputs(link))
+            nodes.append(_call(graph, at_once, later))
+        if len(nodes) == before:
+            return None
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def _runnable(parts: list[Part], ready: set[int]) -> tuple[list[Part], list[Part]]:
+    """(those that can run, one after the other; the rest). What they make is ready then."""
+    now: list[Part] = []
+    waiting, again = parts, True
+    while again:
+        later = []
+        for part in waiting:
+            if ready.issuperset(_inputs(part)):
+                ready.update(part.outputs if isinstance(part, Node) else part.results)
+                now.append(part)
+            else:
+                later.append(part)
+        again = len(later) < len(waiting)
+        waiting = later
+    return now, waiting
+
+
+def _inputs(part: Node | Link) -> tuple[int, ...]:
+    return part.inputs if isinstance(part, Node) else (part.x, part.kernel, *part.operands)
+
+
+def _call(graph: TracedGraph, links: list[Link], later: set[int]) -> Node:
+    """One node for links that follow each other."""
+    made = {value for link in links for value in link.results}
+    inputs = [*dict.fromkeys(v for link in links for v in _inputs(link) if v not in made)]
+    wanted = [value for link in links for value in link.results if value in later]
+    batch = graph.avals[wanted[0]].shape[0]
+
+    def run(*arrays):
+        return run_links(links, dict(zip(inputs, arrays, strict=True)), wanted, batch)
+
+    return Node(CALL, tuple(inputs), tuple(wanted), {}, run)
 
 
 def _is_sum(node: Node) -> bool:
-    return node.primitive == "ffi_call" and node.params["target_name"] == chains.TARGET
+    return node.primitive == "ffi_call" and traced_sum(node.params) is not None
 
 
 def _followers(graph: TracedGraph, start: int, taken: set[int]) -> list[int]:
@@ -97,10 +152,11 @@ def _operand(graph: TracedGraph, value: int, shape: tuple[int, ...]) -> tuple[st
     return ("channels", value) if aval.shape[-1] == aval.size == shape[-1] else None
 
 
-def _lowered(graph: TracedGraph, start: int, followers: list[int]) -> Node:
-    """One node for a sum and its followers."""
+def _link(graph: TracedGraph, start: int, followers: list[int]) -> Link:
+    """A sum and its followers."""
     call = graph.nodes[start]
     (total,) = call.outputs
+    x, kernel = call.inputs
     shape = graph.avals[total].shape
     own = [graph.nodes[at] for at in followers]
     inner = Counter(value for node in own for value in node.inputs)
@@ -110,7 +166,8 @@ def _lowered(graph: TracedGraph, start: int, followers: list[int]) -> Node:
         for node in own
         if node.primitive == "mul" and graph.uses[node.outputs[0]] == 1
     }
-    given = [v for v in (total, *(n.outputs[0] for n in own)) if graph.uses[v] > inner[v]]
+    made = (total, *(node.outputs[0] for node in own))
+    given = [value for value in made if graph.uses[value] > inner[value]]
     steps = [step for node in own for step in _steps(node, slots, products)]
     steps += [
         Step(graph.avals[value].dtype.name, at, slots[value]) for at, value in enumerate(given)
@@ -119,17 +176,11 @@ def _lowered(graph: TracedGraph, start: int, followers: list[int]) -> Node:
     steps = [step for step in steps if step.operation in _RESULTS or step.to in read]
     results = tuple(graph.avals[value].dtype.name for value in given)
     chain = Chain(tuple(steps), tuple(kinds), len(slots), results)
-    attributes = dict(call.params["attributes"])
-    stride, bits, shift = (int(attributes[name]) for name in ("stride", "bits", "shift"))
-
-    def run(x, codes, *numbers):
-        flat = [
-            number.reshape(() if kind == "number" else (-1,) if kind == "channels" else shape)
-            for number, kind in zip(numbers, kinds, strict=True)
-        ]
-        return convolve_codes(x, codes, shape, stride, bits, shift, chain, flat)
-
-    return Node("chain", (*call.inputs, *operands), tuple(given), {}, run)
+    sums = traced_sum(call.params)
+    assert sums is not None, "_is_sum took such nodes alone"
+    image, window = graph.avals[x].shape[1:], graph.avals[kernel].shape
+    fixed = kernel in graph.held
+    return Link(x, kernel, image, window, sums, chain, tuple(operands), tuple(given), fixed)
 
 
 def _slots(

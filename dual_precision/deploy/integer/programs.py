@@ -3,16 +3,22 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+_INLINED = {
+    **dict.fromkeys(("jit", "pjit"), "jaxpr"),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
+}
 SMALL = 4096  # numbers; a vector of channels, not a kernel
 _SAME = {"name", "copy"}  # what goes in comes out
+_CUT = {"slice", "pad"}  # that too, where nothing is cut off or added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,7 @@ class TracedGraph:
 
     Attributes:
       inputs, outputs: values.
+      held: inputs that are the same arrays in every call.
       constants: value -> array, or number of Python's.
       avals: value -> its shape and dtype.
     """
@@ -41,6 +48,7 @@ class TracedGraph:
     outputs: list[int]
     constants: dict[int, Any]
     avals: list[Any]
+    held: frozenset[int] = frozenset()
 
     @functools.cached_property
     def uses(self) -> Counter[int]:
@@ -53,24 +61,6 @@ class TracedGraph:
         """Value -> the node that it comes from."""
         return {value: node for node in self.nodes for value in node.outputs}
 
-    def ordered(self, nodes: list[Node]) -> "TracedGraph | None":
-        """The graph with other nodes, in an order in which they can run; None: there is none."""
-        ready = {*self.inputs, *self.constants}
-        done: list[Node] = []
-        waiting = nodes
-        while waiting:
-            later = []
-            for node in waiting:
-                if ready.issuperset(node.inputs):
-                    ready.update(node.outputs)
-                    done.append(node)
-                else:
-                    later.append(node)
-            if len(later) == len(waiting):
-                return None
-            waiting = later
-        return dataclasses.replace(self, nodes=done)
-
     def needed(self) -> "TracedGraph":
         """Without the nodes that no output needs."""
         wanted, nodes = set(self.outputs), []
@@ -81,24 +71,34 @@ class TracedGraph:
         return dataclasses.replace(self, nodes=nodes[::-1])
 
     def folded(self, values: dict[int, Any]) -> tuple["TracedGraph", dict[int, Any]]:
-        """With what small nodes make of these values alone as inputs; and all values, with those.
+        """With what small nodes make of these values alone; and all values that are inputs then.
 
-        What a request does not change is computed before the first one. Weights are left where
-        they are: there is one store of them.
+        What a request does not change is computed before the first one. Vectors become constants,
+        as a program with few arguments starts sooner; weights do not: there is one store of them.
         """
-        known = {**self.constants, **values}
+        known = dict(values)
+        given = {**self.constants, **values}
         nodes: list[Node] = []
-        more: list[int] = []
         for node in self.nodes:
             small = all(self.avals[value].size <= SMALL for value in node.outputs)
-            if small and known.keys() >= set(node.inputs):
-                made = node.run(*(known[value] for value in node.inputs))
+            if small and given.keys() >= set(node.inputs):
+                made = node.run(*(given[value] for value in node.inputs))
                 known.update(zip(node.outputs, made, strict=True))
-                more += node.outputs
+                given.update(known)
             else:
                 nodes.append(node)
-        graph = dataclasses.replace(self, nodes=nodes, inputs=[*self.inputs, *more])
-        return graph, {value: known[value] for value in (*values, *more)}
+        vectors = {value: np.asarray(known[value]) for value in known if self._is_vector(value)}
+        held = {value: found for value, found in known.items() if value not in vectors}
+        others = [value for value in self.inputs if value not in values]
+        graph = dataclasses.replace(
+            self, nodes=nodes, inputs=[*held, *others], constants={**self.constants, **vectors}
+        )
+        return graph, held
+
+    def _is_vector(self, value: int) -> bool:
+        """Or a number: of the parameters, what is not a kernel."""
+        shape = self.avals[value].shape
+        return math.prod(shape[:-1]) == 1
 
     def call(self, *arguments: Any) -> list[Any]:
         """The outputs, of the inputs."""
@@ -136,8 +136,8 @@ def flatten(traced: ClosedJaxpr) -> TracedGraph:
             name = eqn.primitive.name
             if name in _INLINED:
                 made = walk(eqn.params[_INLINED[name]], given)
-            elif name in _SAME:
-                made = given
+            elif name in _SAME or (name in _CUT and _is_whole(eqn)):
+                made = given[:1]
             else:
                 made = [add(var.aval) for var in eqn.outvars]
                 node = Node(name, tuple(given), tuple(made), dict(eqn.params), _runner(jaxpr, eqn))
@@ -148,6 +148,12 @@ def flatten(traced: ClosedJaxpr) -> TracedGraph:
     graph.inputs.extend(add(var.aval) for var in traced.jaxpr.invars)
     graph.outputs.extend(walk(traced, graph.inputs))
     return graph.needed()
+
+
+def _is_whole(eqn: Any) -> bool:
+    """Whether a slice or a padding leaves all as it is."""
+    moved = any(any(edges) for edges in eqn.params.get("padding_config", ()))
+    return eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape and not moved
 
 
 def _runner(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
@@ -187,8 +193,9 @@ class CompiledProgram:
           change: what is done to the graph.
         """
         traced, self.output = jax.make_jaxpr(function, return_shape=True)(held, *examples)
-        graph = change(flatten(traced))
         own, others = jax.tree.leaves(held), jax.tree.leaves(examples)
+        graph = flatten(traced)
+        graph = change(dataclasses.replace(graph, held=frozenset(graph.inputs[: len(own)])))
         places = {value: place for place, value in enumerate(graph.inputs[len(own) :])}
         graph, known = graph.folded(dict(zip(graph.inputs, own, strict=False)))
         used = [value for value in graph.inputs if graph.uses[value]]

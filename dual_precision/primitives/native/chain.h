@@ -1,12 +1,15 @@
-// A convolution of codes, and what follows it number by number, while its sums are in the cache.
+// Convolutions, and what follows each number by number, while its sums are in the cache.
 //
 //   x [N, H, W, in] uint8, codes [k, k, in, out] int8 -> sums [N, h, w, out] int32, as float32
 //
-// of x and the weights 2 (code >> shift) + 1;
+// of x and the weights 2 (code >> shift) + 1; or x, kernel and sums are float32;
 //
 // then steps on slots, see chains.py: slot 0 has the sums, the next ones the operands. An operand
 // is a number, a vector of the channels, or an array like the sums. A tile of some pixels goes
 // through all steps before the next one comes.
+//
+// A call is a list of them. Some images go through the whole list before the next ones come: what
+// stands between two of them is small then, and stays in the cache too.
 
 #pragma once
 
@@ -30,13 +33,35 @@ struct Step {
   int64_t op, to, a, b, c;
 };
 
+// Where a value stands: an argument or a result of the call, or what stands between its chains.
+enum From : int64_t { kArgument, kResult, kBetween };
+
+struct Place {
+  int64_t from, at;  // a number of arguments or results, or bytes of an image
+};
+
+// The values of some images, from image `first` of the batch.
+struct Values {
+  const std::vector<char*>& arguments;
+  const std::vector<char*>& results;
+  char* between;  // room for `room` images
+  int64_t room, first;
+
+  char* at(const Place& place, int64_t image_bytes) const {
+    if (place.from == kBetween) return between + place.at * room;
+    return (place.from == kArgument ? arguments : results)[place.at] + first * image_bytes;
+  }
+};
+
 constexpr int64_t kTile = 512;            // numbers of a tile, if a pixel has no more
-constexpr int64_t kChunk = 512 << 10;     // bytes of sums that are made before their steps run
+constexpr int64_t kChunk = 1 << 20;       // bytes of the images that go through a list together
 constexpr size_t kMostKept = 1024;        // kernels
 
 // Weights in the layout of a program. They are kept with what they were made of, and compared with
-// that: to bring them there takes longer than the convolution of an image.
+// that: to bring them there takes longer than the convolution of an image. Codes that are said to
+// be fixed are the same where they stand at the same place.
 struct Ordered {
+  const int8_t* from;
   std::vector<int8_t> codes;
   Scratch memory;
   void* inner = nullptr;
@@ -45,7 +70,7 @@ struct Ordered {
 // Of 8 bits, 2 code + 1 is no int8: then the codes stand for it, see window_sums.
 inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const int8_t* codes,
                                               size_t count, int64_t shift, bool whole,
-                                              int64_t tag) {
+                                              bool fixed, int64_t tag) {
   static std::mutex mutex;
   static std::map<std::pair<const Convolution*, int64_t>, std::shared_ptr<const Ordered>> kept;
   const std::pair key(&program, tag);
@@ -54,8 +79,11 @@ inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const 
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto at = kept.find(key); at != kept.end()) found = at->second;
   }
-  if (found && !std::memcmp(found->codes.data(), codes, count)) return found;
+  if (found && ((fixed && found->from == codes) ||
+                !std::memcmp(found->codes.data(), codes, count)))
+    return found;
   auto made = std::make_shared<Ordered>();
+  made->from = codes;
   made->codes.assign(codes, codes + count);
   std::vector<int8_t> weights = made->codes;
   if (!whole)
@@ -102,6 +130,7 @@ inline void window_sums(const uint8_t* x, const Shape& s, int32_t* grid, int32_t
 // What a tile reads and writes. Inlined into a function for each set of instructions.
 struct Tile {
   const int32_t* sums;
+  bool floats;             // the sums
   const int32_t* windows;  // of its pixels, or none
   int64_t pixels, channels;
   const Step* steps;
@@ -113,7 +142,9 @@ struct Tile {
 __attribute__((always_inline)) inline void run_tile(const Tile& t) {
   const int64_t n = t.pixels * t.channels;
   float* total = t.slots[0];
-  if (t.windows)
+  if (t.floats)
+    std::memcpy(total, t.sums, n * sizeof(float));
+  else if (t.windows)
     for (int64_t p = 0; p < t.pixels; ++p)
       for (int64_t c = p * t.channels; c < (p + 1) * t.channels; ++c)
         total[c] = static_cast<float>(2 * t.sums[c] + t.windows[p]);
@@ -162,71 +193,96 @@ inline bool wide() {
   return found;
 }
 
-// One call: what is the same for all of its parts.
-struct Chain {
-  Shape shape;  // of the whole batch
-  const uint8_t* x;
-  const int8_t* codes;
-  size_t count;  // of codes
-  int64_t shift;
-  bool whole;  // codes of 8 bits
-  int64_t tag;
-  int64_t slots;
-  std::vector<Step> steps;
-  std::vector<std::pair<Kind, const float*>> operands;
-  std::vector<std::pair<void*, int64_t>> results;  // where, and the bytes of a number
+struct Operand {
+  Kind kind;
+  Place place;
+};
 
-  // The images from `first` to `last`, on this thread.
-  void run(int64_t first, int64_t last) const {
-    static thread_local Scratch kept_sums, kept_slots, kept_grid, kept_windows;
-    const int64_t pixels = shape.out(shape.height) * shape.out(shape.width);
-    const int64_t channels = shape.outputs, image = pixels * channels;
+struct Result {
+  Place place;
+  int64_t bytes;  // of a number
+};
+
+struct Chain {
+  Shape shape;  // of an image
+  Place x, kernel;
+  int64_t bits, shift, tag, slots;  // 0 bits are float32
+  bool fixed;                       // codes that stay what they are
+  std::vector<Operand> operands;
+  std::vector<Result> results;
+  std::vector<Step> steps;
+
+  bool whole() const { return bits == 8; }
+  int64_t pixels() const { return shape.out(shape.height) * shape.out(shape.width); }
+  int64_t image() const { return pixels() * shape.outputs; }
+  int64_t count() const { return shape.kernel * shape.kernel * shape.inputs * shape.outputs; }
+  // Bytes.
+  int64_t input() const { return shape.height * shape.width * shape.inputs * (bits ? 1 : 4); }
+  int64_t weights() const { return count() * (bits ? 1 : 4); }
+
+  // Some images, on this thread.
+  void run(int64_t images, const Values& values) const {
+    static thread_local Scratch kept_sums, kept_slots;
+    Shape own = shape;
+    own.batch = images;
+    const int64_t channels = shape.outputs, all = images * pixels();
     const int64_t tile = std::max<int64_t>(kTile / channels, 1), numbers = tile * channels;
-    const int64_t chunk = std::max<int64_t>(kChunk / (image * 4), 1);
     float* memory = static_cast<float*>(kept_slots.take(slots * numbers * sizeof(float)));
     std::vector<float*> at(slots);
     for (int64_t k = 0; k < slots; ++k) at[k] = memory + k * numbers;
-    spread(at, tile, channels);
-    const int64_t around = 2 * shape.pad();
-    auto* grid = static_cast<int32_t*>(
-        kept_grid.take((shape.height + around) * (shape.width + around) * 4));
+    std::vector<float*> arrays(operands.size());
+    for (size_t k = 0; k < operands.size(); ++k)
+      arrays[k] = spread(operands[k], values, tile, at[k + 1]);
+    auto* sums = static_cast<int32_t*>(kept_sums.take(all * channels * 4));
+    const char* from = values.at(x, input());
+    convolve(own, values, from, sums);
+    const int32_t* windows = whole() ? sums_of_windows(images, from) : nullptr;
     std::vector<void*> to(results.size());
-    while (first < last) {
-      Shape own = shape;
-      own.batch = std::min(chunk, last - first);
-      auto* sums = static_cast<int32_t*>(kept_sums.take(own.batch * image * 4));
-      auto* windows = static_cast<int32_t*>(kept_windows.take(own.batch * pixels * 4));
-      const uint8_t* from = x + first * shape.height * shape.width * shape.inputs;
-      using type = memory::data_type;
-      const auto program = convolution(kForward, own, {type::u8, type::s8, type::s32});
-      program->forward(from, ordered(*program, codes, count, shift, whole, tag)->inner, sums);
-      if (whole)
-        for (int64_t i = 0; i < own.batch; ++i)
-          window_sums(from + i * shape.height * shape.width * shape.inputs, shape, grid,
-                      windows + i * pixels);
-      for (int64_t p = 0, all = own.batch * pixels; p < all; p += tile) {
-        const int64_t place = (first * pixels + p) * channels;
-        for (size_t k = 0; k < operands.size(); ++k)
-          if (operands[k].first == kArray) at[k + 1] = const_cast<float*>(operands[k].second) + place;
-        for (size_t k = 0; k < results.size(); ++k)
-          to[k] = static_cast<char*>(results[k].first) + place * results[k].second;
-        const Tile t{sums + p * channels, whole ? windows + p : nullptr, std::min(tile, all - p),
-                     channels, steps.data(), static_cast<int64_t>(steps.size()), at.data(), to.data()};
-        wide() ? tile_512(t) : tile_256(t);
-      }
-      first += own.batch;
+    for (int64_t p = 0; p < all; p += tile) {
+      const int64_t place = p * channels;
+      for (size_t k = 0; k < operands.size(); ++k)
+        if (operands[k].kind == kArray) at[k + 1] = arrays[k] + place;
+      for (size_t k = 0; k < results.size(); ++k)
+        to[k] = values.at(results[k].place, image() * results[k].bytes) + place * results[k].bytes;
+      const Tile t{sums + place, !bits, windows ? windows + p : nullptr, std::min(tile, all - p),
+                   channels, steps.data(), static_cast<int64_t>(steps.size()), at.data(), to.data()};
+      wide() ? tile_512(t) : tile_256(t);
     }
   }
 
  private:
-  // Numbers and vectors of the channels, written out over a tile.
-  void spread(const std::vector<float*>& at, int64_t tile, int64_t channels) const {
-    for (size_t k = 0; k < operands.size(); ++k) {
-      const auto& [kind, from] = operands[k];
-      if (kind == kNumber) std::fill_n(at[k + 1], tile * channels, *from);
-      if (kind == kChannels)
-        for (int64_t p = 0; p < tile; ++p) std::copy_n(from, channels, at[k + 1] + p * channels);
-    }
+  void convolve(const Shape& own, const Values& values, const char* from, int32_t* sums) const {
+    using type = memory::data_type;
+    char* weights_at = values.arguments[kernel.at];
+    if (!bits)
+      return convolution(kForward, own, {type::f32, type::f32, type::f32})
+          ->run(const_cast<char*>(from), weights_at, sums);
+    const auto program = convolution(kForward, own, {type::u8, type::s8, type::s32});
+    const auto* codes = reinterpret_cast<const int8_t*>(weights_at);
+    program->forward(from, ordered(*program, codes, count(), shift, whole(), fixed, tag)->inner, sums);
+  }
+
+  const int32_t* sums_of_windows(int64_t images, const char* from) const {
+    static thread_local Scratch kept_grid, kept;
+    const int64_t around = 2 * shape.pad();
+    auto* grid = static_cast<int32_t*>(
+        kept_grid.take((shape.height + around) * (shape.width + around) * 4));
+    auto* windows = static_cast<int32_t*>(kept.take(images * pixels() * 4));
+    for (int64_t i = 0; i < images; ++i)
+      window_sums(reinterpret_cast<const uint8_t*>(from) + i * input(), shape, grid,
+                  windows + i * pixels());
+    return windows;
+  }
+
+  // Numbers and vectors of the channels, written out over a tile; where an array begins.
+  float* spread(const Operand& operand, const Values& values, int64_t tile, float* to) const {
+    auto* from = reinterpret_cast<float*>(
+        values.at(operand.place, operand.kind == kArray ? image() * 4 : 0));
+    const int64_t channels = shape.outputs;
+    if (operand.kind == kNumber) std::fill_n(to, tile * channels, *from);
+    if (operand.kind == kChannels)
+      for (int64_t p = 0; p < tile; ++p) std::copy_n(from, channels, to + p * channels);
+    return operand.kind == kArray ? from : to;
   }
 };
 

@@ -1,20 +1,24 @@
-"""A convolution of codes and what follows it number by number, as one call of a compiled kernel.
+"""Convolutions and what follows them number by number, as one call of a compiled kernel.
 
 What lies between two layers, a factor, a normalisation, a shortcut, a rectifier, a rounding to
 codes, takes longer than the convolution where every step reads and writes whole arrays. Here a
-tile of some pixels goes through all of them while its sums are in the cache: see chain.h.
+tile of some pixels goes through all of them while its sums are in the cache, and some images go
+through all convolutions of a call before the next ones come: see chain.h.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-TARGET = "dual_precision_chain"
+TARGET = "dual_precision_chains"
+FLOATS = "dual_precision_convolution"  # convolutions alone, and their gradients
 NEEDED = {"avx2", "fma"}  # of the CPU
 # The order of chain.h: a * b, a + b, a - b, max, min, round to even, a * b + c, a * b - c,
 # c - a * b with one rounding each; then the results, float32 or uint8.
@@ -23,8 +27,22 @@ OPERATIONS = (
     *("fused", "fused minus", "minus fused", "float32", "uint8"),
 )
 KINDS = ("number", "channels", "array")
+ALIGNED = 64  # bytes
 
 _TAGS = itertools.count()
+_SUMS = slice(6, 9)  # where `_encoded` has them
+
+
+class Sums(NamedTuple):
+    """Of a convolution with this stride in both directions.
+
+    Attributes:
+      bits: of the weights, after codes >> shift; 0 where they are float32.
+    """
+
+    stride: int
+    bits: int = 0
+    shift: int = 0
 
 
 class Step(NamedTuple):
@@ -55,40 +73,129 @@ class Chain:
     results: tuple[str, ...]
 
 
-SUMS = Chain((Step("float32", 0, 0),), (), 1, ("float32",))
+GIVEN = Chain((Step("float32", 0, 0),), (), 1, ("float32",))
 
 
-def convolve_codes(
-    x: jax.Array,
-    codes: jax.Array,
-    shape: tuple[int, ...],
-    stride: int,
-    bits: int,
-    shift: int,
-    chain: Chain = SUMS,
-    operands: Sequence[jax.Array] = (),
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One convolution with its chain. Values are numbers that stand for arrays.
+
+    Attributes:
+      x, kernel: values: uint8 [N, H, W, in], codes int8 [k, k, in, out]; or both float32.
+      image, window: their shapes, without N.
+      sums: how they are made.
+      chain: what follows its sums.
+      operands, results: values, as the chain has them.
+      fixed: whether the codes are the same in every call of the program.
+    """
+
+    x: int
+    kernel: int
+    image: tuple[int, ...]
+    window: tuple[int, ...]
+    sums: Sums
+    chain: Chain
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    fixed: bool = False
+    tag: int = dataclasses.field(default_factory=partial(next, _TAGS))  # it has a layout for each
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """The shape of its sums and of all arrays like them, without N."""
+        height, width, _ = self.image
+        return -(-height // self.sums.stride), -(-width // self.sums.stride), self.window[-1]
+
+
+def run_links(
+    links: Sequence[Link], arrays: Mapping[int, jax.Array], wanted: Sequence[int], batch: int
 ) -> list[jax.Array]:
-    """The results of a chain on the sums of `convolution.conv2d_codes`; on a CPU.
+    """The wanted values of links that follow each other, in one call; on a CPU.
 
     Args:
-      x, codes, stride: see there; no axis is empty.
-      bits: of the weights, after codes >> shift.
-      shape: of the sums.
-      operands: of the kinds that the chain says.
+      arrays: value -> array, of all that the links do not make.
+      wanted: values that they make, one or more.
+      batch: N of all of them, 1 or more.
     """
-    results = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for dtype in chain.results]
+    shapes = {value: (link.made, dtype) for link in links for value, dtype in _made_by(link)}
+    between, size = _between(links, wanted)
+    places = {value: (0, at) for at, value in enumerate(arrays)}
+    places |= {value: (1, at) for at, value in enumerate(wanted)}
+    places |= {value: (2, at) for value, at in between.items()}
+    results = [
+        jax.ShapeDtypeStruct((batch, *shape), jnp.dtype(dtype))
+        for shape, dtype in (shapes[value] for value in wanted)
+    ]
     call = jax.ffi.ffi_call(TARGET, results, vmap_method="sequential")
-    steps = [(OPERATIONS.index(step.operation), *step[1:]) for step in chain.steps]
-    found = call(
-        x,
-        codes,
-        *operands,
-        stride=np.int64(stride),
-        bits=np.int64(bits),
-        shift=np.int64(shift),
-        tag=np.int64(next(_TAGS)),  # the kernel keeps a layout of its own for each call
-        slots=np.int64(chain.slots),
-        kinds=np.array([KINDS.index(kind) for kind in chain.kinds], np.int64),
-        steps=np.array(steps, np.int64).reshape(-1),
-    )
-    return list(found)
+    encoded = [len(links), *(n for link in links for n in _encoded(link, places))]
+    attributes = {"batch": np.int64(batch), "between": np.int64(size)}
+    return list(call(*arrays.values(), list=np.array(encoded, np.int64), **attributes))
+
+
+def convolve_codes(x: jax.Array, codes: jax.Array, shape: tuple[int, ...], sums: Sums) -> jax.Array:
+    """The sums of `convolution.conv2d_codes`, float32; on a CPU.
+
+    Args:
+      x, codes: see there; no axis is empty.
+      shape, sums: of the result.
+    """
+    link = Link(0, 1, x.shape[1:], codes.shape, sums, GIVEN, (), (2,))
+    (found,) = run_links([link], {0: x, 1: codes}, [2], shape[0])
+    return found
+
+
+def traced_sum(params: Mapping[str, Any]) -> Sums | None:
+    """How the sums of a call were traced, of its parameters; None: it is no forward alone."""
+    given = dict(params["attributes"])
+    if params["target_name"] == TARGET:
+        numbers: np.ndarray = given["list"].val  # a wrapper of JAX
+        return Sums(*map(int, numbers[_SUMS]))
+    if params["target_name"] == FLOATS and not given["part"]:
+        return Sums(int(given["stride"]))
+    return None
+
+
+def _made_by(link: Link) -> Iterator[tuple[int, str]]:
+    return zip(link.results, link.chain.results, strict=True)
+
+
+def _encoded(link: Link, places: Mapping[int, tuple[int, int]]) -> Iterator[int]:
+    """What `Reader` of convolution.cc reads."""
+    yield from (*link.image, link.window[-1], link.window[0], *link.sums)
+    yield from (link.fixed, link.tag, link.chain.slots)
+    yield from (*places[link.x], *places[link.kernel])
+    yield len(link.operands)
+    for kind, value in zip(link.chain.kinds, link.operands, strict=True):
+        yield from (KINDS.index(kind), *places[value])
+    yield len(link.results)
+    for value, dtype in _made_by(link):
+        yield from (np.dtype(dtype).itemsize, *places[value])
+    yield len(link.chain.steps)
+    for step in link.chain.steps:
+        yield from (OPERATIONS.index(step.operation), *step[1:])
+
+
+def _between(links: Sequence[Link], wanted: Sequence[int]) -> tuple[dict[int, int], int]:
+    """Where in the bytes of an image each value stands that no one else reads; how many in all.
+
+    A place is free again behind the last link that reads what stands there.
+    """
+    last = {value: at for at, link in enumerate(links) for value in (link.x, *link.operands)}
+    places: dict[int, int] = {}
+    taken: list[tuple[int, int, int]] = []  # start, end, the last link that reads it
+    size = 0
+    for at, link in enumerate(links):
+        taken = [place for place in taken if place[2] >= at]
+        for value, dtype in _made_by(link):
+            if value in wanted:
+                continue
+            need = -(-math.prod(link.made) * np.dtype(dtype).itemsize // ALIGNED) * ALIGNED
+            start = 0
+            for begin, end, _ in sorted(taken):
+                if start + need <= begin:
+                    break
+                start = max(start, end)
+            places[value] = start
+            taken.append((start, start + need, last.get(value, at)))
+            size = max(size, start + need)
+    return places, size

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -98,34 +99,112 @@ ffi::Error convolve(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b,
   return ffi::Error(ffi::ErrorCode::kInternal, std::string("convolution: ") + error.what());
 }
 
-ffi::Error convolve_and_go_on(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer codes,
-                              ffi::RemainingArgs operands, ffi::RemainingRets results,
-                              int64_t stride, int64_t bits, int64_t shift, int64_t tag,
-                              int64_t slots,
-                              ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> steps) try {
-  const auto xs = x.dimensions(), ks = codes.dimensions();
-  Chain chain{{xs[0], xs[1], xs[2], xs[3], ks[3], ks[0], stride},
-              static_cast<const uint8_t*>(x.untyped_data()),
-              static_cast<const int8_t*>(codes.untyped_data()), codes.element_count(), shift,
-              bits == 8, tag, slots, {}, {}, {}};
-  for (size_t k = 0; k < operands.size(); ++k) {
-    const auto operand = operands.get<ffi::AnyBuffer>(k);
-    if (operand.has_error()) return operand.error();
-    chain.operands.emplace_back(static_cast<Kind>(kinds[k]),
-                                static_cast<const float*>(operand->untyped_data()));
+// Arguments or results of a call.
+struct Buffers {
+  std::vector<char*> data;
+  std::vector<int64_t> bytes;
+
+  void add(const ffi::AnyBuffer& buffer) {
+    data.push_back(static_cast<char*>(buffer.untyped_data()));
+    bytes.push_back(static_cast<int64_t>(buffer.size_bytes()));
   }
-  for (size_t k = 0; k < results.size(); ++k) {
-    auto result = results.get<ffi::AnyBuffer>(k);
-    if (result.has_error()) return result.error();
-    const ffi::AnyBuffer y = **result;
-    if (auto error = fits(kForward, xs, ks, y.dimensions(), chain.shape); error.failure())
-      return error;
-    chain.results.emplace_back(y.untyped_data(), y.element_type() == ffi::U8 ? 1 : 4);
+};
+
+// The list of chains of a call, see `_encoded` of chains.py; std::invalid_argument if it is none.
+class Reader {
+ public:
+  Reader(ffi::Span<const int64_t> numbers, const Buffers& arguments, const Buffers& results,
+         int64_t batch, int64_t between)
+      : numbers_(numbers), arguments_(arguments), results_(results), batch_(batch),
+        between_(between) {}
+
+  std::vector<Chain> chains() {
+    std::vector<Chain> found(count());
+    for (Chain& chain : found) chain = one();
+    return found;
   }
-  for (size_t k = 0; k + 4 < steps.size(); k += 5)
-    chain.steps.push_back({steps[k], steps[k + 1], steps[k + 2], steps[k + 3], steps[k + 4]});
-  return by_images(pool, xs[0], [&](int64_t, int64_t first, int64_t last) {
-    chain.run(first, last);
+
+ private:
+  Chain one() {
+    Chain c{};
+    c.shape = {0, next(), next(), next(), next(), next(), next()};
+    if (c.shape.stride < 1 || c.shape.kernel % 2 != 1) wrong();
+    c.bits = next();
+    c.shift = next();
+    c.fixed = next();
+    c.tag = next();
+    c.slots = next();
+    c.x = place(batch_ * c.input(), c.input());
+    c.kernel = place(c.weights(), 0);
+    if (c.kernel.from != kArgument) wrong();
+    c.operands.resize(count());
+    for (Operand& operand : c.operands) {
+      operand.kind = static_cast<Kind>(next());
+      const int64_t size = operand.kind == kNumber ? 1 : c.shape.outputs;
+      operand.place = operand.kind == kArray ? place(batch_ * c.image() * 4, c.image() * 4)
+                                             : place(size * 4, size * 4);
+    }
+    c.results.resize(count());
+    for (Result& result : c.results) {
+      result.bytes = next();
+      result.place = place(batch_ * c.image() * result.bytes, c.image() * result.bytes);
+      if (result.place.from == kArgument) wrong();
+    }
+    c.steps.resize(count());
+    for (Step& step : c.steps) step = {next(), next(), next(), next(), next()};
+    return c;
+  }
+
+  Place place(int64_t bytes, int64_t image_bytes) {
+    const Place found{next(), next()};
+    if (found.from == kBetween) {
+      if (found.at < 0 || found.at + image_bytes > between_) wrong();
+      return found;
+    }
+    const auto& sizes = (found.from == kArgument ? arguments_ : results_).bytes;
+    if (found.at < 0 || found.at >= static_cast<int64_t>(sizes.size()) || sizes[found.at] < bytes)
+      wrong();
+    return found;
+  }
+
+  int64_t count() {
+    const int64_t found = next();
+    if (found < 0 || found > static_cast<int64_t>(numbers_.size())) wrong();
+    return found;
+  }
+
+  int64_t next() {
+    if (at_ >= numbers_.size()) wrong();
+    return numbers_[at_++];
+  }
+
+  [[noreturn]] static void wrong() { throw std::invalid_argument("a list that does not fit"); }
+
+  ffi::Span<const int64_t> numbers_;
+  const Buffers& arguments_;
+  const Buffers& results_;
+  int64_t batch_, between_;
+  size_t at_ = 0;
+};
+
+ffi::Error convolve_and_go_on(ffi::ThreadPool pool, ffi::RemainingArgs arguments,
+                              ffi::RemainingRets results, int64_t batch, int64_t between,
+                              ffi::Span<const int64_t> list) try {
+  Buffers given, made;
+  for (size_t k = 0; k < arguments.size(); ++k) given.add(*arguments.get<ffi::AnyBuffer>(k));
+  for (size_t k = 0; k < results.size(); ++k) made.add(**results.get<ffi::AnyBuffer>(k));
+  const auto chains = Reader(list, given, made, batch, between).chains();
+  int64_t widest = std::max<int64_t>(between, 1);
+  for (const Chain& chain : chains) widest = std::max(widest, chain.image() * 4);
+
+  return by_images(pool, batch, [&](int64_t, int64_t first, int64_t last) {
+    static thread_local Scratch memory;
+    const int64_t room = std::clamp<int64_t>(kChunk / widest, 1, std::max<int64_t>(last - first, 1));
+    auto* own = static_cast<char*>(memory.take(between * room));
+    for (; first < last; first += room) {
+      const Values values{given.data, made.data, own, room, first};
+      for (const Chain& chain : chains) chain.run(std::min(room, last - first), values);
+    }
   });
 } catch (const std::exception& error) {
   return ffi::Error(ffi::ErrorCode::kInternal, std::string("convolution: ") + error.what());
@@ -142,17 +221,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_convolution, convolve,
                                   .Attr<int64_t>("part")
                                   .Attr<int64_t>("stride"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_chain, convolve_and_go_on,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_chains, convolve_and_go_on,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("shift")
-                                  .Attr<int64_t>("tag")
-                                  .Attr<int64_t>("slots")
-                                  .Attr<ffi::Span<const int64_t>>("kinds")
-                                  .Attr<ffi::Span<const int64_t>>("steps"));
+                                  .Attr<int64_t>("batch")
+                                  .Attr<int64_t>("between")
+                                  .Attr<ffi::Span<const int64_t>>("list"));

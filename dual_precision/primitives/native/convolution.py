@@ -28,7 +28,6 @@ LARGEST_PAIR = 2**15 - 1
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 _PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
-_TARGET = "dual_precision_convolution"
 
 
 def convolve(
@@ -43,7 +42,9 @@ def convolve(
       shape, dtype: of the result.
       stride: of the convolution.
     """
-    call = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    call = jax.ffi.ffi_call(
+        chains.FLOATS, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential"
+    )
     return call(a, b, part=np.int64(PARTS.index(part)), stride=np.int64(stride))
 
 
@@ -94,7 +95,7 @@ def _prepare() -> None:
     if jax.local_device_count() > 1:  # they would wait for each other in one pool of threads
         raise OSError("it is for a process with one CPU device")
     library = ctypes.CDLL(str(build.built(_kernel())))
-    for target in (_TARGET, chains.TARGET):
+    for target in (chains.FLOATS, chains.TARGET):
         handler = jax.ffi.pycapsule(getattr(library, target))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
 
