@@ -273,7 +273,7 @@ def config_of_run(workdir: Path) -> Config:
 
 def _experiment(path: Path) -> dict[str, Any]:
     found = read_description(path.parent)["experiment"]
-    if found.get("split") and "skipped" not in found:
+    if found.get("split") and "optimizer" not in found:
         found["distillation"] = None  # of before: split batches had no use for a share
     return {**_BEFORE, **found}
 

@@ -162,5 +162,7 @@ def test_settings_that_text_does_not_have():
         make_language_config("smoke", {"mean": "0.5"})
     with pytest.raises(ValueError, match="mode 'bsq' is unknown"):
         make_language_config("smoke", {"mode": "bsq"})
+    with pytest.raises(ValueError, match="split=false with it, or model 'transformer'"):
+        make_language_config("smoke", {"model": "lstm", "distillation": 0.5})
     with pytest.raises(ValueError, match="optimizer 'lion' is unknown"):
         recipe_of("high")(optimizer="lion")

@@ -179,7 +179,9 @@ class Predictor:
 
         rows = batch_of(self.info.example, size)
         made = CompiledProgram(program, self._variables, kept, rows, change=chained)
-        made(*jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (kept, rows)))  # kernels
+        # Run once, so that no request waits for kernels to be made.
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (kept, rows))
+        jax.block_until_ready(made(*zeros))
         self._programs[name, use, size] = made
         return made.output
 

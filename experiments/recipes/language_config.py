@@ -6,6 +6,7 @@ from typing import Any
 
 from dual_precision.data.text import check_text_name
 from dual_precision.precision import Modes, modes
+from dual_precision.training.methods.modes import Split
 from dual_precision.training.phases import check_recipe
 from experiments.recipes.config import (
     DEFAULT_ORDER,
@@ -60,6 +61,12 @@ class LanguageConfig:
             raise ValueError(f"label_smoothing={self.recipe.label_smoothing}: expected 0 on text")
         check_text_name(self.dataset)
         check_recipe(self.recipe.phases(), self.modes)
+        losses = [phase.loss for phase in self.recipe.phases()]
+        if self.model == "lstm" and any(isinstance(x, Split) and x.teacher for x in losses):
+            raise ValueError(
+                "distillation on split batches of model 'lstm': high has not seen what came before"
+                " the rows of low; expected split=false with it, or model 'transformer'"
+            )
 
     @property
     def modes(self) -> Modes:

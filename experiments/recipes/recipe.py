@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from dual_precision.structure import Structure
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
-from dual_precision.training.methods.modes import Split, Together
+from dual_precision.training.methods.modes import Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Adam, Sgd
 from dual_precision.training.phases import Event, Phase
 from dual_precision.training.schedules import warmup_cosine
@@ -98,7 +98,7 @@ def phase(
       protect: a mode that must stay as it is, see `Sgd`.
     """
     loss = loss or Together(precisions)
-    at_once = loss.passes if isinstance(loss, Split) else len(precisions)
+    at_once = getattr(loss, "passes", len(precisions))
     warmup = recipe.warmup if warmup is None else warmup
     peaks = {RATE: recipe.learning_rate * rate, STEP_RATE: recipe.step_learning_rate}
     return Phase(

@@ -13,7 +13,7 @@ from dual_precision.deploy.integer.chaining import CALL, chained
 from dual_precision.deploy.integer.programs import CompiledProgram, flatten
 from dual_precision.layers import Conv, SwitchableBatchNorm
 from dual_precision.models import build
-from dual_precision.primitives.convolution import codes_pay
+from dual_precision.primitives.convolution import codes_pay, conv2d_integers
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
 
@@ -63,7 +63,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(("name", "batch"), [*((name, 3) for name in MODELS), ("odd", 1)])
+# 400 images are more than go through a call together.
+@pytest.mark.parametrize(
+    ("name", "batch"), [*((name, 3) for name in MODELS), ("odd", 1), ("option A", 400)]
+)
 def test_the_same_bits(name, batch):
     example = Classification(SIZE).example
     model, variables = to_integer(MODELS[name], trained(MODELS[name], example), example)
@@ -88,10 +91,22 @@ def test_a_program_without_codes_stays_as_it_is():
     assert chained(graph) is graph
 
 
-def test_nan_of_an_image_stays_its_own():
+def test_convolutions_of_bfloat16_are_left_alone():
+    """Those of the training forward, where the CPU has units for it."""
+
+    def forward(x, kernel):
+        return jnp.maximum(conv2d_integers(x, kernel, 1), 0.0)
+
+    x, kernel = jnp.ones((2, 4, 4, 3)), jnp.full((3, 3, 3, 5), 2.0)
+    program = CompiledProgram(forward, x, kernel, change=chained)
+    np.testing.assert_array_equal(program(kernel), jax.jit(forward)(x, kernel))
+
+
+@pytest.mark.parametrize("name", ["odd", "option A"])
+def test_nan_of_an_image_stays_its_own(name):
     """Float images may hold it: such a network keeps what carries it."""
     example = jax.ShapeDtypeStruct(SIZE, jnp.float32)
-    model, variables = to_integer(MODELS["odd"], trained(MODELS["odd"], example), example)
+    model, variables = to_integer(MODELS[name], trained(MODELS[name], example), example)
     x = np.ones((2, *SIZE), np.float32)
     x[1, 2, 3, 0] = np.nan
     program = CompiledProgram(

@@ -33,7 +33,7 @@ def chained(graph: TracedGraph) -> TracedGraph:
     taken: set[int] = set()
     # What follows two of them goes to the later one: the other is then ready before it.
     for start in reversed(range(len(graph.nodes))):
-        if _is_sum(graph.nodes[start]) and (found := _followers(graph, start, taken)):
+        if _is_sum(graph, graph.nodes[start]) and (found := _followers(graph, start, taken)):
             taken.update(found)
             followers[start] = found
     if not followers:
@@ -53,10 +53,11 @@ def _in_few_calls(graph: TracedGraph, links: list[Link], others: list[Node]) -> 
         run, others = _runnable(others, ready)
         nodes += run
         at_once, links = _runnable(links, ready)
-        if at_once:
-            later = {value for node in others for value in node.inputs}.union(graph.outputs)
-            later.update(value for link in links for value in _inputs(link))
-            nodes.append(_call(graph, at_once, later))
+        later = {value for node in others for value in node.inputs}.union(graph.outputs)
+        later.update(value for link in links for value in _inputs(link))
+        for batch in dict.fromkeys(graph.avals[link.x].shape[0] for link in at_once):
+            own = [link for link in at_once if graph.avals[link.x].shape[0] == batch]
+            nodes.append(_call(own, later, batch))
         if len(nodes) == before:
             return None
     return dataclasses.replace(graph, nodes=nodes)
@@ -83,12 +84,11 @@ def _inputs(part: Node | Link) -> tuple[int, ...]:
     return part.inputs if isinstance(part, Node) else (part.x, part.kernel, *part.operands)
 
 
-def _call(graph: TracedGraph, links: list[Link], later: set[int]) -> Node:
-    """One node for links that follow each other."""
+def _call(links: list[Link], later: set[int], batch: int) -> Node:
+    """One node for links that follow each other, of so many images."""
     made = {value for link in links for value in link.results}
     inputs = [*dict.fromkeys(v for link in links for v in _inputs(link) if v not in made)]
     wanted = [value for link in links for value in link.results if value in later]
-    batch = graph.avals[wanted[0]].shape[0]
 
     def run(*arrays):
         return run_links(links, dict(zip(inputs, arrays, strict=True)), wanted, batch)
@@ -96,8 +96,11 @@ def _call(graph: TracedGraph, links: list[Link], later: set[int]) -> Node:
     return Node(CALL, tuple(inputs), tuple(wanted), {}, run)
 
 
-def _is_sum(node: Node) -> bool:
-    return node.primitive == "ffi_call" and traced_sum(node.params) is not None
+def _is_sum(graph: TracedGraph, node: Node) -> bool:
+    sums = traced_sum(node.params) if node.primitive == "ffi_call" else None
+    if sums is None:
+        return False
+    return bool(sums.bits) or all(graph.avals[v].dtype == np.float32 for v in node.inputs)
 
 
 def _followers(graph: TracedGraph, start: int, taken: set[int]) -> list[int]:

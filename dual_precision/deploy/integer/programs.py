@@ -77,14 +77,14 @@ class TracedGraph:
         as a program with few arguments starts sooner; weights do not: there is one store of them.
         """
         known = dict(values)
-        given = {**self.constants, **values}
+        available = {**self.constants, **values}
         nodes: list[Node] = []
         for node in self.nodes:
             small = all(self.avals[value].size <= SMALL for value in node.outputs)
-            if small and given.keys() >= set(node.inputs):
-                made = node.run(*(given[value] for value in node.inputs))
+            if small and available.keys() >= set(node.inputs):
+                made = node.run(*(available[value] for value in node.inputs))
                 known.update(zip(node.outputs, made, strict=True))
-                given.update(known)
+                available.update(known)
             else:
                 nodes.append(node)
         vectors = {value: np.asarray(known[value]) for value in known if self._is_vector(value)}
@@ -96,7 +96,7 @@ class TracedGraph:
         return graph, held
 
     def _is_vector(self, value: int) -> bool:
-        """Or a number: of the parameters, what is not a kernel."""
+        """Whether it is a vector or a number: of the parameters, what is no kernel."""
         shape = self.avals[value].shape
         return math.prod(shape[:-1]) == 1
 

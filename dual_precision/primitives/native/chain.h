@@ -8,7 +8,7 @@
 // is a number, a vector of the channels, or an array like the sums. A tile of some pixels goes
 // through all steps before the next one comes.
 //
-// A call is a list of them. Some images go through the whole list before the next ones come: what
+// A call is a list of such links. Some images go through the whole list before the next ones come: what
 // stands between two of them is small then, and stays in the cache too.
 
 #pragma once
@@ -33,7 +33,7 @@ struct Step {
   int64_t op, to, a, b, c;
 };
 
-// Where a value stands: an argument or a result of the call, or what stands between its chains.
+// Where a value stands: an argument or a result of the call, or what stands between its links.
 enum From : int64_t { kArgument, kResult, kBetween };
 
 struct Place {
@@ -54,12 +54,12 @@ struct Values {
 };
 
 constexpr int64_t kTile = 512;            // numbers of a tile, if a pixel has no more
-constexpr int64_t kChunk = 1 << 20;       // bytes of the images that go through a list together
+constexpr int64_t kChunk = 1 << 20;       // bytes of what images have that go through together
 constexpr size_t kMostKept = 1024;        // kernels
 
 // Weights in the layout of a program. They are kept with what they were made of, and compared with
-// that: to bring them there takes longer than the convolution of an image. Codes that are said to
-// be fixed are the same where they stand at the same place.
+// that: to bring them there takes longer than the convolution of an image. Fixed codes are not
+// compared where they stand at the same place: that of one program, which keeps its array.
 struct Ordered {
   const int8_t* from;
   std::vector<int8_t> codes;
@@ -161,8 +161,8 @@ __attribute__((always_inline)) inline void run_tile(const Tile& t) {
       case kMultiply: each(to, [=](int64_t i) { return a[i] * b[i]; }); break;
       case kAdd: each(to, [=](int64_t i) { return a[i] + b[i]; }); break;
       case kSubtract: each(to, [=](int64_t i) { return a[i] - b[i]; }); break;
-      case kMax: each(to, [=](int64_t i) { return a[i] > b[i] ? a[i] : b[i]; }); break;
-      case kMin: each(to, [=](int64_t i) { return a[i] < b[i] ? a[i] : b[i]; }); break;
+      case kMax: each(to, [=](int64_t i) { return a[i] > b[i] || a[i] != a[i] ? a[i] : b[i]; }); break;
+      case kMin: each(to, [=](int64_t i) { return a[i] < b[i] || a[i] != a[i] ? a[i] : b[i]; }); break;
       case kRound: each(to, [=](int64_t i) { return __builtin_rintf(a[i]); }); break;
       case kFused: each(to, [=](int64_t i) { return __builtin_fmaf(a[i], b[i], c[i]); }); break;
       case kFusedMinus:
@@ -203,7 +203,7 @@ struct Result {
   int64_t bytes;  // of a number
 };
 
-struct Chain {
+struct Link {
   Shape shape;  // of an image
   Place x, kernel;
   int64_t bits, shift, tag, slots;  // 0 bits are float32

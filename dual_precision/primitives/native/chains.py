@@ -30,7 +30,7 @@ KINDS = ("number", "channels", "array")
 ALIGNED = 64  # bytes
 
 _TAGS = itertools.count()
-_SUMS = slice(6, 9)  # where `_encoded` has them
+_SUMS = slice(6, 9)  # of the list of one link, see `_encoded`
 
 
 class Sums(NamedTuple):
@@ -73,7 +73,7 @@ class Chain:
     results: tuple[str, ...]
 
 
-GIVEN = Chain((Step("float32", 0, 0),), (), 1, ("float32",))
+SUMS_ALONE = Chain((Step("float32", 0, 0),), (), 1, ("float32",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,8 @@ def run_links(
       arrays: value -> array, of all that the links do not make.
       wanted: values that they make, one or more.
       batch: N of all of them, 1 or more.
+
+    The codes of a link that says they are fixed have to be one array as long as the program lives.
     """
     shapes = {value: (link.made, dtype) for link in links for value, dtype in _made_by(link)}
     between, size = _between(links, wanted)
@@ -139,13 +141,13 @@ def convolve_codes(x: jax.Array, codes: jax.Array, shape: tuple[int, ...], sums:
       x, codes: see there; no axis is empty.
       shape, sums: of the result.
     """
-    link = Link(0, 1, x.shape[1:], codes.shape, sums, GIVEN, (), (2,))
+    link = Link(0, 1, x.shape[1:], codes.shape, sums, SUMS_ALONE, (), (2,))
     (found,) = run_links([link], {0: x, 1: codes}, [2], shape[0])
     return found
 
 
 def traced_sum(params: Mapping[str, Any]) -> Sums | None:
-    """How the sums of a call were traced, of its parameters; None: it is no forward alone."""
+    """How the sums of a call were traced, of its parameters; None: it is no forward convolution."""
     given = dict(params["attributes"])
     if params["target_name"] == TARGET:
         numbers: np.ndarray = given["list"].val  # a wrapper of JAX
@@ -176,7 +178,7 @@ def _encoded(link: Link, places: Mapping[int, tuple[int, int]]) -> Iterator[int]
 
 
 def _between(links: Sequence[Link], wanted: Sequence[int]) -> tuple[dict[int, int], int]:
-    """Where in the bytes of an image each value stands that no one else reads; how many in all.
+    """Where in the bytes of an image a value stands that these links alone read; how many in all.
 
     A place is free again behind the last link that reads what stands there.
     """

@@ -110,7 +110,7 @@ struct Buffers {
   }
 };
 
-// The list of chains of a call, see `_encoded` of chains.py; std::invalid_argument if it is none.
+// The list of links of a call, see `_encoded` of chains.py; std::invalid_argument if it is none.
 class Reader {
  public:
   Reader(ffi::Span<const int64_t> numbers, const Buffers& arguments, const Buffers& results,
@@ -118,67 +118,88 @@ class Reader {
       : numbers_(numbers), arguments_(arguments), results_(results), batch_(batch),
         between_(between) {}
 
-  std::vector<Chain> chains() {
-    std::vector<Chain> found(count());
-    for (Chain& chain : found) chain = one();
+  std::vector<Link> links() {
+    std::vector<Link> found(count());
+    for (Link& link : found) link = one();
     return found;
   }
 
  private:
-  Chain one() {
-    Chain c{};
+  Link one() {
+    Link c{};
     c.shape = {0, next(), next(), next(), next(), next(), next()};
-    if (c.shape.stride < 1 || c.shape.kernel % 2 != 1) wrong();
+    const auto& [batch, height, width, inputs, outputs, kernel, stride] = c.shape;
+    if (std::min({height, width, inputs, outputs, stride}) < 1 || kernel % 2 != 1) wrong("shape");
     c.bits = next();
     c.shift = next();
     c.fixed = next();
     c.tag = next();
     c.slots = next();
-    c.x = place(batch_ * c.input(), c.input());
-    c.kernel = place(c.weights(), 0);
-    if (c.kernel.from != kArgument) wrong();
+    c.x = place(c.input());
+    c.kernel = place(c.weights(), 1);
+    if (c.kernel.from != kArgument) wrong("kernel");
     c.operands.resize(count());
+    if (c.slots <= static_cast<int64_t>(c.operands.size())) wrong("slots");
     for (Operand& operand : c.operands) {
       operand.kind = static_cast<Kind>(next());
-      const int64_t size = operand.kind == kNumber ? 1 : c.shape.outputs;
-      operand.place = operand.kind == kArray ? place(batch_ * c.image() * 4, c.image() * 4)
-                                             : place(size * 4, size * 4);
+      operand.place = operand.kind == kArray      ? place(c.image() * 4)
+                      : operand.kind == kChannels ? place(outputs * 4, 1)
+                                                  : place(4, 1);
     }
     c.results.resize(count());
     for (Result& result : c.results) {
       result.bytes = next();
-      result.place = place(batch_ * c.image() * result.bytes, c.image() * result.bytes);
-      if (result.place.from == kArgument) wrong();
+      result.place = place(c.image() * result.bytes);
+      if (result.place.from == kArgument) wrong("result");
     }
     c.steps.resize(count());
-    for (Step& step : c.steps) step = {next(), next(), next(), next(), next()};
+    for (Step& step : c.steps) step = one_step(c);
     return c;
   }
 
-  Place place(int64_t bytes, int64_t image_bytes) {
+  Step one_step(const Link& c) {
+    const Step step{next(), next(), next(), next(), next()};
+    const bool gives = step.op == kFloat || step.op == kByte;
+    if (step.op < 0 || step.op > kByte || std::min({step.a, step.b, step.c}) < 0 ||
+        std::max({step.a, step.b, step.c}) >= c.slots)
+      wrong("step");
+    // The slots of operands stay what they are.
+    const int64_t first = gives ? 0 : static_cast<int64_t>(c.operands.size()) + 1;
+    const int64_t end = gives ? static_cast<int64_t>(c.results.size()) : c.slots;
+    if (step.to < first || step.to >= end) wrong("step");
+    if (gives && c.results[step.to].bytes != (step.op == kFloat ? 4 : 1)) wrong("step");
+    return step;
+  }
+
+  // Of so many bytes an image; or in all, where `images` is 1.
+  Place place(int64_t image_bytes, int64_t images = 0) {
     const Place found{next(), next()};
     if (found.from == kBetween) {
-      if (found.at < 0 || found.at + image_bytes > between_) wrong();
+      if (found.at < 0 || found.at + image_bytes > between_) wrong("place");
       return found;
     }
     const auto& sizes = (found.from == kArgument ? arguments_ : results_).bytes;
-    if (found.at < 0 || found.at >= static_cast<int64_t>(sizes.size()) || sizes[found.at] < bytes)
-      wrong();
+    if (found.at < 0 || found.at >= static_cast<int64_t>(sizes.size()) ||
+        sizes[found.at] != image_bytes * (images ? images : batch_))
+      wrong("array");
     return found;
   }
 
   int64_t count() {
     const int64_t found = next();
-    if (found < 0 || found > static_cast<int64_t>(numbers_.size())) wrong();
+    if (found < 0 || found > static_cast<int64_t>(numbers_.size())) wrong("count");
     return found;
   }
 
   int64_t next() {
-    if (at_ >= numbers_.size()) wrong();
+    if (at_ >= numbers_.size()) wrong("end");
     return numbers_[at_++];
   }
 
-  [[noreturn]] static void wrong() { throw std::invalid_argument("a list that does not fit"); }
+  [[noreturn]] void wrong(const std::string& what) const {
+    throw std::invalid_argument(what + " that does not fit, before number " + std::to_string(at_) +
+                                " of the list");
+  }
 
   ffi::Span<const int64_t> numbers_;
   const Buffers& arguments_;
@@ -187,23 +208,30 @@ class Reader {
   size_t at_ = 0;
 };
 
-ffi::Error convolve_and_go_on(ffi::ThreadPool pool, ffi::RemainingArgs arguments,
+ffi::Error run_links(ffi::ThreadPool pool, ffi::RemainingArgs arguments,
                               ffi::RemainingRets results, int64_t batch, int64_t between,
                               ffi::Span<const int64_t> list) try {
   Buffers given, made;
-  for (size_t k = 0; k < arguments.size(); ++k) given.add(*arguments.get<ffi::AnyBuffer>(k));
-  for (size_t k = 0; k < results.size(); ++k) made.add(**results.get<ffi::AnyBuffer>(k));
-  const auto chains = Reader(list, given, made, batch, between).chains();
+  for (size_t k = 0; k < arguments.size(); ++k) {
+    const auto argument = arguments.get<ffi::AnyBuffer>(k);
+    if (argument.has_error()) return argument.error();
+    given.add(*argument);
+  }
+  for (size_t k = 0; k < results.size(); ++k) {
+    auto result = results.get<ffi::AnyBuffer>(k);
+    if (result.has_error()) return result.error();
+    made.add(**result);
+  }
+  const auto links = Reader(list, given, made, batch, between).links();
   int64_t widest = std::max<int64_t>(between, 1);
-  for (const Chain& chain : chains) widest = std::max(widest, chain.image() * 4);
-
+  for (const Link& link : links) widest = std::max(widest, link.image() * 4);
   return by_images(pool, batch, [&](int64_t, int64_t first, int64_t last) {
     static thread_local Scratch memory;
     const int64_t room = std::clamp<int64_t>(kChunk / widest, 1, std::max<int64_t>(last - first, 1));
     auto* own = static_cast<char*>(memory.take(between * room));
     for (; first < last; first += room) {
       const Values values{given.data, made.data, own, room, first};
-      for (const Chain& chain : chains) chain.run(std::min(room, last - first), values);
+      for (const Link& link : links) link.run(std::min(room, last - first), values);
     }
   });
 } catch (const std::exception& error) {
@@ -221,7 +249,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_convolution, convolve,
                                   .Attr<int64_t>("part")
                                   .Attr<int64_t>("stride"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_chains, convolve_and_go_on,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_chains, run_links,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()

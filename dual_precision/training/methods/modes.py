@@ -115,6 +115,11 @@ class Together:
     teacher: str | None = None
     distillation: float = 0.0
 
+    @property
+    def passes(self) -> float:
+        """Modes that an example goes through forward and backward."""
+        return len(self.precisions)
+
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError where the teacher does not run, or teaches nothing."""
         del modes
@@ -186,6 +191,7 @@ def _as_deployed(network: Network, params: Tree, state: State, batch: Batch, mod
             f"mode {mode!r} carries values from batch to batch, and was to teach another on rows"
             " of a split batch, whose past it did not see; expected split=false with distillation"
         )
+    params, state = jax.lax.stop_gradient((params, state))
     return network(params, state, batch, precision=mode, train=False)[0]
 
 
