@@ -1,7 +1,7 @@
 """What the networks here cost in time, beside their peers; and what they must never do.
 
 - `python -m experiments.benchmark train`: the train step beside plain flax, Qwix and AQT, which the
-  extra [benchmark] installs; see train_step.py
+  extra [benchmark] installs; see train_step.py; `train_apart`: each in a process of its own
 - `python -m experiments.benchmark methods`: the steps of cyclic precision and of BSQ beside plain
   quantized ones; see method_steps.py
 - `python -m experiments.benchmark inference`: bit planes beside float32 and int8, switching modes
@@ -45,11 +45,13 @@ from experiments.benchmark.scaling.scale import measure_scale
 from experiments.benchmark.serving.burst import measure_serving
 from experiments.benchmark.serving.clients import measure_clients
 from experiments.benchmark.serving.first_answer import measure_first_answer
+from experiments.benchmark.train_apart import measure_train_apart
 from experiments.benchmark.train_step import STEPS, measure_train_step
 
 NETWORK = "notebooks/networks/cifar10-w2a2-w8a8.safetensors"
 COMMANDS: cli.Commands = {
     "train": measure_train_step,
+    "train_apart": measure_train_apart,
     "methods": measure_method_steps,
     "inference": measure_inference,
     "engines": measure_engines,
@@ -77,11 +79,11 @@ def define_benchmark_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer(
         "batch_size",
         128,
-        "train, methods, pair: images per step; scale: of a device",
+        "train, train_apart, methods, pair: images per step; scale: of a device",
         lower_bound=8,
         upper_bound=2**16,
     )
-    string("model", "resnet20", "train, methods, pair: one of the residual networks")
+    string("model", "resnet20", "train, train_apart, methods, pair: one of the residual networks")
     about = "train: measure Qwix and AQT too, not only plain flax"
     flags.DEFINE_bool("peers", True, about, flag_values=values)
     string("checkpoint", None, "engines: the PyTorch state dict of a CIFAR-10 network")

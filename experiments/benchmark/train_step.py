@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,14 @@ _COLUMNS = (
     (QWIX, "x Qwix", "{:.2f}"),
     ("difference", "logits off float, %", "{:.1f}"),
 )
+
+
+class Steps(Protocol):
+    """What is measured: see `Program`."""
+
+    difference: float | None
+
+    def run(self, steps: int) -> float: ...
 
 
 @dataclasses.dataclass
@@ -223,7 +231,7 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
     return traces - warm
 
 
-def steps_table(times: Times, programs: Mapping[str, Program | TorchStep], batch_size: int) -> str:
+def steps_table(times: Times, programs: Mapping[str, Steps], batch_size: int) -> str:
     """One line per program, in Markdown."""
     rows: list[dict[str, Any]] = []
     for name, rounds in times.items():
@@ -252,6 +260,7 @@ def measure_train_step(
     """The sub-command `train`; its arguments are the flags."""
     if out:
         check_replaceable(out)
+    kept = keep_freed_memory()  # for all programs alike; it has to come first
     network = build_resnet(model)
     about = {
         **describe_machine(),
@@ -259,7 +268,7 @@ def measure_train_step(
         "batch_size": batch_size,
         "repeats": repeats,
         "steps": steps or STEPS,
-        "memory_kept_between_steps": keep_freed_memory(),  # for all programs alike
+        "memory_kept_between_steps": kept,
     }
     print(", ".join(f"{key} {value}" for key, value in about.items()) + "\n", flush=True)
     images, labels = random_batch(batch_size)

@@ -13,7 +13,7 @@ TORCH, TORCH_BF16 = "PyTorch float32", "PyTorch bfloat16"
 class TorchStep:
     """A train step, channels last, SGD with Nesterov momentum; images uint8 [N, H, W, C]."""
 
-    difference = None  # nothing is quantized
+    difference: float | None = None  # nothing is quantized
 
     def __init__(
         self, sizes: dict[str, Any], images: Any, labels: Any, rate: float, *, bfloat16: bool
