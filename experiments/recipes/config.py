@@ -117,7 +117,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The standard network, from a trained float one: --init=...
     "resnet20": {
         "passes": 60.0,
-        "learning_rate": 0.04,
+        "learning_rate": 0.03,
+        "step_learning_rate": 0.003,
         "weight_decay": 1e-4,
         "epochs_per_evaluation": 5,
     },

@@ -57,9 +57,16 @@ PLANS: dict[str, Plan] = {
     # For an accelerator.
     "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, (), ABLATIONS),
     # The standard network, every cell from the float network that --set init=... names.
-    # High is what such a network can do already: of the passes for both, it takes few beforehand.
+    # High is what such a network can do already: of the passes for both, it takes few beforehand,
+    # and it teaches low from the first one on.
     "resnet20": Plan(
-        "resnet20", {"first_share": 1 / 16}, ("w2a2", "w8a8"), OTHERS, 1, _MAIN_ONLY, {}
+        "resnet20",
+        {"first_share": 1 / 16, "distillation": 0.5},
+        ("w2a2", "w8a8"),
+        OTHERS,
+        1,
+        _MAIN_ONLY,
+        {},
     ),
     # Tries the machinery in minutes; nothing is learned from 1,797 digits.
     "digits": Plan(
