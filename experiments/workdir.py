@@ -17,7 +17,7 @@ from experiments.recipes.config import (
     read_widths,
     recipe_of,
 )
-from experiments.recipes.two_phase import DISTILLATION
+from experiments.recipes.two_phase import usual_distillation
 
 CONFIG = "config.json"
 LARGEST_JSON = 64 << 20  # bytes
@@ -284,6 +284,6 @@ def _meaning(experiment: Mapping[str, Any]) -> dict[str, Any]:
     None is the share of distillation that the recipe takes by itself.
     """
     named = dict(experiment)
-    if named.get("distillation") == (0.0 if named.get("split") else DISTILLATION):
+    if named.get("distillation") == usual_distillation(bool(named.get("split"))):
         named["distillation"] = None
     return named

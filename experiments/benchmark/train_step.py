@@ -77,7 +77,7 @@ _COLUMNS = (
 )
 
 
-class Steps(Protocol):
+class Measured(Protocol):
     """What is measured: see `Program`."""
 
     difference: float | None
@@ -231,7 +231,7 @@ def count_new_traces(model: ResNet, images: jax.Array) -> int:
     return traces - warm
 
 
-def steps_table(times: Times, programs: Mapping[str, Steps], batch_size: int) -> str:
+def steps_table(times: Times, programs: Mapping[str, Measured], batch_size: int) -> str:
     """One line per program, in Markdown."""
     rows: list[dict[str, Any]] = []
     for name, rounds in times.items():

@@ -9,9 +9,12 @@ from experiments.recipes.cyclic import in_cycles
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
 BOTH = ("high", "low")
-# Of the loss of low, where nothing else is said and both modes see every batch: high teaches there
-# at no cost. On split batches it is asked for.
-DISTILLATION = 0.5
+
+
+def usual_distillation(split: bool) -> float:
+    """Its share where nothing else is said: high teaches low where that costs nothing, both modes
+    seeing every batch. On split batches it is asked for."""
+    return 0.0 if split else 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +86,8 @@ class TwoPhase(Recipe):
         return (high, both, last)
 
     def _loss(self) -> Split | Together:
-        usual = 0.0 if self.split else DISTILLATION
-        share = usual if self.distillation is None else self.distillation
+        asked = self.distillation
+        share = usual_distillation(self.split) if asked is None else asked
         return (Split if self.split else Together)(BOTH, "high" if share else None, share)
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from dual_precision.deploy.integer.programs import Node, TracedGraph
-from dual_precision.primitives.native.chains import Chain, Link, Step, run_links, traced_sum
+from dual_precision.primitives.native.chains import Chain, Link, Step, Sums, run_links, traced_sum
 
 CALL = "chains"  # a node that stands for links
 Part = TypeVar("Part", Node, Link)
@@ -29,16 +29,17 @@ _FOLLOWERS = {*_ALIKE, "round", "clamp", "convert_element_type"}
 
 def chained(graph: TracedGraph) -> TracedGraph:
     """The graph with chains in the place of what they do; the same where there are none."""
+    sums = {at: how for at, node in enumerate(graph.nodes) if (how := _sums(graph, node))}
     followers: dict[int, list[int]] = {}  # of a sum: the nodes that it takes along
     taken: set[int] = set()
     # What follows two of them goes to the later one: the other is then ready before it.
-    for start in reversed(range(len(graph.nodes))):
-        if _is_sum(graph, graph.nodes[start]) and (found := _followers(graph, start, taken)):
+    for start in reversed(sums):
+        if found := _followers(graph, start, taken):
             taken.update(found)
             followers[start] = found
     if not followers:
         return graph
-    links = [_link(graph, start, behind) for start, behind in followers.items()]
+    links = [_link(graph, at, followers[at], sums[at]) for at in sorted(followers)]
     own = {*followers, *taken}
     others = [node for at, node in enumerate(graph.nodes) if at not in own]
     return _in_few_calls(graph, links, others) or graph
@@ -66,18 +67,14 @@ def _in_few_calls(graph: TracedGraph, links: list[Link], others: list[Node]) -> 
 def _runnable(parts: list[Part], ready: set[int]) -> tuple[list[Part], list[Part]]:
     """(those that can run, one after the other; the rest). What they make is ready then."""
     now: list[Part] = []
-    waiting, again = parts, True
-    while again:
-        later = []
-        for part in waiting:
-            if ready.issuperset(_inputs(part)):
-                ready.update(part.outputs if isinstance(part, Node) else part.results)
-                now.append(part)
-            else:
-                later.append(part)
-        again = len(later) < len(waiting)
-        waiting = later
-    return now, waiting
+    later: list[Part] = []
+    for part in parts:
+        if ready.issuperset(_inputs(part)):
+            ready.update(part.outputs if isinstance(part, Node) else part.results)
+            now.append(part)
+        else:
+            later.append(part)
+    return now, later
 
 
 def _inputs(part: Node | Link) -> tuple[int, ...]:
@@ -96,11 +93,13 @@ def _call(links: list[Link], later: set[int], batch: int) -> Node:
     return Node(CALL, tuple(inputs), tuple(wanted), {}, run)
 
 
-def _is_sum(graph: TracedGraph, node: Node) -> bool:
-    sums = traced_sum(node.params) if node.primitive == "ffi_call" else None
-    if sums is None:
-        return False
-    return bool(sums.bits) or all(graph.avals[v].dtype == np.float32 for v in node.inputs)
+def _sums(graph: TracedGraph, node: Node) -> Sums | None:
+    """How a node sums, if a link can begin with it."""
+    found = traced_sum(node.params) if node.primitive == "ffi_call" else None
+    if found is None or found.bits:
+        return found
+    floats = all(graph.avals[value].dtype == np.float32 for value in node.inputs)
+    return found if floats else None
 
 
 def _followers(graph: TracedGraph, start: int, taken: set[int]) -> list[int]:
@@ -155,7 +154,7 @@ def _operand(graph: TracedGraph, value: int, shape: tuple[int, ...]) -> tuple[st
     return ("channels", value) if aval.shape[-1] == aval.size == shape[-1] else None
 
 
-def _link(graph: TracedGraph, start: int, followers: list[int]) -> Link:
+def _link(graph: TracedGraph, start: int, followers: list[int], sums: Sums) -> Link:
     """A sum and its followers."""
     call = graph.nodes[start]
     (total,) = call.outputs
@@ -179,8 +178,6 @@ def _link(graph: TracedGraph, start: int, followers: list[int]) -> Link:
     steps = [step for step in steps if step.operation in _RESULTS or step.to in read]
     results = tuple(graph.avals[value].dtype.name for value in given)
     chain = Chain(tuple(steps), tuple(kinds), len(slots), results)
-    sums = traced_sum(call.params)
-    assert sums is not None, "_is_sum took such nodes alone"
     image, window = graph.avals[x].shape[1:], graph.avals[kernel].shape
     fixed = kernel in graph.held
     return Link(x, kernel, image, window, sums, chain, tuple(operands), tuple(given), fixed)

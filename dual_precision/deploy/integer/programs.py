@@ -12,10 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-_INLINED = {
-    **dict.fromkeys(("jit", "pjit"), "jaxpr"),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-}
+_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 SMALL = 4096  # numbers; a vector of channels, not a kernel
 _SAME = {"name", "copy"}  # what goes in comes out
 _CUT = {"slice", "pad"}  # that too, where nothing is cut off or added
@@ -109,6 +106,14 @@ class TracedGraph:
         return [values[value] for value in self.outputs]
 
 
+def called_by(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """(jaxpr, its constants) of the function that an equation calls; None of any other equation."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
 def flatten(traced: ClosedJaxpr) -> TracedGraph:
     """The graph of `jax.make_jaxpr(...)(...)`, with the functions inside written out."""
     graph = TracedGraph([], [], [], {}, [])
@@ -122,10 +127,9 @@ def flatten(traced: ClosedJaxpr) -> TracedGraph:
         graph.constants[at] = value
         return at
 
-    def walk(closed: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
-        jaxpr = closed.jaxpr
+    def walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int]) -> list[int]:
         names = dict(zip(jaxpr.invars, inputs, strict=True))
-        for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
             names[var] = constant(value, var.aval)
 
         def of(atom: Any) -> int:
@@ -134,8 +138,8 @@ def flatten(traced: ClosedJaxpr) -> TracedGraph:
         for eqn in jaxpr.eqns:
             given = [of(atom) for atom in eqn.invars]
             name = eqn.primitive.name
-            if name in _INLINED:
-                made = walk(eqn.params[_INLINED[name]], given)
+            if (inner := called_by(eqn)) is not None:
+                made = walk(*inner, given)
             elif name in _SAME or (name in _CUT and _is_whole(eqn)):
                 made = given[:1]
             else:
@@ -146,7 +150,7 @@ def flatten(traced: ClosedJaxpr) -> TracedGraph:
         return [of(atom) for atom in jaxpr.outvars]
 
     graph.inputs.extend(add(var.aval) for var in traced.jaxpr.invars)
-    graph.outputs.extend(walk(traced, graph.inputs))
+    graph.outputs.extend(walk(traced.jaxpr, traced.consts, graph.inputs))
     return graph.needed()
 
 

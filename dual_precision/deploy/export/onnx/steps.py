@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from dual_precision.deploy.export.onnx.calls import called_by
+from dual_precision.deploy.integer.programs import called_by
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.convolution import xla_alone
 from dual_precision.structure import Example, LayerPath, Structure, batch_of

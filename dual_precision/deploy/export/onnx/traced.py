@@ -21,9 +21,9 @@ import numpy as np
 from flax import linen as nn
 from jax import export
 
-from dual_precision.deploy.export.onnx.calls import called_by
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.deploy.export.onnx.operations import HANDLERS, Operand, Operations
+from dual_precision.deploy.integer.programs import called_by
 from dual_precision.primitives.convolution import xla_alone
 from dual_precision.structure import Example, batch_of
 
