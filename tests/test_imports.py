@@ -1,6 +1,7 @@
 """Who imports whom: the rooms of the package, read from its source."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,17 @@ def test_third_parties(path):
 def test_nothing_unpickles(path):
     assert not [module for module in imports(path) if within(module, UNSAFE)]
     assert "allow_pickle=True" not in path.read_text()
+
+
+def test_an_installed_package_has_every_file():
+    """Pages and sources of kernels too: setup.cfg names them."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    package = ROOT / "dual_precision"
+    patterns = setup["options.package_data"]["dual_precision"].split()
+    named = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*.*") if "__pycache__" not in path.parts}
+    assert named == {path for path in files if path.is_file() and path.suffix != ".py"}
 
 
 def test_every_room_is_there():

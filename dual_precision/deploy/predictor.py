@@ -189,7 +189,11 @@ class Predictor:
         self, name: str, use: str, rows: Rows, kept: Tree | None = None
     ) -> tuple[np.ndarray, Tree]:
         """(output, what the mode keeps) of any number of rows, batch after batch."""
-        parts, start, total = [], 0, row_count(rows)
+        total = row_count(rows)
+        if total in self.batch_sizes:  # what is below takes longer than a small network
+            out = self._programs[name, use, total](kept or {}, rows)
+            return jax.tree.map(np.asarray, out)
+        parts, start = [], 0
         for size in batches(total, self.batch_sizes):
             part = slice(start, start + size)
             given = jax.tree.map(partial(filled, size=size), taken((kept or {}, rows), part))

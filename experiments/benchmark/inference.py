@@ -1,4 +1,4 @@
-"""Inference: the speed of bit planes, switching modes under load, the accuracy of the cascade.
+"""Inference: bit planes, switching modes under load, accuracy and speed of the cascade.
 
     python -m experiments.benchmark inference --repeats=7 --steps=30
 
@@ -15,6 +15,7 @@ from typing import Any
 from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark import plane_speed, switching
 from experiments.benchmark.cascade_accuracy import cascade_lines, check_cascade
+from experiments.benchmark.cascade_speed import cascade_times
 from experiments.benchmark.machine import describe_machine
 from experiments.workdir import write_whole
 
@@ -53,3 +54,5 @@ def measure_inference(
         keep(lines)
     keep(switching.measure_switching(path, requests))
     keep(cascade_lines(path, settings))
+    found["cascade"], lines = cascade_times(path, settings.dataset, repeats)
+    keep(lines)

@@ -16,15 +16,22 @@ from typing import TypeVar
 import numpy as np
 
 from dual_precision.deploy.integer.programs import Node, TracedGraph
-from dual_precision.primitives.native.chains import Chain, Link, Step, Sums, run_links, traced_sum
+from dual_precision.primitives.native.chain_steps import RESULTS, Step, in_few_passes
+from dual_precision.primitives.native.chains import Chain, Link, Sums, run_links, traced_sum
 
 CALL = "chains"  # a node that stands for links
 Part = TypeVar("Part", Node, Link)
 
-_ALIKE = {"mul": "multiply", "add": "add", "sub": "subtract", "max": "max", "min": "min"}
+_ALIKE = {
+    "mul": "multiply",
+    "add": "add",
+    "sub": "subtract",
+    "max": "max",
+    "min": "min",
+    "round": "round",
+}
 _FUSED = {"add": ("fused", "fused"), "sub": ("fused minus", "minus fused")}
-_RESULTS = {"float32", "uint8"}
-_FOLLOWERS = {*_ALIKE, "round", "clamp", "convert_element_type"}
+_FOLLOWERS = {*_ALIKE, "clamp", "convert_element_type"}
 
 
 def chained(graph: TracedGraph) -> TracedGraph:
@@ -172,12 +179,14 @@ def _link(graph: TracedGraph, start: int, followers: list[int], sums: Sums) -> L
     given = [value for value in made if graph.uses[value] > inner[value]]
     steps = [step for node in own for step in _steps(node, slots, products)]
     steps += [
-        Step(graph.avals[value].dtype.name, at, slots[value]) for at, value in enumerate(given)
+        Step(graph.avals[value].dtype.name, at, (slots[value],)) for at, value in enumerate(given)
     ]
-    read = {slot for step in steps for slot in step[2:]}
-    steps = [step for step in steps if step.operation in _RESULTS or step.to in read]
+    read = {slot for step in steps for slot in step.of}
+    steps = [step for step in steps if step.operation in RESULTS or step.to in read]
     results = tuple(graph.avals[value].dtype.name for value in given)
-    chain = Chain(tuple(steps), tuple(kinds), len(slots), results)
+    numbers = {slot for slot, kind in enumerate(kinds, 1) if kind == "number"}
+    passes = in_few_passes([Step("sums", slots[total]), *steps], numbers)
+    chain = Chain(passes, tuple(kinds), len(slots), results)
     image, window = graph.avals[x].shape[1:], graph.avals[kernel].shape
     fixed = kernel in graph.held
     return Link(x, kernel, image, window, sums, chain, tuple(operands), tuple(given), fixed)
@@ -212,13 +221,11 @@ def _steps(node: Node, slots: dict[int, int], products: dict[int, Node]) -> list
         return []
     if name == "clamp":
         low, x, high = at
-        return [Step("max", slots[to], x, low), Step("min", slots[to], slots[to], high)]
-    if name == "round":
-        return [Step("round", slots[to], at[0])]
+        return [Step("clamp", slots[to], (x, low, high))]
     if name in _FUSED:
         for side in (0, 1):
             product = products.get(node.inputs[side])
             if product is not None:
                 a, b = (slots[value] for value in product.inputs)
-                return [Step(_FUSED[name][side], slots[to], a, b, at[1 - side])]
-    return [Step(_ALIKE[name], slots[to], *at)]
+                return [Step(_FUSED[name][side], slots[to], (a, b, at[1 - side]))]
+    return [Step(_ALIKE[name], slots[to], tuple(at))]

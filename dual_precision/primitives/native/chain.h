@@ -4,34 +4,24 @@
 //
 // of x and the weights 2 (code >> shift) + 1; or x, kernel and sums are float32;
 //
-// then steps on slots, see chains.py: slot 0 has the sums, the next ones the operands. An operand
-// is a number, a vector of the channels, or an array like the sums. A tile of some pixels goes
-// through all steps before the next one comes.
+// then steps on slots, see chain_steps.py: the first slots have the operands. An operand is a number,
+// a vector of the channels, or an array like the sums. A tile of some pixels goes through all steps
+// before the next one comes.
 //
 // A call is a list of such links. Some images go through the whole list before the next ones come: what
 // stands between two of them is small then, and stays in the cache too.
 
 #pragma once
 
-#include <emmintrin.h>
-
 #include <cstring>
-#include <optional>
 
 #include "onednn.h"
 #include "parts.h"
+#include "tiles.h"
 
 namespace native {
 
-// chains.py has the same numbers.
-enum Op : int64_t {
-  kMultiply, kAdd, kSubtract, kMax, kMin, kRound, kFused, kFusedMinus, kMinusFused, kFloat, kByte
-};
-enum Kind : int64_t { kNumber, kChannels, kArray };
-
-struct Step {
-  int64_t op, to, a, b, c;
-};
+enum Kind : int64_t { kNumber, kChannels, kArray };  // chains.py has the same numbers
 
 // Where a value stands: an argument or a result of the call, or what stands between its links.
 enum From : int64_t { kArgument, kResult, kBetween };
@@ -67,7 +57,7 @@ struct Ordered {
   void* inner = nullptr;
 };
 
-// Of 8 bits, 2 code + 1 is no int8: then the codes stand for it, see window_sums.
+// Of 8 bits, 2 code + 1 is no int8: then the codes stand for it, see sum_windows.
 inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const int8_t* codes,
                                               size_t count, int64_t shift, bool whole,
                                               bool fixed, int64_t tag) {
@@ -97,100 +87,6 @@ inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const 
   if (kept.size() >= kMostKept) kept.clear();
   kept[key] = made;
   return made;
-}
-
-// Sums of x over the window of every output: what an odd weight 2 c + 1 adds to 2 sum(x c).
-// `grid` has room for a number of every pixel and of the zeros around.
-inline void window_sums(const uint8_t* x, const Shape& s, int32_t* grid, int32_t* to) {
-  const int64_t pad = s.pad(), across = s.width + 2 * pad, wide = s.out(s.width);
-  std::fill_n(grid, across * (s.height + 2 * pad), 0);
-  for (int64_t i = 0; i < s.height; ++i)
-    for (int64_t j = 0; j < s.width; ++j, x += s.inputs) {
-      __m128i total = _mm_setzero_si128();
-      int64_t c = 0;
-      for (; c + 16 <= s.inputs; c += 16)
-        total = _mm_add_epi64(total, _mm_sad_epu8(_mm_loadu_si128((const __m128i*)(x + c)),
-                                                  _mm_setzero_si128()));
-      int32_t sum = _mm_cvtsi128_si32(total) + _mm_cvtsi128_si32(_mm_srli_si128(total, 8));
-      for (; c < s.inputs; ++c) sum += x[c];
-      grid[(i + pad) * across + j + pad] = sum;
-    }
-  std::fill_n(to, s.out(s.height) * wide, 0);
-  for (int64_t i = 0; i < s.out(s.height); ++i, to += wide)
-    for (int64_t r = 0; r < s.kernel; ++r)
-      for (int64_t q = 0; q < s.kernel; ++q) {
-        const int32_t* from = grid + (i * s.stride + r) * across + q;
-        if (s.stride == 1)
-          for (int64_t j = 0; j < wide; ++j) to[j] += from[j];
-        else
-          for (int64_t j = 0; j < wide; ++j) to[j] += from[j * s.stride];
-      }
-}
-
-// What a tile reads and writes. Inlined into a function for each set of instructions.
-struct Tile {
-  const int32_t* sums;
-  bool floats;             // the sums
-  const int32_t* windows;  // of its pixels, or none
-  int64_t pixels, channels;
-  const Step* steps;
-  int64_t count;
-  float* const* slots;
-  void* const* results;
-};
-
-__attribute__((always_inline)) inline void run_tile(const Tile& t) {
-  const int64_t n = t.pixels * t.channels;
-  float* total = t.slots[0];
-  if (t.floats)
-    std::memcpy(total, t.sums, n * sizeof(float));
-  else if (t.windows)
-    for (int64_t p = 0; p < t.pixels; ++p)
-      for (int64_t c = p * t.channels; c < (p + 1) * t.channels; ++c)
-        total[c] = static_cast<float>(2 * t.sums[c] + t.windows[p]);
-  else
-    for (int64_t i = 0; i < n; ++i) total[i] = static_cast<float>(t.sums[i]);
-  const auto each = [n](float* __restrict to, auto of) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) to[i] = of(i);
-  };
-  for (int64_t k = 0; k < t.count; ++k) {
-    const Step& s = t.steps[k];
-    const float *a = t.slots[s.a], *b = t.slots[s.b], *c = t.slots[s.c];
-    float* to = s.op < kFloat ? t.slots[s.to] : nullptr;
-    switch (s.op) {
-      case kMultiply: each(to, [=](int64_t i) { return a[i] * b[i]; }); break;
-      case kAdd: each(to, [=](int64_t i) { return a[i] + b[i]; }); break;
-      case kSubtract: each(to, [=](int64_t i) { return a[i] - b[i]; }); break;
-      case kMax: each(to, [=](int64_t i) { return a[i] > b[i] || a[i] != a[i] ? a[i] : b[i]; }); break;
-      case kMin: each(to, [=](int64_t i) { return a[i] < b[i] || a[i] != a[i] ? a[i] : b[i]; }); break;
-      case kRound: each(to, [=](int64_t i) { return __builtin_rintf(a[i]); }); break;
-      case kFused: each(to, [=](int64_t i) { return __builtin_fmaf(a[i], b[i], c[i]); }); break;
-      case kFusedMinus:
-        each(to, [=](int64_t i) { return __builtin_fmaf(a[i], b[i], -c[i]); });
-        break;
-      case kMinusFused:
-        each(to, [=](int64_t i) { return __builtin_fmaf(-a[i], b[i], c[i]); });
-        break;
-      case kFloat: std::memcpy(t.results[s.to], a, n * sizeof(float)); break;
-      default: {
-        uint8_t* __restrict bytes = static_cast<uint8_t*>(t.results[s.to]);
-        for (int64_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(a[i]));
-      }
-    }
-  }
-}
-
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) inline void tile_512(
-    const Tile& t) {
-  run_tile(t);
-}
-
-__attribute__((target("avx2,fma"))) inline void tile_256(const Tile& t) { run_tile(t); }
-
-inline bool wide() {
-  static const bool found = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("avx512dq");
-  return found;
 }
 
 struct Operand {
@@ -244,9 +140,10 @@ struct Link {
         if (operands[k].kind == kArray) at[k + 1] = arrays[k] + place;
       for (size_t k = 0; k < results.size(); ++k)
         to[k] = values.at(results[k].place, image() * results[k].bytes) + place * results[k].bytes;
-      const Tile t{sums + place, !bits, windows ? windows + p : nullptr, std::min(tile, all - p),
-                   channels, steps.data(), static_cast<int64_t>(steps.size()), at.data(), to.data()};
-      wide() ? tile_512(t) : tile_256(t);
+      const Tile t{sums + place, bits ? nullptr : reinterpret_cast<const float*>(sums) + place,
+                   windows ? windows + p : nullptr, std::min(tile, all - p), channels,
+                   steps.data(), static_cast<int64_t>(steps.size()), at.data(), to.data()};
+      has_512() ? tile_512(t) : tile_256(t);
     }
   }
 
@@ -266,11 +163,13 @@ struct Link {
     static thread_local Scratch kept_grid, kept;
     const int64_t around = 2 * shape.pad();
     auto* grid = static_cast<int32_t*>(
-        kept_grid.take((shape.height + around) * (shape.width + around) * 4));
+        kept_grid.take((shape.height + around + 1) * (shape.width + around) * 4));
     auto* windows = static_cast<int32_t*>(kept.take(images * pixels() * 4));
-    for (int64_t i = 0; i < images; ++i)
-      window_sums(reinterpret_cast<const uint8_t*>(from) + i * input(), shape, grid,
-                  windows + i * pixels());
+    for (int64_t i = 0; i < images; ++i) {
+      const auto* one = reinterpret_cast<const uint8_t*>(from) + i * input();
+      has_512() ? windows_512(one, shape, grid, windows + i * pixels())
+                : windows_256(one, shape, grid, windows + i * pixels());
+    }
     return windows;
   }
 
@@ -280,8 +179,11 @@ struct Link {
         values.at(operand.place, operand.kind == kArray ? image() * 4 : 0));
     const int64_t channels = shape.outputs;
     if (operand.kind == kNumber) std::fill_n(to, tile * channels, *from);
-    if (operand.kind == kChannels)
-      for (int64_t p = 0; p < tile; ++p) std::copy_n(from, channels, to + p * channels);
+    if (operand.kind == kChannels) {
+      std::copy_n(from, channels, to);
+      for (int64_t p = 1; p < tile; p *= 2)  // what is there, once more behind it
+        std::copy_n(to, std::min(p, tile - p) * channels, to + p * channels);
+    }
     return operand.kind == kArray ? from : to;
   }
 };

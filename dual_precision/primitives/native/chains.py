@@ -17,18 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dual_precision.primitives.native.chain_steps import MOST_READ, OPERATIONS, Step
+
 TARGET = "dual_precision_chains"
 FLOATS = "dual_precision_convolution"  # convolutions alone, and their gradients
 NEEDED = {"avx2", "fma"}  # of the CPU
-# The order of chain.h: a * b, a + b, a - b, max, min, round to even, a * b + c, a * b - c,
-# c - a * b with one rounding each; then the results, float32 or uint8.
-OPERATIONS = (
-    *("multiply", "add", "subtract", "max", "min", "round"),
-    *("fused", "fused minus", "minus fused", "float32", "uint8"),
-)
 KINDS = ("number", "channels", "array")
 ALIGNED = 64  # bytes
 
+_NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
 _TAGS = itertools.count()
 _SUMS = slice(6, 9)  # of the list of one link, see `_encoded`
 
@@ -45,22 +42,12 @@ class Sums(NamedTuple):
     shift: int = 0
 
 
-class Step(NamedTuple):
-    """slots[to] = operation(slots[a], slots[b], slots[c]); or result `to` is slots[a]."""
-
-    operation: str
-    to: int
-    a: int
-    b: int = 0
-    c: int = 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Chain:
     """What follows the sums, each of them by itself.
 
     Attributes:
-      steps: slot 0 has the sums, rounded once to float32; the next ones are the operands.
+      steps: see chain_steps.py.
       kinds: of the operands, all float32: a number (), a vector of the channels, or an array like
         the sums.
       slots: how many the steps use.
@@ -73,7 +60,7 @@ class Chain:
     results: tuple[str, ...]
 
 
-SUMS_ALONE = Chain((Step("float32", 0, 0),), (), 1, ("float32",))
+SUMS_ALONE = Chain((Step("sums", 0), Step("float32", 0, (0,))), (), 1, ("float32",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +161,8 @@ def _encoded(link: Link, places: Mapping[int, tuple[int, int]]) -> Iterator[int]
         yield from (np.dtype(dtype).itemsize, *places[value])
     yield len(link.chain.steps)
     for step in link.chain.steps:
-        yield from (OPERATIONS.index(step.operation), *step[1:])
+        unread = [0] * (MOST_READ - len(step.of))
+        yield from (_NUMBERS[step.operation], step.to, *step.of, *unread)
 
 
 def _between(links: Sequence[Link], wanted: Sequence[int]) -> tuple[dict[int, int], int]:

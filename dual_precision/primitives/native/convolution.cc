@@ -158,16 +158,16 @@ class Reader {
   }
 
   Step one_step(const Link& c) {
-    const Step step{next(), next(), next(), next(), next()};
-    const bool gives = step.op == kFloat || step.op == kByte;
-    if (step.op < 0 || step.op > kByte || std::min({step.a, step.b, step.c}) < 0 ||
-        std::max({step.a, step.b, step.c}) >= c.slots)
-      wrong("step");
+    const Step step{next(), next(), {next(), next(), next(), next(), next()}};
+    if (step.op < 0 || step.op > kCodesOfMax) wrong("step");
+    for (const int64_t slot : step.of)
+      if (slot < 0 || slot >= c.slots) wrong("step");
+    const int64_t operands = static_cast<int64_t>(c.operands.size());
+    const int64_t end = step.gives() ? static_cast<int64_t>(c.results.size()) : c.slots;
+    if (step.to < 0 || step.to >= end) wrong("step");
     // The slots of operands stay what they are.
-    const int64_t first = gives ? 0 : static_cast<int64_t>(c.operands.size()) + 1;
-    const int64_t end = gives ? static_cast<int64_t>(c.results.size()) : c.slots;
-    if (step.to < first || step.to >= end) wrong("step");
-    if (gives && c.results[step.to].bytes != (step.op == kFloat ? 4 : 1)) wrong("step");
+    if (!step.gives() && step.to > 0 && step.to <= operands) wrong("step");
+    if (step.gives() && c.results[step.to].bytes != (step.op == kFloat ? 4 : 1)) wrong("step");
     return step;
   }
 

@@ -116,7 +116,7 @@ def _kernel() -> build.Kernel:
     here = Path(__file__).parent
     header = ("-isystem", str(_folder_of(headers, "dnnl.hpp")))
     link = (f"-L{folder}", "-l:libdnnl.so.3", f"-Wl,-rpath,{folder}")
-    sources = ("convolution.cc", "chain.h", "onednn.h", "parts.h")
+    sources = ("convolution.cc", "chain.h", "tiles.h", "onednn.h", "parts.h")
     return build.Kernel(
         "convolution", PURPOSE, tuple(here / name for name in sources), (*header, *link)
     )

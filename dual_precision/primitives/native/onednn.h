@@ -141,16 +141,25 @@ class Convolution {
     stream.wait();
   }
 
-  // A forward whose kernel has the layout that the program wants.
+  // A forward whose kernel has the layout that the program wants. A thread keeps its descriptions of
+  // the arrays: to make them anew takes a third of the time of a small convolution.
   void forward(const void* x, const void* inner, void* y) const {
     static thread_local Scratch work;
-    dnnl::stream& stream = own_stream();
-    run_.execute(stream, {{DNNL_ARG_SRC, memory(x_, cpu(), const_cast<void*>(x))},
-                          {DNNL_ARG_WEIGHTS, memory(inner_, cpu(), const_cast<void*>(inner))},
-                          {DNNL_ARG_DST, memory(y_, cpu(), y)},
-                          {DNNL_ARG_SCRATCHPAD,
-                           memory(scratch_, cpu(), work.take(scratch_.get_size()))}});
-    stream.wait();
+    static thread_local std::map<const Convolution*, std::array<memory, 4>> kept;
+    std::array<memory, 4>& own = kept[this];
+    if (!own[0]) own = {unset(x_), unset(inner_), unset(y_), unset(scratch_)};
+    const std::array<void*, 4> data{const_cast<void*>(x), const_cast<void*>(inner), y,
+                                    work.take(scratch_.get_size())};
+    constexpr int kNames[] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD};
+    std::array<dnnl_exec_arg_t, 4> arguments;
+    for (size_t i = 0; i < data.size(); ++i) {
+      own[i].set_data_handle(data[i]);
+      arguments[i] = {kNames[i], own[i].get()};
+    }
+    const dnnl::stream& stream = own_stream();
+    dnnl::error::wrap_c_api(
+        dnnl_primitive_execute(run_.get(), stream.get(), arguments.size(), arguments.data()),
+        "a convolution did not run");
   }
 
   void run(void* a, void* b, void* result) const {
@@ -178,6 +187,10 @@ class Convolution {
   }
 
  private:
+  static memory unset(const memory::desc& description) {
+    return memory(description, cpu(), nullptr);
+  }
+
   static dnnl::stream& own_stream() {
     static thread_local dnnl::stream stream(cpu());
     return stream;
