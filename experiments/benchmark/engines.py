@@ -30,6 +30,7 @@ from dual_precision.deploy.export.onnx.file import EngineNetwork, save_onnx
 from dual_precision.deploy.export.onnx.floats import save_float_onnx
 from dual_precision.deploy.export.onnx.layers import INTEGER, VNNI
 from dual_precision.deploy.file.writer import check_replaceable
+from dual_precision.deploy.predictor import compute_in_calling_thread
 from experiments.benchmark import nibble_speed
 from experiments.benchmark.batch_sizes import SIZES, measure_batch_sizes
 from experiments.benchmark.comparison import (
@@ -71,6 +72,7 @@ def measure_engines(
     Raises:
       ValueError: onnx or onnxruntime is missing; no checkpoint of such a network.
     """
+    compute_in_calling_thread()  # as the other engine does
     if out:
         check_replaceable(out)
     steps = steps or 100

@@ -19,6 +19,7 @@ from dual_precision import data
 from dual_precision.data.catalog import lookup
 from dual_precision.data.provision.prepared import open_builder
 from dual_precision.deploy.file.packed import PackedFile
+from dual_precision.deploy.predictor import compute_in_calling_thread
 from experiments.deploy.trials import dataset_of
 
 SAMPLES = 24
@@ -46,6 +47,7 @@ def serve_command(
         from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
     except ImportError as error:
         raise ValueError(f"{error}: pip install -e '.[pages]' has what a server needs") from None
+    compute_in_calling_thread()
     counts = [_count(text) for text in planes] if planes else None
     service = Service(BudgetSettings.parse(budget), Limits())
     load = functools.partial(_load, service, file, counts, rate)

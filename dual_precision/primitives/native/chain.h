@@ -47,42 +47,49 @@ constexpr int64_t kTile = 512;            // numbers of a tile, if a pixel has n
 constexpr int64_t kChunk = 1 << 20;       // bytes of what images have that go through together
 constexpr size_t kMostKept = 1024;        // kernels
 
+// A kernel as it is given. `bits` of its codes, 0 of float32; those of 8 stand for themselves, as
+// 2 code + 1 is no int8: see sum_windows.
+struct Weights {
+  const char* from;
+  size_t bytes;
+  int64_t bits, shift, tag;
+  bool fixed;  // codes that stay what they are
+};
+
 // Weights in the layout of a program. They are kept with what they were made of, and compared with
 // that: to bring them there takes longer than the convolution of an image. Fixed codes are not
 // compared where they stand at the same place: that of one program, which keeps its array.
 struct Ordered {
-  const int8_t* from;
-  std::vector<int8_t> codes;
+  const char* from;
+  std::vector<char> plain;
   Scratch memory;
   void* inner = nullptr;
 };
 
-// Of 8 bits, 2 code + 1 is no int8: then the codes stand for it, see sum_windows.
-inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const int8_t* codes,
-                                              size_t count, int64_t shift, bool whole,
-                                              bool fixed, int64_t tag) {
+inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const Weights& w) {
   static std::mutex mutex;
   static std::map<std::pair<const Convolution*, int64_t>, std::shared_ptr<const Ordered>> kept;
-  const std::pair key(&program, tag);
+  const std::pair key(&program, w.tag);
   std::shared_ptr<const Ordered> found;
   {
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto at = kept.find(key); at != kept.end()) found = at->second;
   }
-  if (found && ((fixed && found->from == codes) ||
-                !std::memcmp(found->codes.data(), codes, count)))
+  if (found && ((w.fixed && found->from == w.from) ||
+                !std::memcmp(found->plain.data(), w.from, w.bytes)))
     return found;
   auto made = std::make_shared<Ordered>();
-  made->from = codes;
-  made->codes.assign(codes, codes + count);
-  std::vector<int8_t> weights = made->codes;
-  if (!whole)
-    for (int8_t& code : weights) code = static_cast<int8_t>(2 * (code >> shift) + 1);
+  made->from = w.from;
+  made->plain.assign(w.from, w.from + w.bytes);
+  std::vector<char> weights = made->plain;
+  if (w.bits && w.bits < 8)
+    for (char& code : weights)
+      code = static_cast<char>(2 * (static_cast<int8_t>(code) >> w.shift) + 1);
   made->inner = made->memory.take(program.ordered_size());
   if (program.orders())
     program.order(weights.data(), made->inner);
   else
-    std::memcpy(made->inner, weights.data(), count);
+    std::memcpy(made->inner, weights.data(), w.bytes);
   const std::lock_guard<std::mutex> lock(mutex);
   if (kept.size() >= kMostKept) kept.clear();
   kept[key] = made;
@@ -150,13 +157,11 @@ struct Link {
  private:
   void convolve(const Shape& own, const Values& values, const char* from, int32_t* sums) const {
     using type = memory::data_type;
-    char* weights_at = values.arguments[kernel.at];
-    if (!bits)
-      return convolution(kForward, own, {type::f32, type::f32, type::f32})
-          ->run(const_cast<char*>(from), weights_at, sums);
-    const auto program = convolution(kForward, own, {type::u8, type::s8, type::s32});
-    const auto* codes = reinterpret_cast<const int8_t*>(weights_at);
-    program->forward(from, ordered(*program, codes, count(), shift, whole(), fixed, tag)->inner, sums);
+    const auto program = bits ? convolution(kForward, own, {type::u8, type::s8, type::s32})
+                              : convolution(kForward, own, {type::f32, type::f32, type::f32});
+    const auto bytes = static_cast<size_t>(weights());
+    const Weights own_weights{values.arguments[kernel.at], bytes, bits, shift, tag, bits && fixed};
+    program->forward(from, ordered(*program, own_weights)->inner, sums);
   }
 
   const int32_t* sums_of_windows(int64_t images, const char* from) const {
