@@ -136,6 +136,8 @@ class ResNet(nn.Module):
 
 def space_to_depth(x: jax.Array, side: int) -> jax.Array:
     """Stacks blocks of side x side pixels: [N, H, W, C] -> [N, H/side, W/side, side*side*C]."""
+    if side == 1:
+        return x
     n, h, w, c = x.shape
     if h % side or w % side:
         raise ValueError(

@@ -171,7 +171,8 @@ class Arrays:
         axes, starts, stops, steps = (np.asarray(part, np.int64) for part in zip(*cut, strict=True))
         return self.graph.node("Slice", x, *map(self.graph.constant, (starts, stops, axes, steps)))
 
-    def _pad(self, eqn: Any, x: str | None = None) -> str:
+    def _pad(self, eqn: Any, x: str | None = None, zero: str | None = None) -> str:
+        """A padding of x, whose 0 is this; of zeros, where `zero` is given."""
         x = x or self.tensor(eqn.invars[0])
         fill = self._known(eqn.invars[1])
         config = [tuple(map(int, part)) for part in eqn.params["padding_config"]]
@@ -182,9 +183,8 @@ class Arrays:
         places = np.zeros((2, len(config)), np.int64)
         for axis, (low, high, _) in enumerate(config):
             places[:, _axis(len(config), axis)] = low, high
-        return self.graph.node(
-            "Pad", x, self.graph.constant(places.reshape(-1)), self._constant(fill)
-        )
+        own = self.graph.constant(places.reshape(-1)), zero or self._constant(fill)
+        return self.graph.node("Pad", x, *own)
 
     def _first(self, x: str, var: Any) -> str:
         if len(var.aval.shape) != 4:

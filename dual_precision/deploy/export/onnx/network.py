@@ -173,7 +173,7 @@ class OnnxNetwork(Arrays):
         the codes that this layer sees.
         """
         var, ranges = self.steps.origin(var), self.ranges or {}
-        part, eqn = self.steps.parts.get(var), self.steps.made.get(var)
+        part = self.steps.parts.get(var)
         if part is not None:
             x = self.tensor(var)
             known = ranges.get(part.path) if part.path in self.structure.norms else None
@@ -182,19 +182,31 @@ class OnnxNetwork(Arrays):
             seen = self.seen(path) if path in self.structure.layers else None
             if seen is not None and seen.whole and not seen.signed:
                 return self._codes(var, seen)
-        if eqn is not None and eqn.primitive.name in ("slice", "pad"):
-            inner = self._summand(eqn.invars[0])
-            moved = (
-                self._slice(eqn, inner) if eqn.primitive.name == "slice" else self._pad(eqn, inner)
-            )
-            back = [n for n in self.graph.nodes if n.output[0] == inner]
-            if back and back[0].op_type == "DequantizeLinear" and moved != inner:
-                own = back[0].input[1:]
-                return self.graph.node(
-                    "DequantizeLinear", self.graph.node("QuantizeLinear", moved, *own), *own
-                )
-            return moved
-        return self.tensor(var)
+        if (move := self._move(var)) is None:
+            return self.tensor(var)
+        moves = [move]
+        while (before := self._move(moves[0].invars[0])) is not None:
+            moves.insert(0, before)
+        x = self._summand(moves[0].invars[0])
+        made = next((n for n in self.graph.nodes if n.output[0] == x), None)
+        if made is None or made.op_type != "DequantizeLinear":
+            return self._moved(x, moves)
+        codes, *own = made.input  # its 0 is exact, see in_range
+        return self.graph.node("DequantizeLinear", self._moved(codes, moves, own[1]), *own)
+
+    def _move(self, var: Any) -> Any:
+        """What makes a variable that no layer takes by moving numbers, or zeros around; or None."""
+        var = self.steps.origin(var)
+        eqn = None if self.steps.users.get(var) else self.steps.made.get(var)
+        if eqn is None or eqn.primitive.name not in ("slice", "pad"):
+            return None
+        fill = self._known(eqn.invars[1]) if eqn.primitive.name == "pad" else np.zeros(())
+        return eqn if fill is not None and not fill.any() else None
+
+    def _moved(self, x: str, moves: list[Any], zero: str | None = None) -> str:
+        for eqn in moves:
+            x = self._slice(eqn, x) if eqn.primitive.name == "slice" else self._pad(eqn, x, zero)
+        return x
 
     def _sum(self, eqn: Any) -> str | None:
         if not self._is_residual_sum(eqn):
