@@ -22,7 +22,11 @@ Row = dict[str, Any]
 
 
 def measure_batch_sizes(
-    packed: Path, engines: Mapping[str, EngineNetwork], images: np.ndarray, rounds: tuple[int, int]
+    packed: Path,
+    engines: Mapping[str, EngineNetwork],
+    images: np.ndarray,
+    rounds: tuple[int, int],
+    network: str = "ResNet-20",
 ) -> tuple[list[Row], list[str]]:
     """Rows of programs with a column for each size, and a line for each bar.
 
@@ -30,6 +34,7 @@ def measure_batch_sizes(
       engines: name -> network with a mode "float"; the last one is what ours are compared with.
       images: of the test set, as many as the largest size or more.
       rounds: how many, and the requests of one image in each.
+      network: its name, for the lines.
     """
     repeats, steps = rounds
     *_, other = engines
@@ -47,8 +52,8 @@ def measure_batch_sizes(
             row = table.setdefault(name, {"program": name})
             row[f"images_{size}"] = median_and_range(found, 2)
         bars = [
-            Bar(f"Predictor, {mode}, {size} images, against {other}", f"our Predictor, {mode}",
-                other, *BARS[size])
+            Bar(f"{network}, Predictor, {mode}, {size} images, against {other}",
+                f"our Predictor, {mode}", other, *BARS[size])
             for mode in OURS if size in BARS
         ]  # fmt: skip
         lines += judge_bars(bars, times)

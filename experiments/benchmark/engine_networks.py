@@ -1,4 +1,4 @@
-"""The networks of `python -m experiments.benchmark engines`: a float ResNet-20, and an MLP."""
+"""The networks of `python -m experiments.benchmark engines`, packed without training."""
 
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,33 @@ LOW, HIGH = "w4a8", "w8a8"
 def pack_checkpoint(
     checkpoint: Path, out: Path, images: np.ndarray, mean: tuple, std: tuple
 ) -> tuple[Any, Any]:
-    """Packs a float checkpoint of PyTorch without any training; (float model, its variables).
+    """Packs a float checkpoint of PyTorch; (float model, its variables).
 
-    Weight steps suit the high mode, input steps these images; every mode has the normalisation of
-    the float network.
+    Raises:
+      ValueError: no checkpoint of such a network.
     """
-    found = import_resnet(read_state(checkpoint))
+    network = {**import_resnet(read_state(checkpoint)).network, "mean": [*mean], "std": [*std]}
     example = Classification(images.shape[1:]).example
-    own = modes(low=LOW, high=HIGH)
-    network = {**found.network, "mean": [*mean], "std": [*std], **own.to_json()}
+    return _packed(network, out, images, load_trained(checkpoint, example))
+
+
+def pack_fresh(name: str, out: Path, images: np.ndarray, classes: int) -> tuple[Any, Any]:
+    """Packs a network with its first weights, for times alone; (float model, its variables)."""
+    return _packed({"name": name, "num_classes": classes}, out, images, None)
+
+
+def _packed(network: dict[str, Any], out: Path, images: np.ndarray, trained: Any) -> Any:
+    """Weight steps suit the high mode, input steps these images; every mode has the normalisation
+    of the float network."""
+    example, own = Classification(images.shape[1:]).example, modes(low=LOW, high=HIGH)
+    network = {**network, **own.to_json()}
     model = build_from(network)
     structure = structure_of(model, example)
-    fresh = initial_variables(model, example, 0)
-    variables, notes = start_from(load_trained(checkpoint, example), fresh, structure)
-    if notes:
-        raise ValueError(f"{checkpoint} does not fit: {notes[:3]}")
+    variables = initial_variables(model, example, 0)
+    if trained is not None:
+        variables, notes = start_from(trained, variables, structure)
+        if notes:
+            raise ValueError(f"a checkpoint that does not fit: {notes[:3]}")
     params = fit_weight_steps(variables["params"], structure, "high")
     for mode in own.default:
         params = _with_input_steps(model, {**variables, "params": params}, images, mode)
