@@ -26,7 +26,7 @@ DEPLOY = (
     {"__init__", "server"},
     {"predictor", "controller", "export", "generation"},
     {"integer", "planes", "pytorch"},
-    {"file", "cascade", "forms", "batching", "layer_widths"},
+    {"file", "cascade", "forms", "batching", "dispatch", "layer_widths"},
 )
 ROOT_IMPORTS = {"precision", "loading"}  # what `dual_precision.load` needs, and no more
 NOT_YET: set[str] = set()

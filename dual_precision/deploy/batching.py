@@ -11,19 +11,19 @@ import numpy as np
 def batches(count: int, sizes: Sequence[int]) -> list[int]:
     """Sizes of the batches that `count` rows run in; the last one is filled up.
 
-    The largest size as often as it fits; what is left goes into the next size above it where that
-    is filled by more than half, else into smaller ones.
+    The largest size as often as it fits; what is left goes into a size of its own, or into the next
+    one above it where that is filled by more than half, else into smaller ones.
 
     >>> batches(150, (1, 8, 64))
     [64, 64, 8, 8, 8]
-    >>> batches(40, (1, 8, 64))
-    [64]
+    >>> batches(40, (1, 8, 64)), batches(8, (1, 8, 12))
+    ([64], [8])
     """
     chosen = []
     while count > 0:
         below = [size for size in sizes if size <= count]
         above = [size for size in sizes if size > count]
-        fill = not below or (above and count > above[0] / 2)
+        fill = not below or (below[-1] != count and above and count > above[0] / 2)
         chosen.append(above[0] if fill else below[-1])
         count -= chosen[-1]
     return chosen

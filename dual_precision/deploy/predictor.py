@@ -191,8 +191,8 @@ class Predictor:
         """(output, what the mode keeps) of any number of rows, batch after batch."""
         total = row_count(rows)
         if total in self.batch_sizes:  # what is below takes longer than a small network
-            out = self._programs[name, use, total](kept or {}, rows)
-            return jax.tree.map(np.asarray, out)
+            output, found = self._programs[name, use, total](kept or {}, rows)
+            return np.array(output), jax.tree.map(np.asarray, found)
         parts, start = [], 0
         for size in batches(total, self.batch_sizes):
             part = slice(start, start + size)
@@ -204,15 +204,6 @@ class Predictor:
         if not parts:
             return np.zeros((0, *self.output.shape), self.output.dtype), {}
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def compute_in_calling_thread() -> None:
-    """Has XLA compute on CPUs in the thread that asks, before anything asks JAX for its devices.
-
-    Else another thread does, while this one could go on; to wake it takes a tenth of the time of a
-    request of one small image. For a process that does nothing but answer requests.
-    """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _chosen(info: PackedInfo, precisions: Sequence[str] | None) -> tuple[str, ...]:

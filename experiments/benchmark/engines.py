@@ -25,12 +25,12 @@ import numpy as np
 from dual_precision import data
 from dual_precision.data.arrays import Images
 from dual_precision.deploy import load_packed
+from dual_precision.deploy.dispatch import compute_in_calling_thread
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.export.onnx.file import EngineNetwork, save_onnx
 from dual_precision.deploy.export.onnx.floats import save_float_onnx
 from dual_precision.deploy.export.onnx.layers import INTEGER, VNNI
 from dual_precision.deploy.file.writer import check_replaceable
-from dual_precision.deploy.predictor import compute_in_calling_thread
 from experiments.benchmark import nibble_speed
 from experiments.benchmark.batch_sizes import SIZES, measure_batch_sizes
 from experiments.benchmark.comparison import (

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dual_precision.deploy.dispatch import compute_in_calling_thread
 from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark import plane_speed, switching
 from experiments.benchmark.cascade_accuracy import cascade_lines, check_cascade
@@ -24,6 +25,7 @@ def measure_inference(
     *, network: str, requests: int, repeats: int, steps: int | None = None, out: str | None = None
 ) -> None:
     """The sub-command `inference`; its arguments are the flags. Errors as `check_cascade`."""
+    compute_in_calling_thread()  # as a server does
     path = Path(network)
     if out:
         check_replaceable(out)

@@ -18,8 +18,8 @@ import numpy as np
 from dual_precision import data
 from dual_precision.data.catalog import lookup
 from dual_precision.data.provision.prepared import open_builder
+from dual_precision.deploy.dispatch import compute_in_calling_thread
 from dual_precision.deploy.file.packed import PackedFile
-from dual_precision.deploy.predictor import compute_in_calling_thread
 from experiments.deploy.trials import dataset_of
 
 SAMPLES = 24

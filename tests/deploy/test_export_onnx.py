@@ -99,6 +99,11 @@ def test_the_integer_form_is_integers_between_the_first_and_the_last_layer(tmp_p
     makers = {node.output[0]: node.op_type for node in graph.node}
     for node in products[1:]:
         assert [makers[given] for given in node.input] == ["DequantizeLinear"] * 3
+    for node in graph.node:
+        if node.op_type in ("Slice", "Pad"):  # of a shortcut
+            assert makers[node.input[0]] in ("QuantizeLinear", "Slice")
+    read = {given for node in graph.node for given in node.input}
+    assert all(node.output[0] in read or node.op_type == "Identity" for node in graph.node)
     # A rectifier before a quantizer of unsigned codes would be one more pass.
     assert [node.op_type for node in graph.node].count("Relu") <= 1
 

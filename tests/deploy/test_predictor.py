@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import logging
 import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -59,12 +61,37 @@ def wanted(path, images):
 
 
 @pytest.mark.parametrize("precision", ["low", "high"])
-@pytest.mark.parametrize("count", [0, 1, 3, 10])
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
 def test_logits_are_those_of_the_model(predictor, wanted, images, precision, count):
     got = predictor.predict(images[:count], precision)
     assert got.dtype == np.float32
     assert got.shape == (count, 4)
+    assert got.flags.writeable  # an array of the caller
     np.testing.assert_allclose(got, wanted[precision][:count], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_computes(late):
+    """The calling thread; where it is too late for that, a line says so."""
+    code = f"""
+import threading, jax, numpy as np
+from dual_precision.deploy.dispatch import compute_in_calling_thread
+{"jax.devices()" if late else ""}
+could, own = compute_in_calling_thread(), threading.get_ident()
+
+def same(x):
+    return np.asarray(threading.get_ident() == own)
+
+def run(x):  # XLA never hands on programs of a few operations
+    return jax.pure_callback(same, jax.ShapeDtypeStruct((), bool), (x @ x).sum())
+
+print(could, jax.jit(run)(np.ones((300, 300), np.float32)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    could, same = done.stdout.split()
+    assert could == str(not late)
+    assert late or same == "True"  # too late, it is now this thread, now another
+    assert ("asked for its devices before" in done.stderr) == late
 
 
 def test_auto_follows_its_rule(predictor, images):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dual_precision.primitives.native import convolution as native
-from dual_precision.primitives.native.chain_steps import Step, in_few_passes
+from dual_precision.primitives.native.chain_steps import OPERATIONS, Step, in_few_passes
 from dual_precision.primitives.native.chains import Chain, Link, Sums, run_links
 
 KINDS = ("channels", "channels", "channels", "array", *["number"] * 4)
@@ -84,8 +84,7 @@ def test_the_same_bits(name, bits, channels):
             run(chain, bits, values) for chain in (steps, in_few_passes(steps, NUMBERS))
         )
         for a, b in zip(one_by_one, few, strict=True):
-            assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
+            same(a, b)
 
 
 @pytest.mark.skipif(not native.exact_bytes(255, 128), reason="no such kernel here")
@@ -97,7 +96,53 @@ def test_a_limit_of_nan_makes_all_of_nan(name, slot):
     values[slot + 1] = jnp.float32(jnp.nan)
     one_by_one, few = (run(chain, 8, values) for chain in (steps, in_few_passes(steps, NUMBERS)))
     for a, b in zip(one_by_one, few, strict=True):
-        np.testing.assert_array_equal(a, b)
+        same(a, b)
+
+
+def fused(*signs):
+    """a * b + c with one rounding, as float64 has it of such small numbers."""
+    return lambda a, b, c: (signs[0] * np.float64(a) * b + signs[1] * np.float64(c)).astype("f4")
+
+
+def larger(a, b):
+    return np.where((a > b) | np.isnan(a), a, b)
+
+
+def smaller(a, b):
+    return np.where((a < b) | np.isnan(a), a, b)
+
+
+OPERATIONS_ALONE = {
+    "multiply": np.multiply,
+    "add": np.add,
+    "subtract": np.subtract,
+    "max": larger,
+    "min": smaller,
+    "round": np.round,
+    "clamp": lambda a, low, high: smaller(larger(a, low), high),
+    "fused": fused(1, 1),
+    "fused minus": fused(1, -1),
+    "minus fused": fused(-1, 1),
+}
+
+
+@pytest.mark.skipif(not native.exact_bytes(255, 128), reason="no such kernel here")
+@pytest.mark.parametrize("name", OPERATIONS_ALONE)
+def test_each_operation_alone(name):
+    values = arrays(2, 16)
+    of = (0, GAIN, SHORTCUT)[: OPERATIONS[name]]
+    first = (Step("sums", 0), Step("float32", 1, (0,)))
+    sums, found = run((*first, Step(name, 10, of), Step("float32", 0, (10,))), 2, values)[::-1]
+    given = (sums, np.asarray(values[GAIN + 1]), np.asarray(values[SHORTCUT + 1]))
+    with np.errstate(invalid="ignore"):
+        same(found, OPERATIONS_ALONE[name](*given[: len(of)]))
+
+
+def same(a, b):
+    """The same numbers, zeros of the same sign, and NaN at the same places."""
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(np.signbit(a[a == 0]), np.signbit(b[b == 0]))
 
 
 def arrays(bits, channels):
@@ -121,7 +166,12 @@ def strange(values):
     odd = jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, -0.0, 0.0], jnp.float32)
     shortcut = values[SHORTCUT + 1].reshape(-1)
     shortcut = shortcut.at[:30].set(jnp.tile(odd, 6)).reshape(values[SHORTCUT + 1].shape)
-    return {**values, SHORTCUT + 1: shortcut, GAIN + 1: values[GAIN + 1].at[0].set(-0.0)}
+    more = {FACTOR: (1, jnp.inf), GAIN: (0, -0.0), SHIFT: (2, jnp.nan)}
+    rows = {
+        slot + 1: values[slot + 1].at[place % values[slot + 1].size].set(number)
+        for slot, (place, number) in more.items()
+    }
+    return {**values, **rows, SHORTCUT + 1: shortcut}
 
 
 def run(steps, bits, values):

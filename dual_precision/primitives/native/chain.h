@@ -45,7 +45,8 @@ struct Values {
 
 constexpr int64_t kTile = 512;            // numbers of a tile, if a pixel has no more
 constexpr int64_t kChunk = 1 << 20;       // bytes of what images have that go through together
-constexpr size_t kMostKept = 1024;        // kernels
+constexpr size_t kMostKept = size_t{1} << 29;   // bytes of kernels in layout
+constexpr size_t kLargeFloats = size_t{1} << 18;  // bytes of a kernel that is laid out at each call
 
 // A kernel as it is given. `bits` of its codes, 0 of float32; those of 8 stand for themselves, as
 // 2 code + 1 is no int8: see sum_windows.
@@ -58,7 +59,8 @@ struct Weights {
 
 // Weights in the layout of a program. They are kept with what they were made of, and compared with
 // that: to bring them there takes longer than the convolution of an image. Fixed codes are not
-// compared where they stand at the same place: that of one program, which keeps its array.
+// compared where they stand at the same place: that of one program, which keeps its array. Nobody
+// says when a program is gone: past a bound all are dropped.
 struct Ordered {
   const char* from;
   std::vector<char> plain;
@@ -69,6 +71,7 @@ struct Ordered {
 inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const Weights& w) {
   static std::mutex mutex;
   static std::map<std::pair<const Convolution*, int64_t>, std::shared_ptr<const Ordered>> kept;
+  static size_t bytes = 0;  // of all
   const std::pair key(&program, w.tag);
   std::shared_ptr<const Ordered> found;
   {
@@ -91,7 +94,11 @@ inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const 
   else
     std::memcpy(made->inner, weights.data(), w.bytes);
   const std::lock_guard<std::mutex> lock(mutex);
-  if (kept.size() >= kMostKept) kept.clear();
+  if (bytes > kMostKept) {
+    kept.clear();
+    bytes = 0;
+  }
+  bytes += w.bytes + program.ordered_size();
   kept[key] = made;
   return made;
 }
@@ -160,6 +167,8 @@ struct Link {
     const auto program = bits ? convolution(kForward, own, {type::u8, type::s8, type::s32})
                               : convolution(kForward, own, {type::f32, type::f32, type::f32});
     const auto bytes = static_cast<size_t>(weights());
+    if (!bits && bytes > kLargeFloats)
+      return program->run(const_cast<char*>(from), values.arguments[kernel.at], sums);
     const Weights own_weights{values.arguments[kernel.at], bytes, bits, shift, tag, bits && fixed};
     program->forward(from, ordered(*program, own_weights)->inner, sums);
   }

@@ -172,7 +172,7 @@ class Arrays:
         return self.graph.node("Slice", x, *map(self.graph.constant, (starts, stops, axes, steps)))
 
     def _pad(self, eqn: Any, x: str | None = None, zero: str | None = None) -> str:
-        """A padding of x, whose 0 is this; of zeros, where `zero` is given."""
+        """A padding; with `zero`, the tensor of the 0 of codes x, in the place of a 0 of floats."""
         x = x or self.tensor(eqn.invars[0])
         fill = self._known(eqn.invars[1])
         config = [tuple(map(int, part)) for part in eqn.params["padding_config"]]

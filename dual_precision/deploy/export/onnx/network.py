@@ -178,10 +178,8 @@ class OnnxNetwork(Arrays):
             x = self.tensor(var)
             known = ranges.get(part.path) if part.path in self.structure.norms else None
             return x if known is None else as_codes(self.graph, x, in_range(*known))
-        for path in self.steps.users.get(var, ()):
-            seen = self.seen(path) if path in self.structure.layers else None
-            if seen is not None and seen.whole and not seen.signed:
-                return self._codes(var, seen)
+        if (seen := self._taker(var)) is not None:
+            return self._codes(var, seen)
         if (move := self._move(var)) is None:
             return self.tensor(var)
         moves = [move]
@@ -194,10 +192,18 @@ class OnnxNetwork(Arrays):
         codes, *own = made.input  # its 0 is exact, see in_range
         return self.graph.node("DequantizeLinear", self._moved(codes, moves, own[1]), *own)
 
+    def _taker(self, var: Any) -> Seen | None:
+        """How a layer sees what it takes in 8-bit codes without a sign; None: no layer does."""
+        for path in self.steps.users.get(self.steps.origin(var), ()):
+            seen = self.seen(path) if path in self.structure.layers else None
+            if seen is not None and seen.whole and not seen.signed:
+                return seen
+        return None
+
     def _move(self, var: Any) -> Any:
-        """What makes a variable that no layer takes by moving numbers, or zeros around; or None."""
-        var = self.steps.origin(var)
-        eqn = None if self.steps.users.get(var) else self.steps.made.get(var)
+        """What makes a variable by moving numbers, or with zeros around, if no layer has codes of
+        it; else None."""
+        eqn = None if self._taker(var) else self.steps.made.get(self.steps.origin(var))
         if eqn is None or eqn.primitive.name not in ("slice", "pad"):
             return None
         fill = self._known(eqn.invars[1]) if eqn.primitive.name == "pad" else np.zeros(())
