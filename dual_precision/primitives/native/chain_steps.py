@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 # The order of tiles.h, and how many slots each reads: a * b, a + b, a - b, max, min, round to even,
 # min(max(a, b), c), a * b + c, a * b - c, c - a * b with one rounding each; the sums, as float32;
-# then those of RUNS among the results, which come last.
+# then those of FUSIONS; the results come last.
 OPERATIONS = {
     **dict.fromkeys(("multiply", "add", "subtract", "max", "min"), 2),
     **{"round": 1, "clamp": 3, "fused": 3, "fused minus": 3, "minus fused": 3},
@@ -24,7 +24,7 @@ MOST_READ = max(OPERATIONS.values())
 RESULTS = ("float32", "uint8")
 
 
-class Run(NamedTuple):
+class Fusion(NamedTuple):
     """Operations that follow each other, the one that does them all, and which of the slots that
     this one reads are numbers: all behind the first few."""
 
@@ -34,11 +34,11 @@ class Run(NamedTuple):
 
 
 _ROUNDED = ("multiply", "round", "max", "min", "uint8")
-RUNS = (
-    Run(("max", *_ROUNDED), "codes of max", 1),
-    Run(_ROUNDED, "codes", 1),
-    Run(("sums", "multiply", "fused"), "normalized sums", 3),
-    Run(("add", "max"), "add max", 2),
+FUSIONS = (
+    Fusion(("max", *_ROUNDED), "codes of max", 1),
+    Fusion(_ROUNDED, "codes", 1),
+    Fusion(("sums", "multiply", "fused"), "normalized sums", 3),
+    Fusion(("add", "max"), "add max", 2),
 )
 # Where the order of what is read is free: the other operations carry a value in the first place.
 _FREE = {"multiply": 2, "add": 2, "fused": 2}
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 
 def in_few_passes(steps: Sequence[Step], numbers: Container[int]) -> tuple[Step, ...]:
-    """The steps, and one in the place of each of RUNS; every slot is written by one step.
+    """The steps, and one in the place of each of FUSIONS; every slot is written by one step.
 
     Args:
       numbers: slots of operands that are one number.
@@ -68,10 +68,10 @@ def in_few_passes(steps: Sequence[Step], numbers: Container[int]) -> tuple[Step,
     for step in reversed(steps):
         if step.operation not in RESULTS and step.to in gone:
             continue
-        for run in RUNS:
-            before = _before(step, run, makers, reads)
-            whole = before and _together(run, [*before, step])
-            if whole and all(slot in numbers for slot in whole.of[run.numbers_from :]):
+        for fusion in FUSIONS:
+            before = _before(step, fusion, makers, reads)
+            whole = before and _together(fusion, [*before, step])
+            if whole and all(slot in numbers for slot in whole.of[fusion.numbers_from :]):
                 gone.update(one.to for one in before or ())
                 step = whole
                 break
@@ -80,14 +80,14 @@ def in_few_passes(steps: Sequence[Step], numbers: Container[int]) -> tuple[Step,
 
 
 def _before(
-    step: Step, run: Run, makers: dict[int, Step], reads: Counter[int]
+    step: Step, fusion: Fusion, makers: dict[int, Step], reads: Counter[int]
 ) -> list[Step] | None:
-    """The steps of a run that ends in this one, without it; None: it ends in no such run.
+    """The steps of a fusion that ends in this one, without it; None: it ends in no such one.
 
     Each of them is read by the next one alone. Of max(a, b) the sign of a zero depends on which is
-    first: the value comes first, or the run gives codes, which have no such sign.
+    first: the value comes first, or codes come out, which have no such sign.
     """
-    *names, last = run.operations
+    *names, last = fusion.operations
     if step.operation != last:
         return None
     found: list[Step] = []
@@ -103,9 +103,9 @@ def _before(
     return found[::-1]
 
 
-def _together(run: Run, steps: Sequence[Step]) -> Step:
+def _together(fusion: Fusion, steps: Sequence[Step]) -> Step:
     """What the first one reads, then what each of the others reads besides the one before it."""
     of = list(steps[0].of)
     for before, step in itertools.pairwise(steps):
         of += [slot for slot in step.of if slot != before.to]
-    return Step(run.together, steps[-1].to, tuple(of))
+    return Step(fusion.together, steps[-1].to, tuple(of))
