@@ -16,7 +16,13 @@ import pytest
 from flax import linen as nn
 
 from dual_precision.deploy import inspect_packed
-from experiments.benchmark import cascade_accuracy, inference_peers, plane_speed, switching
+from experiments.benchmark import (
+    cascade_accuracy,
+    cascade_speed,
+    inference_peers,
+    plane_speed,
+    switching,
+)
 from experiments.benchmark.comparison import judge_bars
 from experiments.benchmark.inference import measure_inference
 
@@ -225,3 +231,18 @@ def test_the_command_refuses():
     assert done.stderr.startswith("error: ")
     assert "nowhere.st" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_cascade_is_timed_beside_both_modes(monkeypatch):
+    monkeypatch.setattr(cascade_speed, "SIZES", (1, 2))
+    monkeypatch.setattr(cascade_speed, "IMAGES", 4)
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    loaded = SimpleNamespace(test=SimpleNamespace(images=images))
+    monkeypatch.setattr(cascade_speed.data, "load", lambda name: loaded)
+    rows, lines = cascade_speed.cascade_times(NETWORK, "cifar10", 1)
+    assert [row["way"] for row in rows] == ["low", "auto", "high"]
+    assert all({"images_1", "images_2"} <= row.keys() for row in rows)
+    assert [line.split(" x as fast")[0].rsplit(" ", 1)[0] for line in lines] == [
+        "cascade, 1 images a request:",
+        "cascade, 2 images a request:",
+    ]
