@@ -78,6 +78,7 @@ def test_of_integers_only_the_gradient_is_rounded():
         assert (jnp.abs(rounded - right) <= 2.0**-8 * size).all()
 
 
+@needs_library
 def test_a_network_knows_who_computes():
     x, w, _ = operands(*SHAPES[0])
     text = str(jax.make_jaxpr(lambda x, w: conv2d(x, w, 1))(x, w))
