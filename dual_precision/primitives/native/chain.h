@@ -43,10 +43,10 @@ struct Values {
   }
 };
 
-constexpr int64_t kTile = 512;            // numbers of a tile, if a pixel has no more
-constexpr int64_t kChunk = 1 << 20;       // bytes of what images have that go through together
-constexpr size_t kMostKept = size_t{1} << 29;   // bytes of kernels in layout
-constexpr size_t kLargeFloats = size_t{1} << 18;  // bytes of a kernel that is laid out at each call
+constexpr int64_t kTile = 512;                    // numbers of a tile, if a pixel has no more
+constexpr int64_t kChunk = 1 << 20;               // bytes of what images have that go together
+constexpr size_t kMostKept = size_t{1} << 29;     // bytes of kernels in layout
+constexpr size_t kLargeFloats = size_t{1} << 18;  // bytes of one that is laid out at each call
 
 // A kernel as it is given. `bits` of its codes, 0 of float32; those of 8 stand for themselves, as
 // 2 code + 1 is no int8: see sum_windows.
