@@ -1,6 +1,6 @@
 """Requests of several images: a Predictor beside ONNX Runtime, in turns; part of `engines`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from dual_precision.deploy import Predictor
 from dual_precision.deploy.export.onnx.file import EngineNetwork
 from experiments.benchmark.comparison import Bar, judge_bars, median_and_range
 from experiments.benchmark.timing import time_rounds, timed_request
+from experiments.figures.tables import markdown_table
 
 SIZES = (1, 8, 64)
 OURS = ("high", "low")
@@ -19,6 +20,16 @@ STEPS_OF_ONE = 8  # images of all requests of a round, for each step: large batc
 BARS = {1: (0.8, 1.2), 64: (1.0, 1.5)}
 
 Row = dict[str, Any]
+
+
+def sizes_table(rows: Sequence[Row], sizes: Sequence[int], key: str) -> str:
+    """Markdown of rows that have "images_SIZE" for each of these sizes of a request.
+
+    Args:
+      key: of the first column, and its title.
+    """
+    columns = [(f"images_{size}", f"ms, {size} images", "{}") for size in sizes]
+    return markdown_table(rows, [(key, key, "{}"), *columns], left=[key])
 
 
 def measure_batch_sizes(

@@ -3,21 +3,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dual_precision import data
 from dual_precision.deploy import Predictor
 from dual_precision.deploy.predictor import AUTO
+from experiments.benchmark.batch_sizes import SIZES, Row, sizes_table
 from experiments.benchmark.comparison import median_and_range, speed_ratio
 from experiments.benchmark.timing import time_rounds, timed
-from experiments.figures.tables import markdown_table
 
-SIZES = (1, 8, 64)
 IMAGES = 512  # of the test set: as many are escalated as in use
-
-Row = dict[str, Any]
 
 
 def cascade_times(path: Path, dataset: str, repeats: int) -> tuple[list[Row], list[str]]:
@@ -39,9 +35,7 @@ def cascade_times(path: Path, dataset: str, repeats: int) -> tuple[list[Row], li
             table[way][f"images_{size}"] = median_and_range(found, 2)
         ratio = speed_ratio(times, AUTO, ways[-1])
         lines.append(f"cascade, {size} images a request: {ratio:.2f} x as fast as high alone")
-    columns = [("way", "ms a request", "{}")]
-    columns += [(f"images_{size}", f"{size} images", "{}") for size in SIZES]
-    print(f"\n{markdown_table([*table.values()], columns, left=['way'])}\n", flush=True)
+    print(f"\n{sizes_table([*table.values()], SIZES, 'way')}\n", flush=True)
     return [*table.values()], lines
 
 

@@ -32,7 +32,7 @@ from dual_precision.deploy.export.onnx.floats import save_float_onnx
 from dual_precision.deploy.export.onnx.layers import INTEGER, VNNI
 from dual_precision.deploy.file.writer import check_replaceable
 from experiments.benchmark import nibble_speed
-from experiments.benchmark.batch_sizes import SIZES, measure_batch_sizes
+from experiments.benchmark.batch_sizes import SIZES, measure_batch_sizes, sizes_table
 from experiments.benchmark.comparison import (
     Bar,
     judge_bars,
@@ -111,8 +111,7 @@ def measure_sizes(
 ) -> dict[str, Any]:
     """Prints, and gives, what `measure_batch_sizes` found."""
     rows, lines = measure_batch_sizes(packed, own, images, rounds, name)
-    columns = [(f"images_{size}", f"ms, {size} images", "{}") for size in SIZES]
-    print(f"\n{name}\n\n{markdown_table(rows, [_COLUMNS[0], *columns], left=['program'])}\n")
+    print(f"\n{name}\n\n{sizes_table(rows, SIZES, 'program')}\n")
     print(*(f"- {line}" for line in lines), sep="\n", flush=True)
     return {"rows": rows, "bars": lines}
 

@@ -12,8 +12,11 @@ from dual_precision.primitives.native.chains import Chain, Link, Sums, run_links
 KINDS = ("channels", "channels", "channels", "array", *["number"] * 4)
 FACTOR, GAIN, SHIFT, SHORTCUT, ZERO, STEP, LOW, HIGH = range(1, 9)  # slots
 NUMBERS = {ZERO, STEP, LOW, HIGH}
-NORMALIZED = (Step("sums", 0), Step("multiply", 9, (0, FACTOR)))
-NORMALIZED = (*NORMALIZED, Step("fused", 10, (GAIN, 9, SHIFT)))
+NORMALIZED = (
+    Step("sums", 0),
+    Step("multiply", 9, (0, FACTOR)),
+    Step("fused", 10, (GAIN, 9, SHIFT)),
+)
 
 
 def rounded(start, source):
