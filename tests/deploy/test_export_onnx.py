@@ -98,7 +98,7 @@ def test_the_integer_form_is_integers_between_the_first_and_the_last_layer(tmp_p
     products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     makers = {node.output[0]: node.op_type for node in graph.node}
     for node in products[1:]:
-        assert [makers[given] for given in node.input] == ["DequantizeLinear"] * 3
+        assert [makers[given] for given in node.input] == ["DequantizeLinear"] * len(node.input)
     for node in graph.node:
         if node.op_type in ("Slice", "Pad"):  # of a shortcut
             assert makers[node.input[0]] in ("QuantizeLinear", "Slice")
@@ -232,7 +232,7 @@ def test_what_is_not_exported_is_said(tmp_path):
     model = Odd(modes(high="w8a8"), how=lambda x: jnp.sort(x, axis=-1))
     structure = structure_of(model, example)
     steps = trace_steps(model, structure, example)
-    network = OnnxNetwork(Graph(), steps, structure, {"params": {}}, "high", None)
+    network = OnnxNetwork(Graph(), steps, structure, {"params": {}}, "high")
     with pytest.raises(ValueError, match="the network computes 'sort' between its layers: expect"):
         network.tensor(steps.parts[steps.output].source)
     with pytest.raises(ValueError, match="a network of 2 inputs and 1 outputs: expected one array"):

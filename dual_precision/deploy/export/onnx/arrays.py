@@ -113,7 +113,29 @@ class Arrays:
             return self.graph.node("Relu", self.tensor(left))
         if name in _SUMS and (made := self._sum(eqn)) is not None:
             return made
-        return self.graph.node(_BINARY[name], *map(self.tensor, eqn.invars))
+        if name == "div" and (made := self._mean(eqn)) is not None:
+            return made
+        return self.graph.node(_BINARY[name], *self._operands(eqn))
+
+    def _operands(self, eqn: Any) -> list[str]:
+        return [self.tensor(var) for var in eqn.invars]
+
+    def _mean(self, eqn: Any) -> str | None:
+        """A sum over all pixels that is divided by their number, as what engines know; else
+        None."""
+        total, count = self.steps.made.get(self.steps.origin(eqn.invars[0])), eqn.invars[1]
+        if total is None or total.primitive.name != "reduce_sum":
+            return None
+        shape, number = total.invars[0].aval.shape, self._known(count)
+        if len(shape) != 4 or tuple(total.params["axes"]) != (1, 2) or number is None:
+            return None
+        if number.size != 1 or number.item() != shape[1] * shape[2]:
+            return None
+        return self.graph.node("Flatten", self._pooled(total.invars[0], eqn.outvars[0]))
+
+    def _pooled(self, var: Any, mean: Any) -> str:
+        """The mean [N, C, 1, 1] over the pixels of an array."""
+        return self.graph.node("GlobalAveragePool", self.tensor(var))
 
     def _convert_element_type(self, eqn: Any) -> str:
         x, dtype = self.tensor(eqn.invars[0]), np.dtype(eqn.params["new_dtype"])

@@ -22,9 +22,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.export.extras import needed
+from dual_precision.deploy.export.onnx.coded import Ranges
 from dual_precision.deploy.export.onnx.graph import OLD_OPSET, OPSET, Graph
 from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, NIBBLES, PLAIN, VNNI
-from dual_precision.deploy.export.onnx.network import OnnxNetwork, Ranges
+from dual_precision.deploy.export.onnx.network import OnnxNetwork
 from dual_precision.deploy.export.onnx.steps import trace_steps
 from dual_precision.deploy.export.onnx.switched import WIDE, Switched
 from dual_precision.deploy.export.onnx.traced import TracedNetwork, trace_mode
@@ -95,7 +96,7 @@ def save_onnx(
         ranges = None
         if calibration is not None and runs_on_integers(structure, name):
             ranges = ranges_of(model, variables, structure, calibration, name)
-        network = OnnxNetwork(graph, steps, structure, integers, name, form, ranges)
+        network = OnnxNetwork(graph, steps, structure, integers, name, ranges, form)
         outputs[name] = network.output()
     write_graph(path, graph, shape, example, outputs, names)
 

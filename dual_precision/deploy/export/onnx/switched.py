@@ -38,7 +38,7 @@ class Switched(Arrays):
     ) -> None:
         super().__init__(graph, steps)
         self._branches = [
-            _Branch(graph, steps, structure, integers, mode, NIBBLES, around=self)
+            _Branch(graph, steps, structure, integers, mode, form=NIBBLES, around=self)
             for mode in precisions
         ]
         self._structure = structure
