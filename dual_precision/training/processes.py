@@ -101,6 +101,7 @@ def join(group: Group) -> None:
             shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
             coordinator_bind_address=group.coordinator if loopback else None,
         )
+        _cut_sums_alike()
         jax.devices()  # the processes tell each other theirs
     except (RuntimeError, ValueError) as error:
         if "before" in str(error):
@@ -135,6 +136,23 @@ def _sum_at(host: str) -> None:
         return xla_bridge.make_cpu_client(sums)
 
     register_backend_factory("cpu", client, fail_quietly=False)
+
+
+def _cut_sums_alike() -> None:
+    """Gives XLA's CPU client as many threads as one process with all virtual devices has.
+
+    It cuts a long sum into as many parts as it has threads, at least one for each of its devices:
+    with four of them the bits would be others than with eight. `NPROC`, which it reads, may be set
+    by hand.
+    """
+    from jax._src.distributed import global_state
+
+    virtual = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    own = jax.config.values["jax_num_cpu_devices"]  # -1: not said
+    devices = own if own > 0 else int(virtual[1]) if virtual else 1
+    if devices > 1:
+        threads = max(devices * (global_state.num_processes or 1), os.cpu_count() or 1)
+        os.environ.setdefault("NPROC", str(threads))
 
 
 def has_joined() -> bool:
