@@ -151,7 +151,7 @@ def plane_product(
         raise ValueError(f"form {form!r}: expected one of {list(ways)}")
     if x.shape[0] == 0:
         return jnp.zeros((0, words.shape[2]), jnp.float32)
-    given = (x, words, scales, jnp.stack(grid) if grid is not None else jnp.zeros(0, jnp.float32))
+    given = (x, words, scales, *_step_and_ends(grid))
     if form is not None:
         return ways[form](*given)
     few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.has_triton()
@@ -160,7 +160,7 @@ def plane_product(
 
 
 def _ways(planes: int, activations: int) -> dict[str, Callable[..., jax.Array]]:
-    """Form -> the product of (x, words, scales, grid)."""
+    """Form -> the product of (x, words, scales, step, ends)."""
     ways: dict[str, Callable[..., jax.Array]] = {
         "xla": partial(_product, dot=plane_dot),
         "native": native.plane_product_native,
@@ -180,13 +180,23 @@ def _check_operands(x: jax.Array, words: jax.Array, scales: jax.Array, planes: i
         )
 
 
-def _product(x, words, scales, grid, *, planes: int, activations: int, dot: Callable) -> jax.Array:
-    if grid.size:
-        codes = uniform_code(x, *grid)
+def _step_and_ends(grid: InputGrid | None) -> tuple[jax.Array, jax.Array]:
+    """[1] and [2], or [0] each: apart, because the ends are constants of a program; put together
+    with the step they would be a small program of their own before each product."""
+    if grid is None:
+        return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
+    return grid.step.reshape(1), jnp.stack([grid.low, grid.top])
+
+
+def _product(
+    x, words, scales, step, ends, *, planes: int, activations: int, dot: Callable
+) -> jax.Array:
+    if step.size:
+        codes = uniform_code(x, step[0], ends[0], ends[1])
         sums = dot(codes.astype(jnp.int8), words, planes).astype(jnp.float32)
         lost = jnp.any(jnp.isnan(x), axis=1, keepdims=True)
-        return sums * ((0.5 * scales[planes - 1][None]) * jnp.where(lost, jnp.nan, grid[0]))
-    digits, step = fixed_point(x, activations)
+        return sums * ((0.5 * scales[planes - 1][None]) * jnp.where(lost, jnp.nan, step[0]))
+    digits, own = fixed_point(x, activations)
     count, rows, inputs = digits.shape
     # Digits are rows of one product: the weights are read once for all of them.
     sums = dot(digits.reshape(count * rows, inputs), words, planes)
@@ -194,7 +204,7 @@ def _product(x, words, scales, grid, *, planes: int, activations: int, dot: Call
     y = parts[count - 1]
     for d in reversed(range(count - 1)):
         y = y * 2**DIGIT + parts[d]
-    return y * (0.5 * step) * scales[planes - 1][None]
+    return y * (0.5 * own) * scales[planes - 1][None]
 
 
 @partial(jax.jit, static_argnames="planes")

@@ -3,7 +3,8 @@
 //   x      float  [batch, inputs]
 //   planes uint32 [bits, words, outputs], most significant first; the first n are read
 //   scales float  [bits, outputs]
-//   grid   float  [3], step, smallest and largest code of x; or [0], where each row has its own step
+//   step   float  [1], of x; or [0], where each row has its own step
+//   ends   float  [2], smallest and largest code of x; or [0]
 //   y      float  [batch, outputs]
 //
 // One call, from floats to floats, because XLA takes longer to start the ten small programs of the
@@ -148,9 +149,10 @@ WITH_VNNI float fixed_point(const float* x, int64_t inputs, int count, int8_t* d
 
 // The codes of one row on a grid that is given, see ste.uniform_code; returns the step, or NaN where
 // an input is one.
-WITH_VNNI float on_grid(const float* x, int64_t inputs, const float* grid, int8_t* codes) {
-  const __m512 inverse = _mm512_set1_ps(1.0f / grid[0]);
-  const __m512 low = _mm512_set1_ps(grid[1]), top = _mm512_set1_ps(grid[2]);
+WITH_VNNI float on_grid(const float* x, int64_t inputs, float step, const float* ends,
+                        int8_t* codes) {
+  const __m512 inverse = _mm512_set1_ps(1.0f / step);
+  const __m512 low = _mm512_set1_ps(ends[0]), top = _mm512_set1_ps(ends[1]);
   __mmask16 no_number = 0;
   for (int64_t k = 0; k < inputs; k += kLanes) {
     const __mmask16 valid =
@@ -161,7 +163,7 @@ WITH_VNNI float on_grid(const float* x, int64_t inputs, const float* grid, int8_
     const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(ratio, low), top));
     _mm512_mask_cvtepi32_storeu_epi8(codes + k, valid, code);
   }
-  return no_number ? std::numeric_limits<float>::quiet_NaN() : grid[0];
+  return no_number ? std::numeric_limits<float>::quiet_NaN() : step;
 }
 
 // y = scale * step / 2 * sum_d 256^d sum_d, of one row; sums are [digits, batch, width].
@@ -210,17 +212,18 @@ class Scratch {
 
 ffi::Error plane_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                          ffi::Buffer<ffi::U32> words_of, ffi::Buffer<ffi::F32> scales,
-                         ffi::Buffer<ffi::F32> grid, ffi::ResultBuffer<ffi::F32> y, int64_t n, int64_t digits) {
+                         ffi::Buffer<ffi::F32> step, ffi::Buffer<ffi::F32> ends,
+                         ffi::ResultBuffer<ffi::F32> y, int64_t n, int64_t digits) {
   const auto xs = x.dimensions(), ps = words_of.dimensions(), ss = scales.dimensions();
   const auto ys = y->dimensions();
   if (xs.size() != 2 || ps.size() != 3 || ss.size() != 2 || ys.size() != 2 || n < 1 || n > 8 ||
       n > ps[0] || n > ss[0] || ss[1] != ps[2] || digits < 1 || digits > 4 ||
-      grid.dimensions().size() != 1 ||
-      (grid.dimensions()[0] != 0 && (grid.dimensions()[0] != 3 || digits != 1)) ||
+      step.element_count() > 1 || ends.element_count() != 2 * step.element_count() ||
+      (step.element_count() && digits != 1) ||
       (xs[1] + 31) / 32 != ps[1] || xs[1] > kMostInputs || ys[0] != xs[0] || ys[1] != ps[2])
     return ffi::Error::InvalidArgument("plane_product: shapes that do not fit");
   const int64_t batch = xs[0], inputs = xs[1], words = ps[1], outputs = ps[2];
-  const float* given = grid.dimensions()[0] ? grid.typed_data() : nullptr;
+  const bool given = step.element_count() > 0;
   const int64_t rows = tiled(batch * digits), width = words * 32;
   const int64_t vectors = (outputs + kLanes - 1) / kLanes;
   const int64_t sums_size = rows * vectors * kLanes, registers_size = vectors * kMostRegisters;
@@ -240,7 +243,7 @@ ffi::Error plane_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   for (int64_t b = 0; b < batch; ++b) {
     const float* row = x.typed_data() + b * inputs;
     int8_t* own = plain + b * width;
-    steps[b] = given ? on_grid(row, inputs, given, own)
+    steps[b] = given ? on_grid(row, inputs, *step.typed_data(), ends.typed_data(), own)
                      : fixed_point(row, inputs, count, own, batch * width);
   }
   pack(plain, bits, rows, words, packed, totals);
@@ -275,6 +278,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dual_precision_plane_product, plane_product,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()

@@ -29,7 +29,8 @@ def plane_product_native(
     x: jax.Array,
     words: jax.Array,
     scales: jax.Array,
-    grid: jax.Array,
+    step: jax.Array,
+    ends: jax.Array,
     planes: int,
     activations: int,
 ) -> jax.Array:
@@ -42,7 +43,9 @@ def plane_product_native(
         raise ValueError(f'there is no compiled kernel here, {_why_not()}: take form="xla"')
     result = jax.ShapeDtypeStruct((x.shape[0], words.shape[2]), jnp.float32)
     call = jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")
-    return call(x, words, scales, grid, planes=np.int64(planes), digits=np.int64(activations // 8))
+    return call(
+        x, words, scales, step, ends, planes=np.int64(planes), digits=np.int64(activations // 8)
+    )
 
 
 def available() -> bool:
