@@ -18,13 +18,20 @@ import numpy as np
 from dual_precision import modes
 from dual_precision.deploy import Generator
 from dual_precision.deploy.generation.drafting import DraftCosts
-from dual_precision.deploy.generation.programs import MOST_ROWS, Choice, round_of_drafts, step
+from dual_precision.deploy.generation.programs import (
+    MOST_ROWS,
+    TOGETHER,
+    Choice,
+    plain_bytes,
+    round_of_drafts,
+)
 from dual_precision.models import build
 from dual_precision.primitives.bitserial import plane_product
 from experiments.benchmark.timing import time_rounds, timed_request
 
 STEPS = 20
 VERIFIED = (2, 3, 4, MOST_ROWS)  # rows of a pass of high, as rounds of 1, 2, 3 and 7 drafts have
+LOW, HIGH = (f"{mode}, a byte of {TOGETHER} in one program" for mode in ("low", "high"))
 PROMPT = b"It is a truth universally acknowledged"
 
 
@@ -38,8 +45,10 @@ def measure_language(
     """The sub-command `language`: prints a table of milliseconds and ratios to high."""
     generator = Generator(decoder) if decoder else random_generator()
     programs: dict[str, Callable[[], object]] = {
-        "low, one byte": one_byte(generator, generator.low),
-        "high, one byte": one_byte(generator, generator.high),
+        LOW: some_bytes(generator, generator.low, TOGETHER),
+        HIGH: some_bytes(generator, generator.high, TOGETHER),
+        "low, one byte by itself": some_bytes(generator, generator.low, 1),
+        "high, one byte by itself": some_bytes(generator, generator.high, 1),
         "high, products alone": products_alone(generator, generator.high),
         "low, products alone": products_alone(generator, generator.low),
         **{f"{rows} rows in high": rows_at_once(generator, rows) for rows in VERIFIED},
@@ -50,10 +59,11 @@ def measure_language(
         programs["PyTorch dynamic int8, products alone"] = peer
     count = steps or STEPS
 
-    def request(run: Callable[[], object]) -> Callable[[], float]:
-        return lambda: timed_request(run, count)
+    def request(name: str) -> Callable[[], float]:
+        run, each = programs[name], TOGETHER if name in (LOW, HIGH) else 1
+        return lambda: timed_request(run, count) / each
 
-    times = time_rounds({name: request(run) for name, run in programs.items()}, repeats)
+    times = time_rounds({name: request(name) for name in programs}, repeats)
     print(table_of(times))
     print(f"\n{generator.weights:,} weights on planes: {costs_of(times)}")
     if out:
@@ -62,7 +72,7 @@ def measure_language(
 
 def table_of(times: dict[str, list[float]]) -> str:
     """Markdown: milliseconds, and the ratio of the time of high to each, medians of the rounds."""
-    high = np.array(times["high, one byte"])
+    high = np.array(times[HIGH])
     lines = ["| what | ms | high / it |", "|---|---|---|"]
     for name, found in times.items():
         ratio = float(np.median(high / np.array(found)))
@@ -73,9 +83,9 @@ def table_of(times: dict[str, list[float]]) -> str:
 def costs_of(times: dict[str, list[float]]) -> DraftCosts:
     """What drafting costs by these times; 5 to 7 rows run as 8 do.
 
-    Low costs less in a round than by itself, where a program is started and fetched for each byte.
+    Low costs less in a round than in a program of its own, where its bytes are fetched.
     """
-    high = np.array(times["high, one byte"])
+    high = np.array(times[HIGH])
 
     def share(name: str) -> float:
         return round(float(np.median(np.array(times[name]) / high)), 2)
@@ -116,14 +126,16 @@ def _again(generator: Generator, run: Callable[[Any, Any], tuple[Any, Any]]) -> 
     return request
 
 
-def one_byte(generator: Generator, mode: str) -> Callable[[], None]:
-    """One byte of a mode, from the last one to the next on the host."""
-    choice = _greedy()
+def some_bytes(generator: Generator, mode: str, count: int) -> Callable[[], None]:
+    """So many bytes of a mode in one program, from the last one to the next on the host."""
+    choice, number = _greedy(), np.int32(count)
 
     def run(token: Any, cache: Any) -> tuple[Any, Any]:
-        return step(
-            generator.variables, token, cache, choice, model=generator.model, precision=mode
-        )
+        found, _, after = plain_bytes(
+            generator.variables, token, cache, choice, number,
+            model=generator.model, precision=mode,
+        )  # fmt: skip
+        return found, after
 
     return _again(generator, run)
 

@@ -103,7 +103,7 @@ def test_from_a_packed_file_in_parts(tmp_path):
     save_packed(tmp_path / "net.safetensors", model, variables, NETWORK, EXAMPLE)
     own = Generator(tmp_path / "net.safetensors")
     parts = [*own.stream(PROMPTS[4], 12, precision="high")]
-    assert [len(part) for part in parts] == [1] * 12
+    assert [len(part) for part in parts] == [8, 4]
     assert [b"".join(parts)] == alone("kernel", PROMPTS[4:5], 0.0)
 
 
@@ -112,7 +112,7 @@ def test_drafts_that_do_not_pay_are_left():
     assert rule.drafts() > 1
     for _ in range(40):
         rule.saw(1, [0])
-    assert [rule.drafts() for _ in range(17)] == [0] * 16 + [1]
+    assert [rule.drafts() for _ in range(3)] == [0, 0, 1]
     for _ in range(80):
         rule.saw(7, [7])
     assert rule.drafts() == 7

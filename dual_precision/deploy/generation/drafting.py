@@ -7,7 +7,7 @@ import numpy as np
 
 CHOICES = (1, 2, 3, 7)  # drafts whose rows fill a tile: 2, 3, 4 and 8
 _MEMORY = 0.9  # share of the old agreement that a round leaves
-_TRY_AGAIN = 16  # plain bytes before a round is tried again
+_TRY_AGAIN = 2  # programs of plain bytes before a round is tried again
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,11 @@ from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, cost
 from dual_precision.deploy.generation.programs import (
     FILLED,
     MOST_ROWS,
+    TOGETHER,
     Choice,
     fill,
+    plain_bytes,
     round_of_drafts,
-    step,
 )
 from dual_precision.deploy.planes.mode_layers import ModeLayer, to_plane_layers
 from dual_precision.layers import KVCache
@@ -100,7 +101,7 @@ class Generator:
         return texts
 
     def stream(self, prompt: bytes, count: int, **how: Any) -> Iterator[bytes]:
-        """What comes behind one prompt, as soon as it is known; as `rounds`."""
+        """What comes behind one prompt, a few bytes at a time; as `rounds`."""
         for (part,) in self.rounds([prompt], count, **how):
             yield part
 
@@ -183,19 +184,21 @@ class Generator:
         while left.any():
             chosen = drafts.drafts() if isinstance(drafts, Adaptive) else drafts
             wanted = chosen if precision == DRAFT else 0
-            tally.passes += 1
             if wanted == 0:
-                token, cache = step(
-                    self.variables, token, cache, choice, model=self.model, precision=decides
-                )
-                found, counts = np.asarray(token)[:, None], np.ones(len(prompts), int)
+                most = min(TOGETHER, int(left.max()))
+                out, token, cache = plain_bytes(
+                    self.variables, token, cache, choice, np.int32(most),
+                    model=self.model, precision=decides,
+                )  # fmt: skip
+                found, counts = np.asarray(out), np.full(len(prompts), most)
+                tally.passes += most
             else:
                 both = {"low": self.low, "high": self.high}
                 out, kept, token, cache = round_of_drafts(
                     self.variables, token, cache, choice, model=self.model, drafts=wanted, **both
                 )
                 found, counts = np.asarray(out), np.asarray(kept)
-                tally.rounds += 1
+                tally.passes, tally.rounds = tally.passes + 1, tally.rounds + 1
                 tally.drafted += wanted * int((left > 0).sum())
                 tally.kept += int((counts - 1)[left > 0].sum())
                 if isinstance(drafts, Adaptive):

@@ -1,4 +1,4 @@
-"""The compiled programs of a generator: filling a cache, one byte, one round of drafts.
+"""The compiled programs of a generator: filling a cache, plain bytes, one round of drafts.
 
 A round of g drafts writes into one cache twice. The low mode goes on byte by byte and leaves its
 own keys and values; then one pass of the high mode over the g + 1 rows writes its own over them,
@@ -21,6 +21,7 @@ from dual_precision.primitives.attention import row_by_row
 
 MOST_ROWS = 8  # of a pass: what a tile of the kernel holds
 FILLED = 32  # bytes of a prompt in one pass
+TOGETHER = 8  # plain bytes of one program: starting one takes as long as a third of a byte
 Variables = Any
 
 
@@ -88,18 +89,28 @@ def _rows(model, variables, tokens, cache, choice, precision):
 
 
 @partial(jax.jit, static_argnames=("model", "precision"), donate_argnames="cache")
-def step(
+def plain_bytes(
     variables: Variables,
     token: jax.Array,
     cache: KVCache,
     choice: Choice,
+    count: jax.Array,
     *,
     model: nn.Module,
     precision: Asked,
-) -> tuple[jax.Array, KVCache]:
-    """The byte behind `token` [N], and the cache with that."""
-    following, cache = _rows(model, variables, token[:, None], cache, choice, precision)
-    return following[:, 0], cache
+) -> tuple[jax.Array, jax.Array, KVCache]:
+    """`count` () bytes behind `token` [N], one after the other: [N, TOGETHER] with zeros behind
+    them, the last one [N], and the cache with all before it."""
+
+    def one(at: jax.Array, carried: Any) -> Any:
+        token, cache, found = carried
+        following, cache = _rows(model, variables, token[:, None], cache, choice, precision)
+        found = lax.dynamic_update_slice_in_dim(found, following, at, axis=1)
+        return following[:, 0], cache, found
+
+    found = jnp.zeros((token.shape[0], TOGETHER), jnp.uint8)
+    token, cache, found = lax.fori_loop(0, count, one, (token, cache, found))
+    return found, token, cache
 
 
 @partial(jax.jit, static_argnames=("model", "drafts", "low", "high"), donate_argnames="cache")

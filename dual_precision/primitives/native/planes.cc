@@ -31,7 +31,7 @@ using planes::kMostRegisters;
 using planes::Operands;
 using planes::Way;
 
-constexpr int64_t kShare = 32 * 1024;       // words of planes that are worth another thread
+constexpr int64_t kShare = 96 * 1024;       // words of planes that are worth another thread
 constexpr int64_t kMostInputs = 64 * 1024;  // 2^16 * 255 * 128 still fits int32
 
 // Five to seven rows run as eight: a tile of eight takes less time than one of four and another.
