@@ -8,6 +8,7 @@ times, not for how many drafts agree; "every draft kept" is what a round costs a
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def rows_at_once(generator: Generator, rows: int) -> Callable[[], None]:
     assert rows <= MOST_ROWS
     tokens = jnp.asarray(np.frombuffer(PROMPT[:rows], np.uint8))[None]
 
-    @jax.jit
+    @partial(jax.jit, donate_argnames="cache")
     def forward(variables: Any, cache: Any) -> Any:
         logits, after = generator.model.apply(variables, tokens, cache, precision=generator.high)
         return jnp.argmax(logits, axis=-1), after

@@ -73,5 +73,5 @@ def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
     monkeypatch.setattr(f"{module}.PROMPT", b"It is a truth")
     measure_language(repeats=1, steps=1)
     table = capsys.readouterr().out.splitlines()
-    assert "| high, one byte |" in "\n".join(table)
+    assert "| high, a byte of 8 in one program |" in "\n".join(table)
     assert table[-1].startswith("7,168 weights on planes: DraftCosts(low=")

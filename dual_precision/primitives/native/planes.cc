@@ -34,11 +34,15 @@ using planes::Way;
 constexpr int64_t kShare = 96 * 1024;       // words of planes that are worth another thread
 constexpr int64_t kMostInputs = 64 * 1024;  // 2^16 * 255 * 128 still fits int32
 
-// Five to seven rows run as eight: a tile of eight takes less time than one of four and another.
-int tile_rows(int64_t left) { return left >= 5 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+// Three rows run as four, five to seven as eight: one tile takes less time than two, each of which
+// reads the weights.
+int tile_rows(int64_t left) { return left >= 5 ? 8 : left >= 3 ? 4 : left >= 2 ? 2 : 1; }
 
 // Rows with those that fill up the last tile.
-int64_t tiled(int64_t rows) { return rows % 8 >= 5 ? rows + 8 - rows % 8 : rows; }
+int64_t tiled(int64_t rows) {
+  const int64_t left = rows % 8;
+  return rows + (left >= 5 ? 8 - left : left == 3 ? 1 : 0);
+}
 
 // 32 inputs by bit: those of a word's [4 bytes, 8 bits] as [8, 4], so that the four of one bit are
 // neighbours.
