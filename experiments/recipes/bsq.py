@@ -8,6 +8,8 @@ from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure
 from dual_precision.training.initialize import FitInputSteps
 from dual_precision.training.methods.bsq import (
+    BYTES,
+    COSTS,
     Adjust,
     BitLoss,
     BitOptimizer,
@@ -24,13 +26,14 @@ class Bsq(Recipe):
     """The bits of a trained network (--init), each at a price, for half of the passes.
 
     Leaves widths.json, which --widths takes to train on with the widths that it found, and
-    widths_low.json for the mode low: by the same bits, as large as a uniform width of `low_bits`.
+    widths_low.json for the mode low: by the same bits, at the cost of a uniform width, `low_bits`.
     """
 
     alpha: float = 5e-3  # price of a bit; the one hyper-parameter of the method
     adjustments: int = 4  # times that bits are made exact, and unused ones dropped
     bits: int = 8  # of every weight at the start
     low_bits: float = 2.0  # per weight, in widths_low.json
+    low_by: str = BYTES  # their cost: bytes, or bitops
 
     reported: ClassVar[tuple[str, ...]] = ("high",)
     starts_trained: ClassVar[bool] = True
@@ -40,6 +43,8 @@ class Bsq(Recipe):
         super().__post_init__()
         if not 1 <= self.low_bits <= MAX_BITS:
             raise ValueError(f"low_bits={self.low_bits}: expected 1 to {MAX_BITS}")
+        if self.low_by not in COSTS:
+            raise ValueError(f"low_by={self.low_by!r}: expected one of {list(COSTS)}")
 
     def phases(self) -> Phases:
         own = phase(
@@ -57,5 +62,5 @@ class Bsq(Recipe):
 
     def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
         found = widths_found(params, structure, "high")
-        low = widths_within(params, structure, "low", self.low_bits)
+        low = widths_within(params, structure, "low", self.low_bits, self.low_by)
         return {"widths.json": found, "widths_low.json": low}

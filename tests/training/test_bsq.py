@@ -225,6 +225,13 @@ def test_widths_of_low_take_no_more_than_a_uniform_one():
         assert own_widths == {name: {"low": f"w{w}a4"} for name, w in expected.items()}
     with pytest.raises(ValueError, match=r"0\.5 bits per weight: expected 1 to 8"):
         widths_within(params, structure, "low", 0.5)
+    busy = dataclasses.replace(structure.layers["dense2",], macs=3 * 12 * 12)
+    other = dataclasses.replace(structure, layers={**structure.layers, ("dense2",): busy})
+    for by, wide in (("bytes", "w3a4"), ("bitops", "w2a4")):
+        own_widths = widths_within(params, other, "low", 2.0, by)
+        assert own_widths == {"dense2": {"low": wide}, "dense3": {"low": "w1a4"}}
+    with pytest.raises(ValueError, match="a cost in 'flops': expected one of"):
+        widths_within(params, structure, "low", 2.0, "flops")
 
 
 def test_a_layer_that_needs_no_bits():

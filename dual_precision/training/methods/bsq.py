@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.precision import FLOAT_NAME, MAX_BITS, Modes
+from dual_precision.layers.facts import Layer
+from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, MAX_BITS, Modes
 from dual_precision.primitives.nested import check_bits
 from dual_precision.primitives.signed_bits import (
     LARGEST_BIT,
@@ -83,23 +84,41 @@ def widths_found(params: Tree, structure: Structure, mode: str) -> dict[str, dic
     return found
 
 
+def _weights(layer: Layer, mode: str) -> int:
+    return math.prod(layer.kernel)
+
+
+def _bitops(layer: Layer, mode: str) -> int:
+    return layer.macs * (layer.table[mode].activations or FLOAT_BITS)
+
+
+BYTES, BITOPS = "bytes", "bitops"
+COSTS = {BYTES: _weights, BITOPS: _bitops}  # what a layer costs for each bit of its weights
+
+
 def widths_within(
-    params: Tree, structure: Structure, mode: str, mean: float
+    params: Tree, structure: Structure, mode: str, mean: float, by: str = BYTES
 ) -> dict[str, dict[str, str]]:
-    """The map of `widths_found`, all widths moved by one number, so that weights have `mean` bits.
+    """The map of `widths_found`, all widths moved by one number, at the cost of a uniform width.
 
-        width = clip(round(bits + shift), 1, 8),   the largest shift of at most `mean` bits a weight
+        width = clip(round(bits + shift), 1, 8),   the largest shift of at most that cost
 
-    Layers that needed more bits than others keep more; a uniform width of `mean` bits takes as
-    many bytes.
+    Layers that needed more bits than others keep more.
+
+    Args:
+      mean: the uniform width.
+      by: what it costs: "bytes" of the weights, or "bitops" of the products of a row, which count
+        a layer of many pixels for more.
 
     Raises:
-      ValueError: less than 1 bit, the fewest that a weight has.
+      ValueError: less than 1 bit, the fewest that a weight has; another cost.
     """
+    if by not in COSTS:
+        raise ValueError(f"a cost in {by!r}: expected one of {list(COSTS)}")
     if not 1 <= mean <= MAX_BITS:
         raise ValueError(f"{mean} bits per weight: expected 1 to {MAX_BITS}")
     bits = bits_found(params)
-    sizes = {path: math.prod(structure.layers[path].kernel) for path in bits}
+    sizes = {path: COSTS[by](structure.layers[path], mode) for path in bits}
 
     def shifted(shift: float) -> dict[LayerPath, int]:
         return {path: min(max(round(own + shift), 1), MAX_BITS) for path, own in bits.items()}

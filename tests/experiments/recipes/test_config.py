@@ -157,6 +157,7 @@ ALTERNATIVES: dict[str, Any] = {
     "cycles": 8,
     "bits": 4,
     "low_bits": 3.0,
+    "low_by": "bitops",
     "choices": "w1a2 w3a4",
     "skippable": "stage2_block1",
     "own_choices": "stem:w4a32,w8a32",
@@ -170,11 +171,11 @@ def alternative(name: str) -> Any:
 
 @each_recipe
 def test_every_field_of_a_recipe_changes_what_it_does(mode, order):
-    """None is idle. `label_smoothing` is told to the task, see experiments/cifar.py; `low_bits` is
-    for the files that a run leaves."""
+    """None is idle. `label_smoothing` is told to the task, see experiments/cifar.py; `low_bits`
+    and `low_by` are for the files that a run leaves."""
     recipe = recipe_of(mode, order)
     needs = {"refine_rate": {"polish_share": 0.1}}
-    told = ("label_smoothing", "low_bits")
+    told = ("label_smoothing", "low_bits", "low_by")
     fields = [field for field in dataclasses.fields(recipe) if field.name not in told]
     for field in fields:
         start = needs.get(field.name, {}) if recipe is TwoPhase else {}

@@ -50,6 +50,7 @@ from experiments.recipes import flags as training_flags
         (["--mode=cyclic", "--low=w3a3"], "w3a3 and w8a8g8 differ in it: expected the same in"),
         (["--mode=cyclic", "--set=cycles=-1"], "cycles=-1: expected a finite number, 0 or more"),
         (["--mode=bsq", "--init=a", "--set=low_bits=0.5"], "low_bits=0.5: expected 1 to 8"),
+        (["--mode=bsq", "--init=a", "--set=low_by=flops"], "low_by='flops': expected one of ["),
         (["--mode=bsq"], "mode 'bsq' starts from a trained network: expected --init, such as"),
         (["--mode=bsq", "--init=a", "--set=alpha=-1"], "alpha=-1.0: expected a finite number, 0"),
         (["--mode=bsq", "--init=a", "--high=w8a8"], "weights are float in 'high', which is w8a8"),
