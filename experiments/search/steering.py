@@ -5,11 +5,12 @@
 One supernet for every seed. The analyst has one rule: after each generation, of every layer remove
 the alternatives that no member of the front has and whose fitness is below the --quantile of those
 of its layer, and never the last two. What is compared is the mean accuracy of the front over the
-logarithm of BitOps, from the cheapest path to the dearest; its validation images are the first
---images, so that the test set is never read. Candidates that two strategies share are evaluated
+logarithm of BitOps, from the cheapest uniform path to the dearest, or to --bound; its validation
+images are the first --images, so that the test set is never read. Candidates that two strategies share are evaluated
 once. Writes steering.json.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ def compare(
         return known[candidate]
 
     costs = [space.cost(path) for path in space.uniform()]
-    ends = (min(costs), max(costs))
+    ends = (min(costs), max(costs) if space.most is None else space.most)
     found: dict[str, tuple[Evaluated, ...]] = {}
     for strategy in STRATEGIES:
         kind = "random" if strategy == "random" else "evolve"
@@ -136,13 +137,15 @@ def main(
     quantile: float,
     images: int,
     workdir: str,
+    bound: float | None = None,
     data_dir: str | None = None,
 ) -> None:
     clock, folder, rows = cli.Stopwatch(), Path(workdir), []
     with only_user(folder):
         for seed, source in enumerate(supernets):
             opened = open_supernet(Path(source), images, True, data_dir)
-            row = compare(opened.space, opened.evaluate, seed, evaluations, quantile, folder)
+            space = dataclasses.replace(opened.space, most=bound)
+            row = compare(space, opened.evaluate, seed, evaluations, quantile, folder)
             rows.append(row)
             print(json.dumps(row), flush=True)
             write_whole(folder / "steering.json", json.dumps({"rows": rows}, indent=1) + "\n")
@@ -157,6 +160,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("evaluations", 100, "candidates of every strategy")
     flags.DEFINE_float("quantile", 0.25, "of fitness, below which the analyst removes")
     flags.DEFINE_integer("images", 1000, "of the validation split, for one candidate")
+    flags.DEFINE_float("bound", None, "the most BitOps of a candidate", lower_bound=1.0)
     flags.DEFINE_string("workdir", "runs/steering", "folder of the logs")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
     cli.run(main)
