@@ -2,12 +2,13 @@
 
     python -m experiments.search.steering --supernets=runs/super0,runs/super1,runs/super2
 
-One supernet for every seed. The analyst has one rule: after each generation, of every layer remove
-the alternatives that no member of the front has and whose fitness is below the --quantile of those
-of its layer, and never the last two. What is compared is the mean accuracy of the front over the
-logarithm of BitOps, from the cheapest uniform path to the dearest, or to --bound; its validation
-images are the first --images, so that the test set is never read. Candidates that two strategies share are evaluated
-once. Writes steering.json.
+One supernet for every seed; the same one may be named again, for another seed of the search. The
+analyst has one rule: after each generation, of every layer remove the alternatives that no member
+of the front has and whose fitness is below the --quantile of those of its layer, and never the last
+two. What is compared is the mean accuracy of the front over the logarithm of BitOps, from the
+cheapest uniform path to the dearest, or to --bound; its validation images are the first --images,
+so that the test set is never read. Candidates that two strategies share are evaluated once. Writes
+steering.json.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from dual_precision.search.space import Candidate, Space
 from experiments import cli
 from experiments.figures.tables import markdown_table
 from experiments.search.opened import open_supernet
+from experiments.study.results import spread
 from experiments.workdir import only_user, write_whole
 
 STRATEGIES = ("random", "evolve", "steered")
@@ -121,13 +123,9 @@ def compare(
 
 def interval(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> str:
     """Mean difference, paired by seed, with its 95 % interval."""
-    gaps = [row[one] - row[other] for row in rows]
-    mean = float(np.mean(gaps))
-    if len(gaps) < 2:
-        return f"{mean:+.2f}"
-    student = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(gaps), 1.96)
-    half = student * float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
-    return f"{mean:+.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+    found = spread([row[one] - row[other] for row in rows])
+    ends = found["interval"]
+    return f"{found['mean']:+.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
 
 
 def main(
