@@ -114,16 +114,16 @@ class Arrays:
         if name in _SUMS and (made := self._sum(eqn)) is not None:
             return made
         if name == "div" and (made := self._mean(eqn)) is not None:
-            return made
+            return self.graph.node("Flatten", made)
         return self.graph.node(_BINARY[name], *self._operands(eqn))
 
     def _operands(self, eqn: Any) -> list[str]:
         return [self.tensor(var) for var in eqn.invars]
 
     def _mean(self, eqn: Any) -> str | None:
-        """A sum over all pixels that is divided by their number, as what engines know; else
-        None."""
-        total, count = self.steps.made.get(self.steps.origin(eqn.invars[0])), eqn.invars[1]
+        """A sum over all pixels that is divided by their number, [N, C, 1, 1]; else None."""
+        whole, count = eqn.invars
+        total = None if self._known(whole) is not None else self._maker(whole)
         if total is None or total.primitive.name != "reduce_sum":
             return None
         shape, number = total.invars[0].aval.shape, self._known(count)
@@ -131,9 +131,12 @@ class Arrays:
             return None
         if number.size != 1 or number.item() != shape[1] * shape[2]:
             return None
-        return self.graph.node("Flatten", self._pooled(total.invars[0], eqn.outvars[0]))
+        return self._pooled(total.invars[0])
 
-    def _pooled(self, var: Any, mean: Any) -> str:
+    def _maker(self, var: Any) -> Any:
+        return self.steps.made.get(self.steps.origin(var))
+
+    def _pooled(self, var: Any) -> str:
         """The mean [N, C, 1, 1] over the pixels of an array."""
         return self.graph.node("GlobalAveragePool", self.tensor(var))
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from dual_precision.deploy.export.onnx.arrays import Arrays
 from dual_precision.deploy.export.onnx.layers import Seen, as_codes, in_range, quantized, seen_by
+from dual_precision.deploy.export.onnx.ranges import Ranges
 from dual_precision.structure import LayerPath, Structure
 
-Ranges = Mapping[LayerPath, tuple[float, float]]  # see file.ranges_of
 _MOST = 2**14  # numbers of a constant that is there for speed alone: 128 x 128 channels
 
 
@@ -24,8 +24,8 @@ class CodedArrays(Arrays):
     """The arrays of one mode, its layers still unknown.
 
     Attributes:
-      ranges: norm -> the least and the largest output, for residual sums of integers; layer of
-        float inputs -> those of its input. None: what is between layers is floats.
+      ranges: see `ranges_of`, for residual sums of integers; None: what is between layers is
+        floats.
     """
 
     structure: Structure
@@ -48,7 +48,13 @@ class CodedArrays(Arrays):
         """An array as it is seen; what is unsigned needs no rectifier before."""
         if seen.bits is not None and not seen.signed:
             var = self._before_rectifier(var)
-        return as_codes(self.graph, self.tensor(var), seen)
+        eqn = None if var in self.steps.parts else self._maker(var)
+        mean = self._mean(eqn) if eqn is not None and eqn.primitive.name == "div" else None
+        if mean is None:
+            return as_codes(self.graph, self.tensor(var), seen)
+        # Codes right behind the mean, where kernels want them, and again behind its shape.
+        flat = self.graph.node("Flatten", as_codes(self.graph, mean, seen))
+        return as_codes(self.graph, flat, seen)
 
     def _before_rectifier(self, var: Any) -> Any:
         var = self.steps.origin(var)
@@ -67,9 +73,9 @@ class CodedArrays(Arrays):
         ONNX Runtime computes the first steps in the order of the image, channels last, where three
         numbers that repeat take three times as long.
         """
-        shape = eqn.outvars[0].aval.shape
-        whole = (1, *shape[1:])
-        if self.ranges is None or len(shape) != 4 or math.prod(whole) > _MOST:
+        whole = (1, *eqn.outvars[0].aval.shape[1:])
+        numbers = len(whole) == 4 and all(isinstance(size, int) for size in whole)
+        if self.ranges is None or not numbers or math.prod(whole) > _MOST:
             return super()._operands(eqn)
         known = [self._known(var) for var in eqn.invars]
         return [
@@ -110,26 +116,29 @@ class CodedArrays(Arrays):
 
     def _codes_between(self, var: Any) -> Seen | None:
         """Codes of an array: for the output of a normalisation those of the range that was
-        measured; for what a layer takes too, those that this layer sees."""
-        part = self.steps.parts.get(self.steps.origin(var))
+        measured; for what a layer takes too, those that this layer sees, unless they lose much."""
+        part, ranges = self.steps.parts.get(self.steps.origin(var)), self.ranges or {}
         if part is None:
-            return self._taker(var)
-        known = (self.ranges or {}).get(part.path) if part.path in self.structure.norms else None
+            path, seen = self._taker(var)
+            return in_range(*ranges[path]) if path in ranges else seen
+        known = ranges.get(part.path) if part.path in self.structure.norms else None
         return None if known is None else in_range(*known)
 
-    def _taker(self, var: Any) -> Seen | None:
-        """How a layer sees what it takes in 8-bit codes without a sign; None: no layer does."""
+    def _taker(self, var: Any) -> tuple[LayerPath, Seen | None]:
+        """A layer that takes an array in 8-bit codes without a sign, and how it sees it; or
+        none."""
         for path in self.steps.users.get(self.steps.origin(var), ()):
             seen = self.seen(path) if path in self.structure.layers else None
             if seen is not None and seen.whole and not seen.signed:
-                return seen
-        return None
+                return path, seen
+        return (), None
 
     def _move(self, var: Any) -> Any:
         """What makes a variable by moving numbers, or with zeros around, if no layer has codes of
         it; else None."""
         var = self.steps.origin(var)
-        eqn = None if var in self.steps.parts or self._taker(var) else self.steps.made.get(var)
+        taken = var in self.steps.parts or self._taker(var)[1] is not None
+        eqn = None if taken else self.steps.made.get(var)
         if eqn is None or eqn.primitive.name not in ("slice", "pad"):
             return None
         fill = self._known(eqn.invars[1]) if eqn.primitive.name == "pad" else np.zeros(())
@@ -166,16 +175,15 @@ class CodedArrays(Arrays):
 
     # -- the mean over the pixels ----------------------------------------------------------------
 
-    def _pooled(self, var: Any, mean: Any) -> str:
-        """From codes to codes, where a range is known and a layer takes the mean; a rectifier
-        before is the lower end of the codes then."""
-        inner, taker = self._before_rectifier(var), self._taker(mean)
+    def _pooled(self, var: Any) -> str:
+        """Of codes, where a range is known; a rectifier before is their lower end then."""
+        inner = self._before_rectifier(var)
         known = self._range(inner)
-        if self.ranges is None or known is None or taker is None:
-            return super()._pooled(var, mean)
+        if self.ranges is None or known is None:
+            return super()._pooled(var)
         least = known[0] if inner is self.steps.origin(var) else 0.0
         x = as_codes(self.graph, self.tensor(inner), in_range(least, known[1]))
-        return as_codes(self.graph, self.graph.node("GlobalAveragePool", x), taker)
+        return self.graph.node("GlobalAveragePool", x)
 
     def _range(self, var: Any) -> tuple[float, float] | None:
         """The least and the largest value of an array of codes, or of a sum of such; else None."""
@@ -208,9 +216,9 @@ def _as_convolution(moves: list[Any]) -> tuple[np.ndarray, list[int]] | None:
             continue
         steps = eqn.params["strides"] or (1,) * 4
         every = [-(-size // step) for size, step in zip(shape[1:3], steps[1:3], strict=True)]
-        if any(eqn.params["start_indices"]) or steps[0] != 1 or [*made[1:3]] != every:
+        if any(eqn.params["start_indices"]) or [*made[1:3]] != every:
             return None
-        if made[-1] != shape[-1]:
+        if (made[0], made[-1]) != (shape[0], shape[-1]) or (steps[0], steps[-1]) != (1, 1):
             return None
         strides = [own * step for own, step in zip(strides, steps[1:3], strict=True)]
     whole = before + channels + after

@@ -15,17 +15,23 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.export.extras import needed
-from dual_precision.deploy.export.onnx.coded import Ranges
 from dual_precision.deploy.export.onnx.graph import OLD_OPSET, OPSET, Graph
-from dual_precision.deploy.export.onnx.layers import EXACT, FORMS, INTEGER, NIBBLES, PLAIN, VNNI
+from dual_precision.deploy.export.onnx.layers import (
+    EXACT,
+    FORMS,
+    INTEGER,
+    NIBBLES,
+    PLAIN,
+    VNNI,
+)
 from dual_precision.deploy.export.onnx.network import OnnxNetwork
+from dual_precision.deploy.export.onnx.ranges import ranges_of
 from dual_precision.deploy.export.onnx.steps import trace_steps
 from dual_precision.deploy.export.onnx.switched import WIDE, Switched
 from dual_precision.deploy.export.onnx.traced import TracedNetwork, trace_mode
@@ -37,7 +43,6 @@ from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure, batch_of
 
 LOGITS = "logits"  # the output of a graph with a switch
-_SHARE = 0.01  # percent of a normalisation's outputs that may lie outside of its range, each side
 
 
 def save_onnx(
@@ -95,7 +100,7 @@ def save_onnx(
     for name in names:
         ranges = None
         if calibration is not None and runs_on_integers(structure, name):
-            ranges = ranges_of(model, variables, structure, calibration, name)
+            ranges = ranges_of(model, variables, structure, calibration, name, integers)
         network = OnnxNetwork(graph, steps, structure, integers, name, ranges, form)
         outputs[name] = network.output()
     write_graph(path, graph, shape, example, outputs, names)
@@ -175,43 +180,6 @@ def write_graph(
         {"example": json.dumps(example_to_json(example)), "precisions": json.dumps([*precisions])},
     )
     write_parts(path, [result.SerializeToString()])
-
-
-def ranges_of(
-    model: Any, variables: Mapping[str, Any], structure: Structure, images: np.ndarray, mode: str
-) -> Ranges:
-    """Of these images the range of what each norm gives, but for the outermost of its numbers; and
-    of what each convolution takes, where that is floats in the mode."""
-    floats = {
-        path
-        for path, layer in structure.layers.items()
-        if layer.table[mode].activations is None and not layer.matrix
-    }
-
-    @jax.jit
-    def outputs(variables: Any, images: Any) -> Any:
-        found = {}
-
-        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            made, path = call(*args, **kwargs), context.module.path
-            if context.method_name == "__call__" and path in structure.norms:
-                found["/".join(path)] = made
-            if context.method_name == "__call__" and path in floats:
-                found["/".join(path)] = args[0]
-            return made
-
-        with nn.intercept_methods(note):
-            model.apply(variables, images, precision=mode)
-        return found
-
-    ends = (_SHARE, 100 - _SHARE)
-    ranges = {}
-    for name, array in outputs(variables, images).items():
-        path = tuple(name.split("/"))
-        share = ends if path in structure.norms else (0, 100)
-        least, most = np.percentile(np.asarray(array), share)
-        ranges[path] = float(least), float(most)
-    return ranges
 
 
 class EngineNetwork:

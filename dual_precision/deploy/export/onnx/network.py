@@ -79,7 +79,7 @@ class OnnxNetwork(CodedArrays):
         if part.path in self.given:
             return self._in_nibbles(part.path, values, *self.given[part.path])
         known = (self.ranges or {}).get(part.path)
-        if known is not None:
+        if known is not None and values.seen.step is None:
             values = rounded_input(values, in_range(*known))
             x = as_codes(self.graph, self.tensor(part.source), values.seen)
         else:

@@ -1,0 +1,138 @@
+"""The integer form of networks that are none of ours: what is between their layers is right too."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dual_precision import modes
+from dual_precision.layers import Conv, Dense, SwitchableBatchNorm
+from dual_precision.precision import Asked, Modes
+from dual_precision.structure import structure_of
+from dual_precision.tasks.classification import Classification
+from dual_precision.training.state import initial_variables
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from dual_precision.deploy.export.onnx.file import EngineNetwork, write_graph
+from dual_precision.deploy.export.onnx.graph import Graph
+from dual_precision.deploy.export.onnx.layers import VNNI
+from dual_precision.deploy.export.onnx.network import OnnxNetwork
+from dual_precision.deploy.export.onnx.ranges import ranges_of
+from dual_precision.deploy.export.onnx.steps import trace_steps
+from dual_precision.deploy.integer.conversion import to_integer
+
+SHAPE = (13, 7, 3)
+Part = Callable[..., Any]
+
+
+def two_heads(x: Any, block: Part, dense: Part) -> Any:
+    mean = jnp.mean(nn.relu(x + block(x)), axis=(1, 2))
+    return dense(mean, "clips") * 0.0 + dense(mean, "head")
+
+
+def mean_and_more(x: Any, block: Part, dense: Part) -> Any:
+    mean = jnp.mean(nn.relu(x + block(x)), axis=(1, 2))
+    return mean + 0.0 * dense(mean, "clips", 8)
+
+
+def mean_of_taken(x: Any, block: Part, dense: Part) -> Any:
+    """The sum has negative numbers, which the next layer does not see and the mean does."""
+    taken = x - 0.5 + block(x)
+    taker = dense(jnp.mean(block(taken), axis=(1, 2)), "other")
+    return dense(jnp.mean(taken, axis=(1, 2)), "head") + 0.0 * taker
+
+
+def mean_of_clipped(x: Any, block: Part, dense: Part) -> Any:
+    taken = x + nn.relu(block(x))
+    taker = dense(jnp.mean(block(taken, "clips"), axis=(1, 2)), "other")
+    return dense(jnp.mean(taken, axis=(1, 2)), "head") + 0.0 * taker
+
+
+def shortcut_of_clipped(x: Any, block: Part, dense: Part) -> Any:
+    return dense(jnp.mean(nn.relu(x + block(x, "clips")), axis=(1, 2)), "head")
+
+
+def padded_both_sides(x: Any, block: Part, dense: Part) -> Any:
+    moved = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, 3, 3, 1))
+    moved = jnp.pad(moved, ((0, 0), (0, 0), (0, 0), (2, 5)))
+    return dense(jnp.mean(nn.relu(moved + block(x, width=15, stride=3)), axis=(1, 2)), "head")
+
+
+def reciprocal(x: Any, block: Part, dense: Part) -> Any:
+    return dense(1.0 / (1.0 + jnp.mean(x, axis=(1, 2))), "head")
+
+
+def transposed(x: Any, block: Part, dense: Part) -> Any:
+    turned = jnp.transpose(x, (1, 0, 2, 3)) * 2.0
+    return dense(jnp.mean(jnp.transpose(turned, (1, 0, 2, 3)), axis=(1, 2)), "head")
+
+
+class Own(nn.Module):
+    """A stem, then `what` is between its output, blocks of a layer and a norm, and a head."""
+
+    what: Callable[[Any, Part, Part], Any]
+    modes: Modes = modes(low="w4a8", high="w8a8")
+    conv: Any = Conv
+    dense: Any = Dense
+    norm: Any = SwitchableBatchNorm
+
+    @nn.compact
+    def __call__(self, x: Any, *, precision: Asked, train: bool = False) -> Any:
+        count = iter(range(9))
+
+        def block(x: Any, name: str = "", width: int = 8, stride: int = 1) -> Any:
+            name = name or f"block{next(count)}"
+            x = self.conv(width, stride=stride, modes=self.modes, name=name)(x, precision=precision)
+            norm = self.norm(modes=self.modes, name=f"{name}_norm")
+            return norm(x, precision=precision, train=train)
+
+        def dense(x: Any, name: str, width: int = 3) -> Any:
+            return self.dense(width, modes=self.modes.pin(8, 8), name=name)(x, precision=precision)
+
+        stem = self.conv(8, modes=self.modes.pin(8, None), name="stem")
+        x = stem(x.astype(jnp.float32) / 255.0, precision=precision)
+        x = self.norm(modes=self.modes, name="stem_norm")(x, precision=precision, train=train)
+        return self.what(nn.relu(x), block, dense)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        two_heads,
+        mean_and_more,
+        mean_of_taken,
+        mean_of_clipped,
+        shortcut_of_clipped,
+        padded_both_sides,
+        reciprocal,
+        transposed,
+    ],
+)
+def test_what_is_between_layers_keeps_its_numbers(tmp_path, what):
+    """Layers named "clips" see little of their input; nobody else may be clipped for that."""
+    model, example = Own(what), Classification(SHAPE).example
+    leaves = flatten_dict(initial_variables(model, example, 0))
+    for path, leaf in leaves.items():
+        if "clips" in path and "input_step" in path:
+            leaves[path] = leaf * 0.05
+    variables = unflatten_dict(leaves)
+    images = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
+    structure = structure_of(model, example)
+    _, integers = to_integer(model, variables, example)
+    steps, graph = trace_steps(model, structure, example), Graph()
+    ranges = ranges_of(model, variables, structure, images, "high", integers)
+    network = OnnxNetwork(graph, steps, structure, integers, "high", ranges, VNNI)
+    shape = steps.output.aval.shape[1:]
+    write_graph(tmp_path / "net.onnx", graph, shape, example, {"high": network.output()}, ["high"])
+    found = EngineNetwork(tmp_path / "net.onnx").predict(images, "high")
+    expected = np.asarray(jax.jit(model.apply, static_argnames="precision")(
+        variables, images, precision="high"
+    ))  # fmt: skip
+    assert np.abs(found - expected).max() < 0.08 * np.abs(expected).max()  # a code of the head
