@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dual_precision.deploy.generation.programs import TOGETHER
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.deploy.planes.packing import STORED
 from dual_precision.precision import FLOAT_NAME
@@ -35,7 +36,6 @@ _COLUMNS = (
     ("ms", "ms a byte", "{:.3f}"),
     ("ratio", "float / it", "{:.2f}"),
 )
-TOGETHER = 8  # bytes of one program, as a Generator has
 PROGRAMS = 8  # of a timed request
 
 

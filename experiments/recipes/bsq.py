@@ -8,8 +8,8 @@ from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure
 from dual_precision.training.initialize import FitInputSteps
 from dual_precision.training.methods.bsq import (
+    BIT_COSTS,
     BYTES,
-    COSTS,
     Adjust,
     BitLoss,
     BitOptimizer,
@@ -43,8 +43,8 @@ class Bsq(Recipe):
         super().__post_init__()
         if not 1 <= self.low_bits <= MAX_BITS:
             raise ValueError(f"low_bits={self.low_bits}: expected 1 to {MAX_BITS}")
-        if self.low_by not in COSTS:
-            raise ValueError(f"low_by={self.low_by!r}: expected one of {list(COSTS)}")
+        if self.low_by not in BIT_COSTS:
+            raise ValueError(f"low_by={self.low_by!r}: expected one of {list(BIT_COSTS)}")
 
     def phases(self) -> Phases:
         own = phase(

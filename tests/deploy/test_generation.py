@@ -9,7 +9,7 @@ import pytest
 
 from dual_precision import Widths, modes
 from dual_precision.deploy import save_packed
-from dual_precision.deploy.generation.drafting import MEASURED, Adaptive, costs_for
+from dual_precision.deploy.generation.drafting import MEASURED, Adaptive, DraftCosts, costs_for
 from dual_precision.deploy.generation.generator import Generator, Tally
 from dual_precision.deploy.generation.programs import FILLED
 from dual_precision.deploy.planes.mode_layers import ModeLayer, XlaModeLayer, to_plane_layers
@@ -67,6 +67,16 @@ def test_drafts_change_nothing(drafts):
     for prompts in (own, own[::-1]):
         found = generator().generate(prompts, 12, drafts=drafts)
         assert found == alone("kernel", prompts, 0.0)
+
+
+def test_nor_where_rounds_and_plain_bytes_take_turns():
+    """To the end of the context."""
+    own, prompts = generator(), PROMPTS[:3]
+    count, tally = own.context - max(map(len, prompts)), Tally()
+    costs = DraftCosts(0.1, (1.0, *[1.5] * 7))  # pays where most drafts agree
+    found = own.generate(prompts, count, costs=costs, tally=tally)
+    assert found == own.generate(prompts, count, precision="high")
+    assert 0 < tally.rounds < tally.passes
 
 
 def test_nor_do_they_where_bytes_are_drawn():

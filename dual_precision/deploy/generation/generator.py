@@ -117,7 +117,7 @@ class Generator:
         costs: DraftCosts | None = None,
         tally: Tally | None = None,
     ) -> Iterator[list[bytes]]:
-        """What comes behind each of the prompts, pass after pass.
+        """What comes behind each of the prompts, program after program: up to eight bytes of each.
 
         Args:
           prompts: one or more, each of one byte or more, of any lengths.

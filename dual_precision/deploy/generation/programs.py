@@ -21,7 +21,7 @@ from dual_precision.primitives.attention import row_by_row
 
 MOST_ROWS = 8  # of a pass: what a tile of the kernel holds
 FILLED = 32  # bytes of a prompt in one pass
-TOGETHER = 8  # plain bytes of one program: starting one takes as long as a third of a byte
+TOGETHER = 8  # plain bytes of one program: to start one takes longer than a byte of a small model
 Variables = Any
 
 

@@ -31,7 +31,7 @@ using planes::kMostRegisters;
 using planes::Operands;
 using planes::Way;
 
-constexpr int64_t kShare = 96 * 1024;       // words of planes that are worth another thread
+constexpr int64_t kShare = 96 * 1024;       // words of planes, times rows, that a thread is worth
 constexpr int64_t kMostInputs = 64 * 1024;  // 2^16 * 255 * 128 still fits int32
 
 // Three rows run as four, five to seven as eight: one tile takes less time than two, each of which

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dual_precision.costs import input_bits
 from dual_precision.layers.facts import Layer
-from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, MAX_BITS, Modes
+from dual_precision.precision import FLOAT_NAME, MAX_BITS, Modes
 from dual_precision.primitives.nested import check_bits
 from dual_precision.primitives.signed_bits import (
     LARGEST_BIT,
@@ -84,16 +85,16 @@ def widths_found(params: Tree, structure: Structure, mode: str) -> dict[str, dic
     return found
 
 
-def _weights(layer: Layer, mode: str) -> int:
-    return math.prod(layer.kernel)
+def _weights(layers: Mapping[LayerPath, Layer], path: LayerPath, mode: str) -> int:
+    return math.prod(layers[path].kernel)
 
 
-def _bitops(layer: Layer, mode: str) -> int:
-    return layer.macs * (layer.table[mode].activations or FLOAT_BITS)
+def _bitops(layers: Mapping[LayerPath, Layer], path: LayerPath, mode: str) -> int:
+    return layers[path].macs * input_bits(layers, path, mode)
 
 
 BYTES, BITOPS = "bytes", "bitops"
-COSTS = {BYTES: _weights, BITOPS: _bitops}  # what a layer costs for each bit of its weights
+BIT_COSTS = {BYTES: _weights, BITOPS: _bitops}  # what a layer costs for each bit of its weights
 
 
 def widths_within(
@@ -113,12 +114,12 @@ def widths_within(
     Raises:
       ValueError: less than 1 bit, the fewest that a weight has; another cost.
     """
-    if by not in COSTS:
-        raise ValueError(f"a cost in {by!r}: expected one of {list(COSTS)}")
+    if by not in BIT_COSTS:
+        raise ValueError(f"a cost in {by!r}: expected one of {list(BIT_COSTS)}")
     if not 1 <= mean <= MAX_BITS:
         raise ValueError(f"{mean} bits per weight: expected 1 to {MAX_BITS}")
     bits = bits_found(params)
-    sizes = {path: COSTS[by](structure.layers[path], mode) for path in bits}
+    sizes = {path: BIT_COSTS[by](structure.layers, path, mode) for path in bits}
 
     def shifted(shift: float) -> dict[LayerPath, int]:
         return {path: min(max(round(own + shift), 1), MAX_BITS) for path, own in bits.items()}
