@@ -46,6 +46,7 @@ class CodedArrays(Arrays):
 
     def codes(self, var: Any, seen: Seen) -> str:
         """An array as it is seen; what is unsigned needs no rectifier before."""
+        var = self.steps.origin(var)
         if seen.bits is not None and not seen.signed:
             var = self._before_rectifier(var)
         eqn = None if var in self.steps.parts else self._maker(var)
