@@ -21,7 +21,7 @@ _BINARY = {
 _UNARY = {"tanh": "Tanh", "logistic": "Sigmoid", "exp": "Exp", "neg": "Neg", "sqrt": "Sqrt"}
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 _NEW_AXIS = (0, 2, 3, 1)  # where each axis of [N, H, W, C] is in [N, C, H, W]
-_SUMS = ("add", "add_any")
+SUMS = ("add", "add_any")
 
 
 @dataclasses.dataclass
@@ -111,9 +111,9 @@ class Arrays:
         zero = self._known(right)
         if name == "max" and zero is not None and not zero.any():
             return self.graph.node("Relu", self.tensor(left))
-        if name in _SUMS and (made := self._sum(eqn)) is not None:
+        if name in SUMS and (made := self._sum(eqn)) is not None:
             return made
-        if name == "div" and (made := self._mean(eqn)) is not None:
+        if (made := self._mean(eqn)) is not None:
             return self.graph.node("Flatten", made)
         return self.graph.node(_BINARY[name], *self._operands(eqn))
 
@@ -122,6 +122,8 @@ class Arrays:
 
     def _mean(self, eqn: Any) -> str | None:
         """A sum over all pixels that is divided by their number, [N, C, 1, 1]; else None."""
+        if eqn is None or eqn.primitive.name != "div":
+            return None
         whole, count = eqn.invars
         total = None if self._known(whole) is not None else self._maker(whole)
         if total is None or total.primitive.name != "reduce_sum":
@@ -134,7 +136,9 @@ class Arrays:
         return self._pooled(total.invars[0])
 
     def _maker(self, var: Any) -> Any:
-        return self.steps.made.get(self.steps.origin(var))
+        """The equation that makes a variable; None of what a layer or a norm gives."""
+        var = self.steps.origin(var)
+        return None if var in self.steps.parts else self.steps.made.get(var)
 
     def _pooled(self, var: Any) -> str:
         """The mean [N, C, 1, 1] over the pixels of an array."""

@@ -11,8 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.export.onnx.arrays import Arrays
-from dual_precision.deploy.export.onnx.layers import Seen, as_codes, in_range, quantized, seen_by
+from dual_precision.deploy.export.onnx.arrays import SUMS, Arrays
+from dual_precision.deploy.export.onnx.layers import (
+    Seen,
+    as_codes,
+    in_range,
+    params_at,
+    quantized,
+    seen_by,
+)
 from dual_precision.deploy.export.onnx.ranges import Ranges
 from dual_precision.structure import LayerPath, Structure
 
@@ -35,10 +42,7 @@ class CodedArrays(Arrays):
 
     def params_of(self, path: LayerPath) -> Any:
         """The parameters of a layer or a norm in the integer network."""
-        own: Any = self.integers["params"]
-        for part in path:
-            own = own[part]
-        return own
+        return params_at(self.integers, path)
 
     def seen(self, path: LayerPath) -> Seen:
         """How a layer sees its input."""
@@ -46,11 +50,9 @@ class CodedArrays(Arrays):
 
     def codes(self, var: Any, seen: Seen) -> str:
         """An array as it is seen; what is unsigned needs no rectifier before."""
-        var = self.steps.origin(var)
         if seen.bits is not None and not seen.signed:
             var = self._before_rectifier(var)
-        eqn = None if var in self.steps.parts else self._maker(var)
-        mean = self._mean(eqn) if eqn is not None and eqn.primitive.name == "div" else None
+        mean = self._mean(self._maker(var))
         if mean is None:
             return as_codes(self.graph, self.tensor(var), seen)
         # Codes right behind the mean, where kernels want them, and again behind its shape.
@@ -59,8 +61,8 @@ class CodedArrays(Arrays):
 
     def _before_rectifier(self, var: Any) -> Any:
         var = self.steps.origin(var)
-        eqn = self.steps.made.get(var)
-        if var in self.steps.parts or eqn is None or eqn.primitive.name != "max":
+        eqn = self._maker(var)
+        if eqn is None or eqn.primitive.name != "max":
             return var
         left, right = eqn.invars
         zero = self._known(right)
@@ -95,7 +97,7 @@ class CodedArrays(Arrays):
 
     def _is_residual_sum(self, eqn: Any) -> bool:
         """Of integers: where a layer takes the sum in 8 bits, and both operands are not known."""
-        if self.ranges is None or eqn.primitive.name not in ("add", "add_any"):
+        if self.ranges is None or eqn.primitive.name not in SUMS:
             return False
         return len(eqn.outvars[0].aval.shape) == 4 and all(
             self._known(var) is None for var in eqn.invars
@@ -137,9 +139,7 @@ class CodedArrays(Arrays):
     def _move(self, var: Any) -> Any:
         """What makes a variable by moving numbers, or with zeros around, if no layer has codes of
         it; else None."""
-        var = self.steps.origin(var)
-        taken = var in self.steps.parts or self._taker(var)[1] is not None
-        eqn = None if taken else self.steps.made.get(var)
+        eqn = None if self._taker(var)[1] is not None else self._maker(var)
         if eqn is None or eqn.primitive.name not in ("slice", "pad"):
             return None
         fill = self._known(eqn.invars[1]) if eqn.primitive.name == "pad" else np.zeros(())
@@ -188,12 +188,11 @@ class CodedArrays(Arrays):
 
     def _range(self, var: Any) -> tuple[float, float] | None:
         """The least and the largest value of an array of codes, or of a sum of such; else None."""
-        var = self.steps.origin(var)
         if (seen := self._codes_between(var)) is not None and seen.step is not None:
             return float(seen.step) * (0 - seen.zero), float(seen.step) * (255 - seen.zero)
         if (move := self._move(var)) is not None:
             return self._range(move.invars[0])
-        eqn = None if var in self.steps.parts else self.steps.made.get(var)
+        eqn = self._maker(var)
         if eqn is None or not self._is_residual_sum(eqn):
             return None
         left, right = map(self._range, eqn.invars)

@@ -27,7 +27,7 @@ import numpy as np
 
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.primitives.quantizers import code_range
-from dual_precision.structure import Layer
+from dual_precision.structure import Layer, LayerPath
 
 FORMS = EXACT, INTEGER, VNNI, NIBBLES, PLAIN = "exact", "integer", "vnni", "nibbles", "plain"
 LEVELS = 127
@@ -70,6 +70,14 @@ class Values:
     odd: np.ndarray
     multiplier: np.ndarray
     offset: np.ndarray
+
+
+def params_at(integers: Mapping[str, Any], path: LayerPath) -> Any:
+    """The parameters of a layer or a norm in the variables of the integer network."""
+    own: Any = integers["params"]
+    for part in path:
+        own = own[part]
+    return own
 
 
 def seen_by(layer: Layer, mode: str, params: Mapping[str, Any]) -> Seen:

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
-from dual_precision.deploy.export.onnx.layers import Seen, seen_by
+from dual_precision.deploy.export.onnx.layers import Seen, params_at, seen_by
 from dual_precision.structure import LayerPath, Structure
 
 Ranges = Mapping[LayerPath, tuple[float, float]]  # see ranges_of
@@ -29,8 +28,7 @@ def ranges_of(
     A convolution of float inputs has the whole range of them.
     """
     layers = structure.layers
-    params = flatten_dict(dict(integers["params"]), is_leaf=lambda path, _: path in layers)
-    seen = {path: seen_by(own, mode, params[path]) for path, own in layers.items()}
+    seen = {p: seen_by(own, mode, params_at(integers, p)) for p, own in layers.items()}
     floats = {path for path, own in seen.items() if own.bits is None and not layers[path].matrix}
 
     @jax.jit
