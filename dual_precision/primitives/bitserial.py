@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from dual_precision.primitives import bitserial_gpu
-from dual_precision.primitives.bitserial_gpu import MOST_ROWS
 from dual_precision.primitives.fixed_point import check_width, fixed_point
 from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import check_bits, check_codes
@@ -31,6 +30,7 @@ from dual_precision.primitives.ste import uniform_code
 
 WORD = 32  # inputs in a word
 DIGIT = 8  # bits of x
+_ROWS = 8  # in one program of XLA's form
 MOST_INPUTS = 2**16  # 2^16 * 255 * 128 still fits int32
 
 
@@ -126,7 +126,7 @@ def plane_product(
       planes: n, 1 to bits.
       activations: 8, 16 or 32 bits, see `fixed_point`.
       form: "xla", everywhere; "native", a compiled CPU kernel, where `native.available()`;
-        "pallas", a GPU kernel, up to 8 rows of digits. None takes the fastest of the platform.
+        "pallas", a GPU kernel. None takes the fastest of the platform.
         They differ by the roundings at most.
       grid: see `quantizers.input_grid`; codes of -128 to 127, and activations=8.
 
@@ -154,8 +154,8 @@ def plane_product(
     given = (x, words, scales, *_step_and_ends(grid))
     if form is not None:
         return ways[form](*given)
-    few = x.shape[0] * (activations // DIGIT) <= MOST_ROWS and bitserial_gpu.has_triton()
-    on_cpu, on_gpu = "native" if native.available() else "xla", "pallas" if few else "xla"
+    on_cpu = "native" if native.available() else "xla"
+    on_gpu = "pallas" if bitserial_gpu.has_triton() else "xla"
     return lax.platform_dependent(*given, cpu=ways[on_cpu], cuda=ways[on_gpu], default=ways["xla"])
 
 
@@ -229,8 +229,8 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
     """
     x = _filled(x, words, planes)
     rows, inputs = x.shape
-    if rows > MOST_ROWS:  # more would be a program of that many times the length
-        parts = jnp.pad(x, ((0, -rows % MOST_ROWS), (0, 0))).reshape(-1, MOST_ROWS, inputs)
+    if rows > _ROWS:  # more would be a program of that many times the length
+        parts = jnp.pad(x, ((0, -rows % _ROWS), (0, 0))).reshape(-1, _ROWS, inputs)
         sums = lax.map(lambda part: plane_dot(part, words, planes), parts)
         return sums.reshape(-1, words.shape[2])[:rows]
     bits = bit_words(x)
@@ -264,7 +264,7 @@ def _counts(plane: jax.Array, bits: jax.Array) -> jax.Array:
 def plane_dot_pallas(
     x: jax.Array, words: jax.Array, planes: int, interpret: bool = False
 ) -> jax.Array:
-    """As `plane_dot`, by the GPU kernel: up to 8 rows. `interpret` runs it anywhere, slowly."""
+    """As `plane_dot`, by the GPU kernel. `interpret` runs it anywhere, slowly."""
     x = _filled(x, words, planes)
     return centred(bitserial_gpu.plane_dot_gpu(bit_words(x), words, planes, interpret), x, planes)
 

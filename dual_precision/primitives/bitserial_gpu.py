@@ -1,7 +1,7 @@
 """`bitserial.plane_dot` as a GPU kernel in Pallas, for few rows: there memory sets the time.
 
-Each program takes a tile of words of all planes once and meets it with every bit of every row, so
-that a weight is read once whatever the rows and their width. The inputs are shared out over
+Each program takes a tile of words of all planes and meets it with every bit of every row, so that
+a weight is read from memory once whatever the rows and their width. The inputs are shared out over
 programs too, and their sums added afterwards: a matrix of 4096 outputs alone has too few tiles to
 fill a GPU.
 
@@ -9,6 +9,7 @@ It is compiled by Triton, the backend of Pallas whose interpreter runs anywhere.
 that Mosaic will take its place; a jax without it runs the XLA form.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,7 +22,6 @@ try:
 except ImportError:
     triton = None  # type: ignore[assignment]
 
-MOST_ROWS = 8
 _OUTPUTS = 128  # of a tile
 _WORDS = 16  # of a tile: 512 inputs
 
@@ -37,28 +37,28 @@ def plane_dot_gpu(
     """sum_k x_k u_k from the bits of x and the first planes of the weights.
 
     Args:
-      bits: uint32 [8, B, K / 32], see `bitserial.bit_words`; B up to 8.
+      bits: uint32 [8, B, K / 32], see `bitserial.bit_words`.
       words: uint32 [stored, K / 32, N]; the first `planes` are read, where they stand. Only
         where K / 32 is no multiple of 16 or N none of 128 they are copied, filled up, before.
       interpret: run without a GPU, slowly, for tests.
 
     Returns:
       int32 [B, N].
-
-    Raises:
-      ValueError: more rows.
     """
     rows = bits.shape[1]
     _, count, outputs = words.shape
-    if rows > MOST_ROWS:
-        raise ValueError(f'{rows} rows: expected at most {MOST_ROWS}; take form="xla"')
     # Zero words add nothing, and outputs that do not exist are cut off below.
     more_words, more_outputs = -count % _WORDS, -outputs % _OUTPUTS
     bits = jnp.pad(bits, ((0, 0), (0, 0), (0, more_words)))
     words = jnp.pad(words, ((0, 0), (0, more_words), (0, more_outputs)))
     tiles = (words.shape[2] // _OUTPUTS, words.shape[1] // _WORDS)
     partial_sums = pl.pallas_call(
-        partial(_kernel, rows=rows, planes=planes),
+        partial(
+            _kernel,
+            rows=rows,
+            planes=planes,
+            ones=lax.population_count if interpret else _population_count,
+        ),
         grid=tiles,
         in_specs=[
             pl.BlockSpec((*bits.shape[:2], _WORDS), lambda _, k: (0, 0, k)),
@@ -72,15 +72,35 @@ def plane_dot_gpu(
     return jnp.sum(partial_sums, axis=0, dtype=jnp.int32)[:, :outputs]
 
 
-def _kernel(bits_ref, words_ref, out_ref, *, rows: int, planes: int) -> None:
-    for r in range(rows):
-        total = jnp.zeros((_OUTPUTS,), jnp.int32)
-        for b in range(planes):
-            plane = words_ref[b]
-            counts = jnp.zeros((_WORDS, _OUTPUTS), jnp.int32)
-            for j in range(8):
-                weight = 2**j if j < 7 else -(2**7)
-                common = plane & lax.broadcast_in_dim(bits_ref[j, r], plane.shape, (0,))
-                counts += weight * lax.population_count(common).astype(jnp.int32)
-            total += jnp.sum(counts, axis=0, dtype=jnp.int32) << (planes - 1 - b)
-        out_ref[0, r] = total
+def _population_count(words: jax.Array) -> jax.Array:
+    """As `lax.population_count`, which Pallas writes as an operation that Triton does not have."""
+    (counts,) = triton.elementwise_inline_asm(
+        "popc.b32 $0, $1;",
+        args=[words],
+        constraints="=r,r",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(words.shape, jnp.int32)],
+    )
+    return counts
+
+
+def _kernel(
+    bits_ref, words_ref, out_ref, *, rows: int, planes: int, ones: Callable[[jax.Array], jax.Array]
+) -> None:
+    shape = words_ref.shape[1:]
+
+    def of_plane(row: jax.Array, b: jax.Array, total: jax.Array) -> jax.Array:
+        plane, counts = words_ref[b], jnp.zeros(shape, jnp.int32)
+        for j in range(8):
+            weight = 2**j if j < 7 else -(2**7)
+            common = plane & lax.broadcast_in_dim(bits_ref[j, row], shape, (0,))
+            counts += weight * ones(common).astype(jnp.int32)
+        return total + (counts << (planes - 1 - b))
+
+    def of_row(row: jax.Array, _: None) -> None:
+        start = jnp.zeros(shape, jnp.int32)
+        total = lax.fori_loop(0, planes, partial(of_plane, row), start)
+        out_ref[0, row] = jnp.sum(total, axis=0, dtype=jnp.int32)
+
+    # Loops, not copies: 8 rows of 8 planes written out are a program of minutes to compile.
+    lax.fori_loop(0, rows, of_row, None)
