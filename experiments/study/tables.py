@@ -140,13 +140,12 @@ def plot_pair(pair: Mapping[str, Any], stem: Path, split: str = "test") -> list[
     left.set_ylim(len(methods) - 0.4, -0.6)
     right.axvline(0, color="k", lw=0.8)
     right.set(xlabel=f"gap to the twin, points ({100 * CONFIDENCE:.0f} % interval)")
+    drawn = {mode for method in methods for mode in pair["methods"][method]["accuracy"][split]}
+    labels = {"low": f"low ({pair['low']})", "high": f"high ({pair['high']})", "float": "float"}
     handles = [
         plt.Line2D([], [], marker="o", ls="", color=COLOURS[mode], label=label)
-        for mode, label in (
-            ("low", f"low ({pair['low']})"),
-            ("high", f"high ({pair['high']})"),
-            ("float", "float"),
-        )
+        for mode, label in labels.items()
+        if mode in drawn
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     for axes in (left, right):
