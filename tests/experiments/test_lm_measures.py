@@ -74,4 +74,4 @@ def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
     measure_language(repeats=1, steps=1)
     table = capsys.readouterr().out.splitlines()
     assert "| high, a byte of 8 in one program |" in "\n".join(table)
-    assert table[-1].startswith("7,168 weights on planes: DraftCosts(low=")
+    assert table[-1].startswith("7,168 weights on planes: DraftCosts(rounds=")

@@ -20,11 +20,12 @@ from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, cost
 from dual_precision.deploy.generation.programs import (
     FILLED,
     MOST_ROWS,
+    ROUNDS,
     TOGETHER,
     Choice,
     fill,
     plain_bytes,
-    round_of_drafts,
+    rounds_of_drafts,
 )
 from dual_precision.deploy.planes.mode_layers import ModeLayer, to_plane_layers
 from dual_precision.layers import KVCache
@@ -117,7 +118,8 @@ class Generator:
         costs: DraftCosts | None = None,
         tally: Tally | None = None,
     ) -> Iterator[list[bytes]]:
-        """What comes behind each of the prompts, program after program: up to eight bytes of each.
+        """What comes behind each of the prompts, program after program: up to eight bytes of each,
+        or what up to eight rounds of drafts bring.
 
         Args:
           prompts: one or more, each of one byte or more, of any lengths.
@@ -174,39 +176,38 @@ class Generator:
         prompts: Sequence[bytes],
         count: int,
         precision: Asked,
-        drafts: "Adaptive | int",
+        drafts: Adaptive | int,
         choice: Choice,
         tally: Tally,
     ) -> Iterator[list[bytes]]:
         decides = self.high if precision == DRAFT else precision
         token, cache = self.filled(prompts, decides)
-        left = np.full(len(prompts), count)
+        left = np.full(len(prompts), count, np.int32)
         while left.any():
             chosen = drafts.drafts() if isinstance(drafts, Adaptive) else drafts
-            wanted = chosen if precision == DRAFT else 0
-            if wanted == 0:
+            if precision != DRAFT or chosen == 0:
                 most = min(TOGETHER, int(left.max()))
                 out, token, cache = plain_bytes(
                     self.variables, token, cache, choice, np.int32(most),
                     model=self.model, precision=decides,
                 )  # fmt: skip
-                found, counts = np.asarray(out), np.full(len(prompts), most)
+                found = [row[:most].tobytes() for row in np.asarray(out)]
                 tally.passes += most
             else:
-                both = {"low": self.low, "high": self.high}
-                out, kept, token, cache = round_of_drafts(
-                    self.variables, token, cache, choice, model=self.model, drafts=wanted, **both
-                )
-                found, counts = np.asarray(out), np.asarray(kept)
-                tally.passes, tally.rounds = tally.passes + 1, tally.rounds + 1
-                tally.drafted += wanted * int((left > 0).sum())
-                tally.kept += int((counts - 1)[left > 0].sum())
+                out, kept, token, cache = rounds_of_drafts(
+                    self.variables, token, cache, choice, left, np.int32(ROUNDS),
+                    model=self.model, drafts=chosen, low=self.low, high=self.high,
+                )  # fmt: skip
+                found = _joined(np.asarray(out), np.asarray(kept))
+                agreed = [row[row > 0] - 1 for row in np.asarray(kept) if row.any()]
+                _count_rounds(tally, chosen, agreed)
                 if isinstance(drafts, Adaptive):
-                    drafts.saw(wanted, (counts - 1)[left > 0].tolist())
-            counts = np.minimum(counts, left)
-            left = left - counts
-            tally.bytes += int(counts.sum())
-            yield [row[:n].tobytes() for row, n in zip(found, counts, strict=True)]
+                    for own in agreed:
+                        drafts.saw(chosen, own.tolist())
+            parts = [part[:lacks] for part, lacks in zip(found, left.tolist(), strict=True)]
+            left = left - np.array([len(part) for part in parts], np.int32)
+            tally.bytes += sum(map(len, parts))
+            yield parts
 
     def _check(
         self,
@@ -239,6 +240,20 @@ class Generator:
             )
         if drafts is not None and costs is not None:
             raise ValueError("costs with a fixed number of drafts: expected one of them")
+
+
+def _joined(found: np.ndarray, kept: np.ndarray) -> list[bytes]:
+    """Of bytes [rounds, N, rows] the first `kept` [rounds, N] of each round, text by text."""
+    counts = np.arange(found.shape[2]) < kept[:, :, None]
+    return [found[:, n][counts[:, n]].tobytes() for n in range(found.shape[1])]
+
+
+def _count_rounds(tally: Tally, drafts: int, agreed: Sequence[np.ndarray]) -> None:
+    """Adds rounds, of each of which the texts that were not finished kept so many drafts."""
+    tally.rounds += len(agreed)
+    tally.passes += len(agreed)
+    tally.drafted += drafts * sum(len(own) for own in agreed)
+    tally.kept += sum(int(own.sum()) for own in agreed)
 
 
 def _check_samples(temperature: float, seed: int | None) -> None:
