@@ -150,6 +150,14 @@ def test_from_a_packed_file_in_parts(tmp_path):
     assert [b"".join(parts)] == alone("kernel", PROMPTS[4:5], 0.0)
 
 
+@pytest.mark.parametrize(("texts", "drafts"), [(1, True), (2, False)])
+def test_one_text_alone_is_drafted_by_costs_that_were_measured_of_one(texts, drafts):
+    own, tally = Generator.of(*network(), EXAMPLE), Tally()
+    own.costs = DraftCosts([1.0] * 7)
+    own.generate(PROMPTS[:texts], 12, tally=tally)
+    assert (tally.rounds > 0) == drafts
+
+
 def test_drafts_that_do_not_pay_are_left():
     rule = Adaptive(costs_for(114_000_000), agreement=0.95)
     assert rule.drafts() > 1

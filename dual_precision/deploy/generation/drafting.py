@@ -34,9 +34,9 @@ class DraftCosts:
 # Weights on planes -> what `benchmark language` measured, of 2 and 8 planes, on two cores of a CPU
 # with AVX512-VNNI.
 MEASURED = {
-    820_000: DraftCosts((1.9, 2.6, 3.0, 3.8, 4.2, 4.6, 5.0)),
+    820_000: DraftCosts((1.75, 2.3, 2.9, 3.72, 4.25, 4.63, 5.16)),
     12_700_000: DraftCosts((1.69, 2.19, 2.61, 3.38, 3.86, 4.34, 4.63)),
-    114_000_000: DraftCosts((1.5, 2.3, 2.7, 3.3, 3.7, 4.1, 4.5)),
+    114_000_000: DraftCosts((1.6, 2.47, 2.64, 3.26, 3.95, 3.85, 4.58)),
 }
 
 

@@ -54,7 +54,7 @@ class Generator:
       low, high: the modes with the fewest and the most weight bits: who drafts, who decides.
       context: the most bytes of a prompt and what follows it.
       weights: those on planes.
-      costs: of drafting with a model of so many weights, see `drafting.costs_for`.
+      costs: of drafting one text with a model of so many weights, see `drafting.costs_for`.
     """
 
     def __init__(self, source: Source, form: type[ModeLayer] = ModeLayer) -> None:
@@ -126,12 +126,13 @@ class Generator:
           count: bytes to add to each.
           precision: a mode of the file, or Widths; "draft" is the text of `high`, drafted.
           drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
-            none do.
+            none do, or of several texts whose costs are not given.
           temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
           seed: of the samples, 0 if None; at a temperature of 0 there are none. A byte's random
             numbers depend on its place in its text, and the place of the text among the prompts,
             alone.
-          costs: that None of drafts decides by; None of them are those of the attribute.
+          costs: that None of drafts decides by; None of them are those of the attribute, which
+            were measured of one text.
           tally: is added to.
 
         Raises:
@@ -145,7 +146,7 @@ class Generator:
             prompts,
             count,
             precision,
-            Adaptive(costs or self.costs) if drafts is None else drafts,
+            self._adaptive(costs, len(prompts)) if drafts is None else drafts,
             Choice(
                 jax.random.key(seed or 0),
                 jnp.arange(len(prompts), dtype=jnp.uint32),
@@ -154,6 +155,10 @@ class Generator:
             ),
             Tally() if tally is None else tally,
         )
+
+    def _adaptive(self, costs: DraftCosts | None, texts: int) -> Adaptive | int:
+        # Rows of several texts fill the tiles that drafts of one text find half empty.
+        return Adaptive(costs or self.costs) if costs or texts == 1 else 0
 
     def filled(self, prompts: Sequence[bytes], precision: Asked) -> tuple[jax.Array, KVCache]:
         """The last byte of each prompt [N], and a cache with all before it."""
