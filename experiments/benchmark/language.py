@@ -3,7 +3,7 @@
     python -m experiments.benchmark language [--decoder=FILE] [--repeats=7] [--steps=20]
 
 Two CPU cores, one minute. Without --decoder the model has 12.9 M weights, drawn at random: good for
-times, not for how many drafts agree; "every draft kept" is what a round costs and could bring.
+times, not for how many drafts agree.
 """
 
 import json

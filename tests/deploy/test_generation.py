@@ -151,9 +151,9 @@ def test_from_a_packed_file_in_parts(tmp_path):
 
 
 @pytest.mark.parametrize(("texts", "drafts"), [(1, True), (2, False)])
-def test_one_text_alone_is_drafted_by_costs_that_were_measured_of_one(texts, drafts):
-    own, tally = Generator.of(*network(), EXAMPLE), Tally()
-    own.costs = DraftCosts([1.0] * 7)
+def test_one_text_alone_is_drafted_by_costs_that_were_measured_of_one(texts, drafts, monkeypatch):
+    own, tally = generator(), Tally()
+    monkeypatch.setattr(own, "costs", DraftCosts([1.0] * 7))
     own.generate(PROMPTS[:texts], 12, tally=tally)
     assert (tally.rounds > 0) == drafts
 
