@@ -3,12 +3,11 @@
     python -m experiments.benchmark language [--decoder=FILE] [--repeats=7] [--steps=20]
 
 Two CPU cores, one minute. Without --decoder the model has 12.9 M weights, drawn at random: good for
-times, not for how many drafts agree; "every draft kept" is what a round costs and could bring.
+times, not for how many drafts agree.
 """
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,19 @@ from dual_precision.deploy import Generator
 from dual_precision.deploy.generation.drafting import DraftCosts
 from dual_precision.deploy.generation.programs import (
     MOST_ROWS,
+    ROUNDS,
     TOGETHER,
     Choice,
     plain_bytes,
-    round_of_drafts,
+    rounds_of_drafts,
 )
 from dual_precision.models import build
 from dual_precision.primitives.bitserial import plane_product
 from experiments.benchmark.timing import time_rounds, timed_request
 
 STEPS = 20
-VERIFIED = (2, 3, 4, MOST_ROWS)  # rows of a pass of high, as rounds of 1, 2, 3 and 7 drafts have
 LOW, HIGH = (f"{mode}, a byte of {TOGETHER} in one program" for mode in ("low", "high"))
+DRAFTED = [f"a round of {drafts}, of {ROUNDS} in one program" for drafts in range(1, MOST_ROWS)]
 PROMPT = b"It is a truth universally acknowledged"
 
 
@@ -52,16 +52,15 @@ def measure_language(
         "high, one byte by itself": some_bytes(generator, generator.high, 1),
         "high, products alone": products_alone(generator, generator.high),
         "low, products alone": products_alone(generator, generator.low),
-        **{f"{rows} rows in high": rows_at_once(generator, rows) for rows in VERIFIED},
-        "round of 3 drafts": draft_round(generator, 3),
-        "round of 7 drafts": draft_round(generator, 7),
+        **{name: draft_rounds(generator, i + 1) for i, name in enumerate(DRAFTED)},
     }
     if (peer := torch_products(generator)) is not None:
         programs["PyTorch dynamic int8, products alone"] = peer
     count = steps or STEPS
+    units = {LOW: TOGETHER, HIGH: TOGETHER, **dict.fromkeys(DRAFTED, ROUNDS)}
 
     def request(name: str) -> Callable[[], float]:
-        run, each = programs[name], TOGETHER if name in (LOW, HIGH) else 1
+        run, each = programs[name], units.get(name, 1)
         return lambda: timed_request(run, count) / each
 
     times = time_rounds({name: request(name) for name in programs}, repeats)
@@ -82,21 +81,10 @@ def table_of(times: dict[str, list[float]]) -> str:
 
 
 def costs_of(times: dict[str, list[float]]) -> DraftCosts:
-    """What drafting costs by these times; 3 rows run as 4 do, 5 to 7 as 8.
-
-    Low costs less in a round than in a program of its own, where its bytes are fetched.
-    """
+    """What drafting costs by these times."""
     high = np.array(times[HIGH])
-
-    def share(name: str) -> float:
-        return round(float(np.median(np.array(times[name]) / high)), 2)
-
-    shares = {rows: share(f"{rows} rows in high") for rows in VERIFIED}
-    verify = [1.0, *(shares[rows] for rows in VERIFIED[:-1])]
-    drafts = MOST_ROWS - 1
-    drafting = np.array(times[f"round of {drafts} drafts"]) - np.array(times["8 rows in high"])
-    low = round(max(float(np.median(drafting / high)) / drafts, 0.0), 2)
-    return DraftCosts(low, (*verify, *[shares[MOST_ROWS]] * 4))
+    shares = (float(np.median(np.array(times[name]) / high)) for name in DRAFTED)
+    return DraftCosts(tuple(round(share, 2) for share in shares))
 
 
 def random_generator() -> Generator:
@@ -141,27 +129,16 @@ def some_bytes(generator: Generator, mode: str, count: int) -> Callable[[], None
     return _again(generator, run)
 
 
-def rows_at_once(generator: Generator, rows: int) -> Callable[[], None]:
-    """One pass of high over so many rows, as a round verifies."""
-    assert rows <= MOST_ROWS
-    tokens = jnp.asarray(np.frombuffer(PROMPT[:rows], np.uint8))[None]
-
-    @partial(jax.jit, donate_argnames="cache")
-    def forward(variables: Any, cache: Any) -> Any:
-        logits, after = generator.model.apply(variables, tokens, cache, precision=generator.high)
-        return jnp.argmax(logits, axis=-1), after
-
-    return _again(generator, lambda _, cache: forward(generator.variables, cache))
-
-
-def draft_round(generator: Generator, drafts: int) -> Callable[[], None]:
-    """One round, whatever it keeps."""
+def draft_rounds(generator: Generator, drafts: int) -> Callable[[], None]:
+    """ROUNDS rounds in one program, whatever they keep."""
     choice, both = _greedy(), {"low": generator.low, "high": generator.high}
+    lacking, most = np.full(1, ROUNDS * MOST_ROWS, np.int32), np.int32(ROUNDS)
 
     def run(token: Any, cache: Any) -> tuple[Any, Any]:
-        found, _, _, after = round_of_drafts(
-            generator.variables, token, cache, choice, model=generator.model, drafts=drafts, **both
-        )
+        found, _, _, after = rounds_of_drafts(
+            generator.variables, token, cache, choice, lacking, most,
+            model=generator.model, drafts=drafts, **both,
+        )  # fmt: skip
         return found, after
 
     return _again(generator, run)

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest byte")
     flags.DEFINE_integer("drafts", None, "bytes that low drafts at a time; by default it adapts")
     flags.DEFINE_integer("prompts", 1000, "prompts to go on with")
+    flags.DEFINE_integer("together", 25, "texts that are written at once")
     flags.DEFINE_string("split", "test", "text to measure on: validation or test")
     flags.DEFINE_integer("limit", None, "bytes of it to read; by default all")
     flags.DEFINE_list("activations", "8,16", "bits of fixed-point activations: 8, 16, 32")

@@ -11,7 +11,7 @@ from dual_precision import Widths, modes
 from dual_precision.deploy import save_packed
 from dual_precision.deploy.generation.drafting import MEASURED, Adaptive, DraftCosts, costs_for
 from dual_precision.deploy.generation.generator import Generator, Tally
-from dual_precision.deploy.generation.programs import FILLED
+from dual_precision.deploy.generation.programs import FILLED, ROUNDS, Choice, rounds_of_drafts
 from dual_precision.deploy.planes.mode_layers import ModeLayer, XlaModeLayer, to_plane_layers
 from dual_precision.models import build
 from dual_precision.primitives.native import decoder
@@ -73,7 +73,7 @@ def test_nor_where_rounds_and_plain_bytes_take_turns():
     """To the end of the context."""
     own, prompts = generator(), PROMPTS[:3]
     count, tally = own.context - max(map(len, prompts)), Tally()
-    costs = DraftCosts(0.1, (1.0, *[1.5] * 7))  # pays where most drafts agree
+    costs = DraftCosts((1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2))  # pays where most drafts agree
     found = own.generate(prompts, count, costs=costs, tally=tally)
     assert found == own.generate(prompts, count, precision="high")
     assert 0 < tally.rounds < tally.passes
@@ -88,6 +88,39 @@ def test_nor_do_they_where_bytes_are_drawn():
     assert 0 < tally.kept <= tally.drafted
     assert tally.bytes == 36
     assert generator().generate(PROMPTS[:3], 12, precision="high", temperature=1.0) != expected
+
+
+def test_nor_do_parts_of_a_stream():
+    parts = [*generator().stream(PROMPTS[4], 12, drafts=1)]
+    assert all(parts)
+    assert [b"".join(parts)] == alone("kernel", PROMPTS[4:5], 0.0)
+
+
+def test_rounds_of_one_program_are_those_of_several():
+    """A text that lacks nothing stands still, and costs no round."""
+    own, prompts = generator(), PROMPTS[1:4]
+    choice = Choice(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32), jnp.float32(1), greedy=True)
+
+    def rounds(state, left, most):
+        found, kept, *after = rounds_of_drafts(
+            own.variables, *state, choice, left, np.int32(most),
+            model=own.model, drafts=2, low=own.low, high=own.high,
+        )  # fmt: skip
+        return np.asarray(found), np.asarray(kept), after
+
+    left = np.array([5, 0, 2], np.int32)
+    found, kept, (token, cache) = rounds(own.filled(prompts, own.high), left, ROUNDS)
+    state, lacks = own.filled(prompts, own.high), left
+    before = np.asarray(state[1].length)
+    for at in range(ROUNDS):
+        one, counts, state = rounds(state, lacks, 1)
+        np.testing.assert_array_equal(found[at], one[0])
+        np.testing.assert_array_equal(kept[at], counts[0])
+        lacks = lacks - counts[0]
+    assert not kept[:, 1].any()
+    assert (kept.sum(0) >= left).all()
+    np.testing.assert_array_equal(token, state[0])
+    np.testing.assert_array_equal(cache.length, before + kept.sum(0))
 
 
 def test_nor_without_the_kernel(monkeypatch):
@@ -117,6 +150,14 @@ def test_from_a_packed_file_in_parts(tmp_path):
     assert [b"".join(parts)] == alone("kernel", PROMPTS[4:5], 0.0)
 
 
+@pytest.mark.parametrize(("texts", "drafts"), [(1, True), (2, False)])
+def test_one_text_alone_is_drafted_by_costs_that_were_measured_of_one(texts, drafts, monkeypatch):
+    own, tally = generator(), Tally()
+    monkeypatch.setattr(own, "costs", DraftCosts([1.0] * 7))
+    own.generate(PROMPTS[:texts], 12, tally=tally)
+    assert (tally.rounds > 0) == drafts
+
+
 def test_drafts_that_do_not_pay_are_left():
     rule = Adaptive(costs_for(114_000_000), agreement=0.95)
     assert rule.drafts() > 1
@@ -130,7 +171,9 @@ def test_drafts_that_do_not_pay_are_left():
 
 def test_costs_of_a_size_lie_between_those_that_were_measured():
     small, middle, large = MEASURED.values()
-    assert large.low < costs_for(40_000_000).low < middle.low
+    found = costs_for(40_000_000)
+    for own, *ends in zip(found.rounds, middle.rounds, large.rounds, strict=True):
+        assert min(ends) <= own <= max(ends)
     assert generator().costs == small
 
 

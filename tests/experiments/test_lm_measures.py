@@ -62,6 +62,9 @@ def test_drafts_are_counted(transformer):
     (row,) = drafts.rows_of_drafts(generator, prompts, 8, [2])
     assert (row["prompts"], row["alike"]) == (3, 3)
     assert row["bytes"] == pytest.approx(1 + 2 * row["kept"] / 100)
+    high, drafted = drafts.times_of_drafts(generator, prompts, 8, [2], repeats=1)
+    assert high["ratio"] == 1.0
+    assert drafted["ms"] > 0
 
 
 def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
@@ -74,4 +77,4 @@ def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
     measure_language(repeats=1, steps=1)
     table = capsys.readouterr().out.splitlines()
     assert "| high, a byte of 8 in one program |" in "\n".join(table)
-    assert table[-1].startswith("7,168 weights on planes: DraftCosts(low=")
+    assert table[-1].startswith("7,168 weights on planes: DraftCosts(rounds=")

@@ -20,11 +20,12 @@ from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, cost
 from dual_precision.deploy.generation.programs import (
     FILLED,
     MOST_ROWS,
+    ROUNDS,
     TOGETHER,
     Choice,
     fill,
     plain_bytes,
-    round_of_drafts,
+    rounds_of_drafts,
 )
 from dual_precision.deploy.planes.mode_layers import ModeLayer, to_plane_layers
 from dual_precision.layers import KVCache
@@ -53,7 +54,7 @@ class Generator:
       low, high: the modes with the fewest and the most weight bits: who drafts, who decides.
       context: the most bytes of a prompt and what follows it.
       weights: those on planes.
-      costs: of drafting with a model of so many weights, see `drafting.costs_for`.
+      costs: of drafting one text with a model of so many weights, see `drafting.costs_for`.
     """
 
     def __init__(self, source: Source, form: type[ModeLayer] = ModeLayer) -> None:
@@ -117,19 +118,21 @@ class Generator:
         costs: DraftCosts | None = None,
         tally: Tally | None = None,
     ) -> Iterator[list[bytes]]:
-        """What comes behind each of the prompts, program after program: up to eight bytes of each.
+        """What comes behind each of the prompts, program after program: up to eight bytes of each,
+        or what up to eight rounds of drafts bring.
 
         Args:
           prompts: one or more, each of one byte or more, of any lengths.
           count: bytes to add to each.
           precision: a mode of the file, or Widths; "draft" is the text of `high`, drafted.
           drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
-            none do.
+            none do, or of several texts whose costs are not given.
           temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
           seed: of the samples, 0 if None; at a temperature of 0 there are none. A byte's random
             numbers depend on its place in its text, and the place of the text among the prompts,
             alone.
-          costs: that None of drafts decides by; None of them are those of the attribute.
+          costs: that None of drafts decides by; None of them are those of the attribute, which
+            were measured of one text.
           tally: is added to.
 
         Raises:
@@ -143,7 +146,7 @@ class Generator:
             prompts,
             count,
             precision,
-            Adaptive(costs or self.costs) if drafts is None else drafts,
+            self._adaptive(costs, len(prompts)) if drafts is None else drafts,
             Choice(
                 jax.random.key(seed or 0),
                 jnp.arange(len(prompts), dtype=jnp.uint32),
@@ -152,6 +155,10 @@ class Generator:
             ),
             Tally() if tally is None else tally,
         )
+
+    def _adaptive(self, costs: DraftCosts | None, texts: int) -> Adaptive | int:
+        # Rows of several texts fill the tiles that drafts of one text find half empty.
+        return Adaptive(costs or self.costs) if costs or texts == 1 else 0
 
     def filled(self, prompts: Sequence[bytes], precision: Asked) -> tuple[jax.Array, KVCache]:
         """The last byte of each prompt [N], and a cache with all before it."""
@@ -174,39 +181,38 @@ class Generator:
         prompts: Sequence[bytes],
         count: int,
         precision: Asked,
-        drafts: "Adaptive | int",
+        drafts: Adaptive | int,
         choice: Choice,
         tally: Tally,
     ) -> Iterator[list[bytes]]:
         decides = self.high if precision == DRAFT else precision
         token, cache = self.filled(prompts, decides)
-        left = np.full(len(prompts), count)
+        left = np.full(len(prompts), count, np.int32)
         while left.any():
             chosen = drafts.drafts() if isinstance(drafts, Adaptive) else drafts
-            wanted = chosen if precision == DRAFT else 0
-            if wanted == 0:
+            if precision != DRAFT or chosen == 0:
                 most = min(TOGETHER, int(left.max()))
                 out, token, cache = plain_bytes(
                     self.variables, token, cache, choice, np.int32(most),
                     model=self.model, precision=decides,
                 )  # fmt: skip
-                found, counts = np.asarray(out), np.full(len(prompts), most)
+                found = [row[:most].tobytes() for row in np.asarray(out)]
                 tally.passes += most
             else:
-                both = {"low": self.low, "high": self.high}
-                out, kept, token, cache = round_of_drafts(
-                    self.variables, token, cache, choice, model=self.model, drafts=wanted, **both
-                )
-                found, counts = np.asarray(out), np.asarray(kept)
-                tally.passes, tally.rounds = tally.passes + 1, tally.rounds + 1
-                tally.drafted += wanted * int((left > 0).sum())
-                tally.kept += int((counts - 1)[left > 0].sum())
+                out, kept, token, cache = rounds_of_drafts(
+                    self.variables, token, cache, choice, left, np.int32(ROUNDS),
+                    model=self.model, drafts=chosen, low=self.low, high=self.high,
+                )  # fmt: skip
+                found = _joined(np.asarray(out), np.asarray(kept))
+                agreed = [row[row > 0] - 1 for row in np.asarray(kept) if row.any()]
+                _count_rounds(tally, chosen, agreed)
                 if isinstance(drafts, Adaptive):
-                    drafts.saw(wanted, (counts - 1)[left > 0].tolist())
-            counts = np.minimum(counts, left)
-            left = left - counts
-            tally.bytes += int(counts.sum())
-            yield [row[:n].tobytes() for row, n in zip(found, counts, strict=True)]
+                    for own in agreed:
+                        drafts.saw(chosen, own.tolist())
+            parts = [part[:lacks] for part, lacks in zip(found, left.tolist(), strict=True)]
+            left = left - np.array([len(part) for part in parts], np.int32)
+            tally.bytes += sum(map(len, parts))
+            yield parts
 
     def _check(
         self,
@@ -239,6 +245,20 @@ class Generator:
             )
         if drafts is not None and costs is not None:
             raise ValueError("costs with a fixed number of drafts: expected one of them")
+
+
+def _joined(found: np.ndarray, kept: np.ndarray) -> list[bytes]:
+    """Of bytes [rounds, N, rows] the first `kept` [rounds, N] of each round, text by text."""
+    counts = np.arange(found.shape[2]) < kept[:, :, None]
+    return [found[:, n][counts[:, n]].tobytes() for n in range(found.shape[1])]
+
+
+def _count_rounds(tally: Tally, drafts: int, agreed: Sequence[np.ndarray]) -> None:
+    """Adds rounds, of each of which the texts that were not finished kept so many drafts."""
+    tally.rounds += len(agreed)
+    tally.passes += len(agreed)
+    tally.drafted += drafts * sum(len(own) for own in agreed)
+    tally.kept += sum(int(own.sum()) for own in agreed)
 
 
 def _check_samples(temperature: float, seed: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The compiled programs of a generator: filling a cache, plain bytes, one round of drafts.
+"""The compiled programs of a generator: filling a cache, plain bytes, rounds of drafts.
 
 A round of g drafts writes into one cache twice. The low mode goes on byte by byte and leaves its
 own keys and values; then one pass of the high mode over the g + 1 rows writes its own over them,
@@ -22,6 +22,7 @@ from dual_precision.primitives.attention import row_by_row
 MOST_ROWS = 8  # of a pass: what a tile of the kernel holds
 FILLED = 32  # bytes of a prompt in one pass
 TOGETHER = 8  # plain bytes of one program: to start one takes longer than a byte of a small model
+ROUNDS = 8  # of drafts in one program, for the same reason
 Variables = Any
 
 
@@ -114,35 +115,62 @@ def plain_bytes(
 
 
 @partial(jax.jit, static_argnames=("model", "drafts", "low", "high"), donate_argnames="cache")
-def round_of_drafts(
+def rounds_of_drafts(
     variables: Variables,
     token: jax.Array,
     cache: KVCache,
     choice: Choice,
+    left: jax.Array,
+    most: jax.Array,
     *,
     model: nn.Module,
     drafts: int,
     low: Asked,
     high: Asked,
 ) -> tuple[jax.Array, jax.Array, jax.Array, KVCache]:
-    """One round: bytes [N, drafts + 1], how many of them count [N], the last of these, the cache.
+    """Rounds behind `token` [N], until no text lacks a byte or `most` () of them are done.
 
-    `token` [N] is the last byte of the text, which the cache does not hold yet.
+    Args:
+      token: the last byte of each text, which the cache does not hold yet.
+      left: int32 [N], bytes that each text lacks; the last round may bring more. A text that lacks
+        none stands still.
+      most: int32, at most ROUNDS.
+
+    Returns:
+      Bytes [ROUNDS, N, drafts + 1]; how many of them count [ROUNDS, N], 0 where the text stood
+      still; the last byte of each text; the cache with all before it.
     """
-    start = cache.length
 
     def draft(carried: Any, _: Any) -> Any:
         current, own = carried
         following, own = _rows(model, variables, current[:, None], own, choice, low)
         return (following[:, 0], own), following[:, 0]
 
-    (_, cache), guesses = lax.scan(draft, (token, cache), length=drafts)
-    guesses = guesses.T
-    tokens = jnp.concatenate([token[:, None], guesses], axis=1)
-    found, cache = _rows(
-        model, variables, tokens, dataclasses.replace(cache, length=start), choice, high
-    )
-    agree = (found[:, :drafts] == guesses).astype(jnp.int32)
-    count = jnp.sum(jnp.cumprod(agree, axis=1), axis=1, dtype=jnp.int32) + 1
-    last = jnp.take_along_axis(found, count[:, None] - 1, axis=1)[:, 0]
-    return found, count, last, dataclasses.replace(cache, length=start + count)
+    def unfinished(carried: Any) -> jax.Array:
+        at, lacking = carried[:2]
+        return (at < most) & jnp.any(lacking > 0)
+
+    def one(carried: Any) -> Any:
+        at, lacking, token, cache, found, kept = carried
+        start = cache.length
+        (_, cache), guesses = lax.scan(draft, (token, cache), length=drafts)
+        guesses = guesses.T
+        tokens = jnp.concatenate([token[:, None], guesses], axis=1)
+        cache = dataclasses.replace(cache, length=start)
+        decided, cache = _rows(model, variables, tokens, cache, choice, high)
+        agree = (decided[:, :drafts] == guesses).astype(jnp.int32)
+        count = jnp.sum(jnp.cumprod(agree, axis=1), axis=1, dtype=jnp.int32) + 1
+        last = jnp.take_along_axis(decided, count[:, None] - 1, axis=1)[:, 0]
+        count = jnp.where(lacking > 0, count, 0)
+        token = jnp.where(lacking > 0, last, token)
+        found = lax.dynamic_update_index_in_dim(found, decided, at, axis=0)
+        kept = lax.dynamic_update_index_in_dim(kept, count, at, axis=0)
+        cache = dataclasses.replace(cache, length=start + count)
+        return at + 1, lacking - count, token, cache, found, kept
+
+    texts = token.shape[0]
+    found = jnp.zeros((ROUNDS, texts, drafts + 1), jnp.uint8)
+    kept = jnp.zeros((ROUNDS, texts), jnp.int32)
+    carried = (jnp.int32(0), left, token, cache, found, kept)
+    _, _, token, cache, found, kept = lax.while_loop(unfinished, one, carried)
+    return found, kept, token, cache

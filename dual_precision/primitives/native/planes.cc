@@ -79,22 +79,25 @@ void pack(const int8_t* x, int n, int64_t rows, int64_t words, int8_t* packed, u
   }
 }
 
-// sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end.
-void finish(const int32_t* sums, int parts, int n, uint32_t total, int64_t stride, int64_t count,
-            int32_t* y) {
-  total *= (1u << n) - 1;
+// Sums of neighbours: of every four lanes a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+WITH_VNNI inline __m512i pairs(__m512i a, __m512i b) {
+  const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                          _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
+}
+
+// sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end. Where sums are
+// in parts, four or two neighbouring lanes belong to an output, and are 2^(8-n) times too large.
+WITH_VNNI void finish(const __m512i* sums, int parts, int n, uint32_t total, int64_t stride,
+                      int64_t count, int32_t* y) {
+  const __m512i all = _mm512_set1_epi32(static_cast<int32_t>(total * ((1u << n) - 1)));
+  const __m128i excess = _mm_cvtsi32_si128(parts > 1 ? 8 - n : 0);
   for (int64_t v = 0; v < count; ++v, sums += stride) {
-    for (int l = 0; l < kLanes; ++l) {
-      int32_t sum = sums[l];
-      if (parts == 4) {
-        const int32_t* p = sums + (l % 4) * kLanes + (l / 4) * 4;
-        sum = (p[0] + p[1] + p[2] + p[3]) >> (8 - n);
-      } else if (parts == 2) {
-        const int32_t* p = sums + (l % 4 / 2) * kLanes + (l / 4) * 4 + (l % 2) * 2;
-        sum = (p[0] + p[1]) >> (8 - n);
-      }
-      y[v * kLanes + l] = static_cast<int32_t>(2u * static_cast<uint32_t>(sum) - total);
-    }
+    __m512i sum = sums[0];
+    if (parts == 4) sum = pairs(pairs(sums[0], sums[1]), pairs(sums[2], sums[3]));
+    if (parts == 2) sum = pairs(sums[0], sums[1]);
+    sum = _mm512_sra_epi32(sum, excess);
+    _mm512_storeu_si512(y + v * kLanes, _mm512_sub_epi32(_mm512_add_epi32(sum, sum), all));
   }
 }
 
@@ -109,8 +112,7 @@ void multiply(const Operands& o, int n, int64_t rows, const int8_t* packed, cons
     std::memset(static_cast<void*>(sums), 0, (end - begin) * stride * sizeof(__m512i));
     way.kernel(o, packed + row * o.words * 32, sums, begin, end);
     for (int r = 0; r < tile; ++r) {
-      const int32_t* own = reinterpret_cast<const int32_t*>(sums + r * way.parts);
-      finish(own, way.parts, n, totals[row + r], stride * kLanes, end - begin,
+      finish(sums + r * way.parts, way.parts, n, totals[row + r], stride, end - begin,
              y + (row + r) * (end - begin) * kLanes);
     }
     row += tile;
@@ -182,7 +184,7 @@ void scaled(const int32_t* sums, int count, int64_t distance, float step, const 
 }
 
 // The same of one digit on a grid that is given, rounded as code_products.code_product rounds.
-void scaled_once(const int32_t* sums, float step, const float* scales, int64_t width, float* y) {
+WITH_VNNI void scaled_once(const int32_t* sums, float step, const float* scales, int64_t width, float* y) {
   for (int64_t i = 0; i < width; ++i)
     y[i] = static_cast<float>(sums[i]) * ((0.5f * scales[i]) * step);
 }
