@@ -31,6 +31,7 @@ from dual_precision.primitives.ste import uniform_code
 WORD = 32  # inputs in a word
 DIGIT = 8  # bits of x
 _ROWS = 8  # in one program of XLA's form
+_GPU_ROWS = 64  # in one call of the GPU kernel, whose sums of parts of the inputs take memory
 MOST_INPUTS = 2**16  # 2^16 * 255 * 128 still fits int32
 
 
@@ -228,11 +229,9 @@ def plane_dot(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
     6
     """
     x = _filled(x, words, planes)
-    rows, inputs = x.shape
+    rows = x.shape[0]
     if rows > _ROWS:  # more would be a program of that many times the length
-        parts = jnp.pad(x, ((0, -rows % _ROWS), (0, 0))).reshape(-1, _ROWS, inputs)
-        sums = lax.map(lambda part: plane_dot(part, words, planes), parts)
-        return sums.reshape(-1, words.shape[2])[:rows]
+        return _in_parts(x, _ROWS, lambda part: plane_dot(part, words, planes))
     bits = bit_words(x)
 
     def of_word(row: jax.Array, word: jax.Array) -> jax.Array:
@@ -266,7 +265,18 @@ def plane_dot_pallas(
 ) -> jax.Array:
     """As `plane_dot`, by the GPU kernel. `interpret` runs it anywhere, slowly."""
     x = _filled(x, words, planes)
+    if x.shape[0] > _GPU_ROWS:
+        own = partial(plane_dot_pallas, words=words, planes=planes, interpret=interpret)
+        return _in_parts(x, _GPU_ROWS, own)
     return centred(bitserial_gpu.plane_dot_gpu(bit_words(x), words, planes, interpret), x, planes)
+
+
+def _in_parts(x: jax.Array, size: int, dot: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """`dot` of so many rows after the other, zeros behind the last."""
+    rows, inputs = x.shape
+    parts = jnp.pad(x, ((0, -rows % size), (0, 0))).reshape(-1, size, inputs)
+    sums = lax.map(dot, parts)
+    return sums.reshape(-1, sums.shape[-1])[:rows]
 
 
 def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""`bitserial.plane_dot` as a GPU kernel in Pallas, for few rows: there memory sets the time.
+"""`bitserial.plane_dot` as a GPU kernel in Pallas, made for few rows: there memory sets the time.
 
 Each program takes a tile of words of all planes and meets it with every bit of every row, so that
 a weight is read from memory once whatever the rows and their width. The inputs are shared out over

@@ -4,8 +4,9 @@
     python -m experiments.lm drafts FILE --dataset=austen --prompts=8 --count=96 --together=1
 
 Prompts are parts of the held-out text, of 1 byte to what the context leaves. Each is gone on with
-by high alone, and in drafts, once for each number of them in a round and once as many as pay. The
-second command is for times: those of the first few prompts, with what it takes to read them.
+by high alone, and in drafts, once for each number of them in a round and once as many as pay. Times
+are those of the first few prompts, with what it takes to read them; the second command has those of
+one text at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,9 +65,9 @@ def rows_of_drafts(
     for number in drafts:
         tally, alike = Tally(), 0
         for own, wanted in zip(tqdm(parts, desc=f"{number}", disable=None), expected, strict=True):
-            found = generator.generate(
-                own, count, drafts=number, temperature=temperature, tally=tally
-            )
+            # With costs it adapts for several texts too, where it would take plain bytes.
+            how = {"drafts": number} if number else {"costs": generator.costs}
+            found = generator.generate(own, count, temperature=temperature, tally=tally, **how)
             alike += sum(a == b for a, b in zip(found, wanted, strict=True))
         row: dict[str, Any] = {"drafts": number or "adaptive", "prompts": len(prompts)}
         row["alike"] = alike

@@ -73,7 +73,7 @@ def test_nor_where_rounds_and_plain_bytes_take_turns():
     """To the end of the context."""
     own, prompts = generator(), PROMPTS[:3]
     count, tally = own.context - max(map(len, prompts)), Tally()
-    costs = DraftCosts((1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2))  # pays where most drafts agree
+    costs = DraftCosts((2.2, 2.3, 2.4, 2.5, 2.6, 2.7, 2.8))  # pays where most drafts agree
     found = own.generate(prompts, count, costs=costs, tally=tally)
     assert found == own.generate(prompts, count, precision="high")
     assert 0 < tally.rounds < tally.passes
@@ -84,7 +84,8 @@ def test_nor_do_they_where_bytes_are_drawn():
     expected = generator().generate(PROMPTS[:3], 12, precision="high", **how)
     tally = Tally()
     assert generator().generate(PROMPTS[:3], 12, drafts=3, tally=tally, **how) == expected
-    assert generator().generate(PROMPTS[:3], 12, **how) == expected
+    always = DraftCosts([1.0] * 7)
+    assert generator().generate(PROMPTS[:3], 12, costs=always, **how) == expected
     assert 0 < tally.kept <= tally.drafted
     assert tally.bytes == 36
     assert generator().generate(PROMPTS[:3], 12, precision="high", temperature=1.0) != expected

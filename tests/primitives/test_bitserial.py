@@ -187,6 +187,7 @@ def test_xla(shape, planes):
         ((2, 513, 130), (1,)),  # two tiles of inputs, two of outputs
         ((3, 32, 128), (1,)),
         ((9, 100, 1), (1,)),
+        ((65, 33, 2), (1,)),  # one row more than a call takes
     ],
     ids=str,
 )

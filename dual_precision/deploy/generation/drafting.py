@@ -20,11 +20,17 @@ class DraftCosts:
 
     rounds: Sequence[float]
 
+    def __post_init__(self) -> None:
+        if len(self.rounds) != max(CHOICES):
+            raise ValueError(
+                f"costs of {len(self.rounds)} rounds: expected {max(CHOICES)}, of 1 draft, 2, ..."
+            )
+
     def gain(self, drafts: int, agreement: float) -> float:
         """Bytes per unit of time of a round, of which 1 is the high mode alone; each draft agrees
         with this probability, as long as those before do.
 
-        >>> DraftCosts(rounds=(1.5,)).gain(1, 0.5)
+        >>> DraftCosts(rounds=(1.5, 2, 3, 4, 5, 6, 7)).gain(1, 0.5)
         1.0
         """
         expected = sum(agreement**i for i in range(drafts + 1))
@@ -57,6 +63,7 @@ class Adaptive:
     def __init__(self, costs: DraftCosts, agreement: float = 0.8) -> None:
         self.costs = costs
         self.agreement = agreement
+        self.tries = True  # nothing was seen yet, or drafts do not seem to pay: one round is enough
         self._plain = 0
 
     def drafts(self) -> int:
@@ -64,6 +71,7 @@ class Adaptive:
         best = max(CHOICES, key=lambda g: self.costs.gain(g, self.agreement))
         if self.costs.gain(best, self.agreement) > 1.0:
             return best
+        self.tries = True
         if self._plain >= _TRY_AGAIN:
             self._plain = 0
             return 1
@@ -71,7 +79,8 @@ class Adaptive:
         return 0
 
     def saw(self, drafts: int, agreed: Sequence[int]) -> None:
-        """Of so many drafts, each text kept this many."""
+        """In one round of so many drafts, each text kept this many."""
+        self.tries = False
         for count in agreed:
             looked = min(drafts, count + 1)  # those behind the first mistake say nothing
             share = count / looked

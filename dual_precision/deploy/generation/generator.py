@@ -102,7 +102,7 @@ class Generator:
         return texts
 
     def stream(self, prompt: bytes, count: int, **how: Any) -> Iterator[bytes]:
-        """What comes behind one prompt, a few bytes at a time; as `rounds`."""
+        """What comes behind one prompt, up to 64 bytes at a time; as `rounds`."""
         for (part,) in self.rounds([prompt], count, **how):
             yield part
 
@@ -199,8 +199,9 @@ class Generator:
                 found = [row[:most].tobytes() for row in np.asarray(out)]
                 tally.passes += most
             else:
+                most = 1 if isinstance(drafts, Adaptive) and drafts.tries else ROUNDS
                 out, kept, token, cache = rounds_of_drafts(
-                    self.variables, token, cache, choice, left, np.int32(ROUNDS),
+                    self.variables, token, cache, choice, left, np.int32(most),
                     model=self.model, drafts=chosen, low=self.low, high=self.high,
                 )  # fmt: skip
                 found = _joined(np.asarray(out), np.asarray(kept))

@@ -1,5 +1,5 @@
 // The float parts of a decoder row by row, for x86 CPUs with AVX512, called by XLA: see
-// primitives/attention.py. A row is computed by the same instructions whatever the number of rows.
+// primitives/attention.py. A row has the same sums in the same order whatever the number of rows.
 // One call for what XLA starts a dozen small programs for, of which each takes longer to start than
 // to run.
 

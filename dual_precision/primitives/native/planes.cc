@@ -184,7 +184,8 @@ void scaled(const int32_t* sums, int count, int64_t distance, float step, const 
 }
 
 // The same of one digit on a grid that is given, rounded as code_products.code_product rounds.
-WITH_VNNI void scaled_once(const int32_t* sums, float step, const float* scales, int64_t width, float* y) {
+WITH_VNNI void scaled_once(const int32_t* sums, float step, const float* scales, int64_t width,
+                           float* y) {
   for (int64_t i = 0; i < width; ++i)
     y[i] = static_cast<float>(sums[i]) * ((0.5f * scales[i]) * step);
 }
