@@ -61,13 +61,10 @@ def _pack(codes: jax.Array, bits: int) -> jax.Array:
     words = -(-inputs // WORD)
     unsigned = (codes.astype(jnp.int32) + 2 ** (bits - 1)).astype(jnp.uint32)
     unsigned = jnp.pad(unsigned, ((0, words * WORD - inputs), (0, 0)))
-    unsigned = unsigned.reshape(words, WORD, outputs)
-    place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, WORD, 1)
-    planes = [
-        jnp.sum(((unsigned >> shift) & 1) << place, axis=1, dtype=jnp.uint32)
-        for shift in range(bits - 1, -1, -1)
-    ]
-    return jnp.stack(planes)
+    unsigned = unsigned.reshape(1, words, WORD, outputs)
+    place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, WORD, 1)
+    shift = jnp.arange(bits - 1, -1, -1, dtype=jnp.uint32).reshape(-1, 1, 1, 1)
+    return jnp.sum(((unsigned >> shift) & 1) << place, axis=2, dtype=jnp.uint32)
 
 
 def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
@@ -82,8 +79,7 @@ def unpack_words(words: jax.Array, inputs: int) -> jax.Array:
     digits = ((words[:, :, None] >> place) & 1).astype(jnp.int32)
     weights = (1 << jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)).reshape(-1, 1, 1, 1)
     unsigned = jnp.sum(digits * weights, axis=0, dtype=jnp.int32)
-    unsigned = unsigned.reshape(words.shape[1] * WORD, words.shape[2])
-    return unsigned[:inputs] - 2 ** (bits - 1)
+    return unsigned.reshape(words.shape[1] * WORD, words.shape[2])[:inputs] - 2 ** (bits - 1)
 
 
 def bit_words(x: jax.Array) -> jax.Array:
@@ -92,9 +88,8 @@ def bit_words(x: jax.Array) -> jax.Array:
     >>> bit_words(jnp.full((1, 32), -1, jnp.int8))[:, 0, 0].tolist() == [2**32 - 1] * 8
     True
     """
-    rows, inputs = x.shape
     unsigned = lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32)
-    unsigned = unsigned.reshape(1, rows, inputs // WORD, WORD)
+    unsigned = unsigned.reshape(1, x.shape[0], x.shape[1] // WORD, WORD)
     shift = jnp.arange(DIGIT, dtype=jnp.uint32).reshape(-1, 1, 1, 1)
     place = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, 1, -1)
     return jnp.sum(((unsigned >> shift) & 1) << place, axis=-1, dtype=jnp.uint32)
@@ -273,10 +268,9 @@ def plane_dot_pallas(
 
 def _in_parts(x: jax.Array, size: int, dot: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """`dot` of so many rows after the other, zeros behind the last."""
-    rows, inputs = x.shape
-    parts = jnp.pad(x, ((0, -rows % size), (0, 0))).reshape(-1, size, inputs)
+    parts = jnp.pad(x, ((0, -len(x) % size), (0, 0))).reshape(-1, size, x.shape[1])
     sums = lax.map(dot, parts)
-    return sums.reshape(-1, sums.shape[-1])[:rows]
+    return sums.reshape(-1, sums.shape[-1])[: len(x)]
 
 
 def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
@@ -289,8 +283,7 @@ def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
 
 def centred(sums: jax.Array, x: jax.Array, planes: int) -> jax.Array:
     """sum x (2 c + 1) from sum x u; where twice the sum leaves int32, what wraps comes back."""
-    total = jnp.sum(x, axis=1, keepdims=True, dtype=jnp.int32)
-    return 2 * sums - (2**planes - 1) * total
+    return 2 * sums - (2**planes - 1) * jnp.sum(x, axis=1, keepdims=True, dtype=jnp.int32)
 
 
 def check_words(words: jax.Array, inputs: int, planes: int) -> None:
