@@ -65,8 +65,7 @@ def rows_of_drafts(
     for number in drafts:
         tally, alike = Tally(), 0
         for own, wanted in zip(tqdm(parts, desc=f"{number}", disable=None), expected, strict=True):
-            # With costs it adapts for several texts too, where it would take plain bytes.
-            how = {"drafts": number} if number else {"costs": generator.costs}
+            how = _drafted(generator, number)
             found = generator.generate(own, count, temperature=temperature, tally=tally, **how)
             alike += sum(a == b for a, b in zip(found, wanted, strict=True))
         row: dict[str, Any] = {"drafts": number or "adaptive", "prompts": len(prompts)}
@@ -77,6 +76,12 @@ def rows_of_drafts(
             row["bytes"] = 1 + number * tally.kept / tally.drafted
         rows.append(row)
     return rows
+
+
+def _drafted(generator: Generator, number: int | None) -> dict[str, Any]:
+    """Arguments that draft: with costs it adapts for several texts too, where it would take plain
+    bytes."""
+    return {"drafts": number} if number else {"costs": generator.costs}
 
 
 def _in_parts(prompts: Sequence[bytes], together: int) -> Iterator[list[bytes]]:
@@ -106,7 +111,7 @@ def times_of_drafts(
         return lambda: timed(generate)[0] / size
 
     requests = {"high": request(precision=generator.high)}
-    requests |= {str(number): request(drafts=number) for number in drafts}
+    requests |= {str(number): request(**_drafted(generator, number)) for number in drafts}
     for once in requests.values():
         once()
     times = time_rounds(requests, repeats)
