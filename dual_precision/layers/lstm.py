@@ -1,7 +1,6 @@
 """The recurrent half of an LSTM: one matrix that is called for every byte, its input signed."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -12,9 +11,8 @@ from dual_precision.layers.facts import Layer
 from dual_precision.layers.quantized import CALIBRATION, ROUNDING, Initializer, QuantizedLayer
 from dual_precision.precision import Asked, Resolved
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
+from dual_precision.primitives.recurrence import Carry, run_gates
 from dual_precision.primitives.ste import midrise_ste, uniform_ste
-
-Carry = tuple[jax.Array, jax.Array]  # (c, h), each [N, features]
 
 
 class Recurrence(QuantizedLayer):
@@ -98,33 +96,6 @@ class Recurrence(QuantizedLayer):
         bits = jnp.asarray(asked.gradients, jnp.int32)
         keys = jax.random.split(self.make_rng(ROUNDING), length)
         return keys, lambda y, key: quantize_gradient(y, bits, key)
-
-
-def run_gates(
-    gates: jax.Array, carry: Carry, product: Callable[[jax.Array, Any], jax.Array], keys: Any = None
-) -> tuple[jax.Array, Carry]:
-    """The recurrence of gates [N, T, 4H], the bias in them, with `product(h, key)` [N, 4H]."""
-
-    def step(state: Carry, given: tuple[jax.Array, Any]) -> tuple[Carry, jax.Array]:
-        c, h = state
-        own, key = given
-        c, h = after_gates(own + product(h, key), c)
-        return (c, h), h
-
-    carry, out = jax.lax.scan(step, carry, (jnp.swapaxes(gates, 0, 1), keys))
-    return jnp.swapaxes(out, 0, 1), carry
-
-
-def after_gates(gates: jax.Array, c: jax.Array) -> Carry:
-    """(c, h) after one step: c = sig(f) c + sig(i) tanh(g), h = sig(o) tanh(c).
-
-    Args:
-      gates: i, f, g, o [..., 4H].
-      c: [..., H].
-    """
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-    return c, nn.sigmoid(o) * jnp.tanh(c)
 
 
 def _forget_one(_: jax.Array, gates: int) -> jax.Array:

@@ -22,17 +22,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from dual_precision.primitives import bitserial_gpu
-from dual_precision.primitives.fixed_point import check_width, fixed_point
+from dual_precision.primitives.fixed_point import fixed_point
 from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import check_bits, check_codes
+from dual_precision.primitives.plane_operands import (
+    DIGIT,
+    WORD,
+    check_product,
+    check_words,
+    step_and_ends,
+)
 from dual_precision.primitives.quantizers import InputGrid
 from dual_precision.primitives.ste import uniform_code
 
-WORD = 32  # inputs in a word
-DIGIT = 8  # bits of x
 _ROWS = 8  # in one program of XLA's form
 _GPU_ROWS = 64  # in one call of the GPU kernel, whose sums of parts of the inputs take memory
-MOST_INPUTS = 2**16  # 2^16 * 255 * 128 still fits int32
 
 
 def pack_words(codes: jax.Array, bits: int) -> jax.Array:
@@ -138,16 +142,13 @@ def plane_product(
     >>> round(y.item(), 5)
     6.0
     """
-    check_width(activations)
-    _check_operands(x, words, scales, planes)
-    if grid is not None and activations != DIGIT:
-        raise ValueError(f"codes of a grid and {activations} bits: expected {DIGIT}")
+    check_product(x, words, scales, planes, activations, grid)
     ways = _ways(planes, activations)
     if form not in (None, *ways):
         raise ValueError(f"form {form!r}: expected one of {list(ways)}")
     if x.shape[0] == 0:
         return jnp.zeros((0, words.shape[2]), jnp.float32)
-    given = (x, words, scales, *_step_and_ends(grid))
+    given = (x, words, scales, *step_and_ends(grid))
     if form is not None:
         return ways[form](*given)
     on_cpu = "native" if native.available() else "xla"
@@ -163,25 +164,6 @@ def _ways(planes: int, activations: int) -> dict[str, Callable[..., jax.Array]]:
         "pallas": partial(_product, dot=plane_dot_pallas),
     }
     return {name: partial(w, planes=planes, activations=activations) for name, w in ways.items()}
-
-
-def _check_operands(x: jax.Array, words: jax.Array, scales: jax.Array, planes: int) -> None:
-    if x.ndim != 2 or x.dtype != jnp.float32:
-        raise ValueError(f"inputs {x.dtype}{list(x.shape)}: expected float32 [rows, inputs]")
-    check_words(words, x.shape[1], planes)
-    expected = (words.shape[0], words.shape[2])
-    if scales.shape != expected or scales.dtype != jnp.float32:
-        raise ValueError(
-            f"scales {scales.dtype}{list(scales.shape)}: expected float32 {list(expected)}"
-        )
-
-
-def _step_and_ends(grid: InputGrid | None) -> tuple[jax.Array, jax.Array]:
-    """[1] and [2], or [0] each: apart, because the ends are constants of a program; put together
-    with the step they would be a small program of their own before each product."""
-    if grid is None:
-        return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
-    return grid.step.reshape(1), jnp.stack([grid.low, grid.top])
 
 
 def _product(
@@ -284,17 +266,3 @@ def _filled(x: jax.Array, words: jax.Array, planes: int) -> jax.Array:
 def centred(sums: jax.Array, x: jax.Array, planes: int) -> jax.Array:
     """sum x (2 c + 1) from sum x u; where twice the sum leaves int32, what wraps comes back."""
     return 2 * sums - (2**planes - 1) * jnp.sum(x, axis=1, keepdims=True, dtype=jnp.int32)
-
-
-def check_words(words: jax.Array, inputs: int, planes: int) -> None:
-    """Raises ValueError unless these are words of so many inputs, and hold so many planes."""
-    expected = -(-inputs // WORD)
-    if words.dtype != jnp.uint32 or words.ndim != 3 or words.shape[1] != expected:
-        raise ValueError(
-            f"words {words.dtype}{list(words.shape)}: expected uint32 [planes, {expected}, outputs]"
-            f" for {inputs} inputs, as pack_words() gives"
-        )
-    if not 1 <= planes <= words.shape[0]:
-        raise ValueError(f"{planes} planes: expected 1 to {words.shape[0]}, those that are stored")
-    if not 1 <= inputs <= MOST_INPUTS:
-        raise ValueError(f"{inputs} inputs: expected 1 to {MOST_INPUTS}; split the layer")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from dual_precision.primitives import bitserial_gpu
 from dual_precision.primitives.bitserial import (
-    MOST_INPUTS,
     bit_words,
     pack_words,
     plane_dot,
@@ -19,6 +18,7 @@ from dual_precision.primitives.bitserial import (
 )
 from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import truncate
+from dual_precision.primitives.plane_operands import MOST_INPUTS
 
 PLANES = range(1, 9)
 

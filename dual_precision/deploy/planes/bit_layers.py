@@ -27,7 +27,6 @@ from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with
 from dual_precision.deploy.planes.packing import STORED, pack_dense
 from dual_precision.layers import Dense, QuantizedLayer, Recurrence
 from dual_precision.layers.facts import Layer
-from dual_precision.layers.lstm import Carry, run_gates
 from dual_precision.precision import FLOAT_NAME, Asked, Bits, Modes, Precision, mode_of
 from dual_precision.primitives.bitserial import plane_product
 from dual_precision.primitives.fixed_point import WIDTHS
@@ -35,6 +34,7 @@ from dual_precision.primitives.nested import check_bits, encode
 from dual_precision.primitives.normalization import scale_and_shift
 from dual_precision.primitives.plane_fit import FEW_PLANES
 from dual_precision.primitives.quantizers import quantize_weights
+from dual_precision.primitives.recurrence import Carry, plane_recurrence
 from dual_precision.structure import Example, LayerPath, Structure, structure_of
 
 # "w4a16" -> (4, 16): planes, and bits of the fixed-point activations.
@@ -64,31 +64,34 @@ class BitLayer(QuantizedLayer):
 
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
-        y = self.on_planes(x.shape[-1], precision)(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
+        product = self.on_planes(plane_product, x.shape[-1], precision)
+        y = product(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
         if self.use_bias:
             bias: Any = self.get_variable("params", "bias")
             y = y + bias[None]
         return y.reshape(*x.shape[:-1], self.features)
 
-    def on_planes(self, inputs: int, precision: Asked) -> Callable[[jax.Array], jax.Array]:
-        """The product of rows [N, inputs] with the planes that a call asks for."""
+    def on_planes(
+        self, function: Callable[..., Any], inputs: int, precision: Asked
+    ) -> Callable[..., Any]:
+        """`plane_product` or `plane_recurrence` with the planes that a call asks for."""
         planes, activations = self._asked(precision)
         names = ("words", "scales", "bias")
-        own: dict[str, Any] = {name: self.get_variable("params", name) for name in names}
-        if own["words"] is None or (self.use_bias and own["bias"] is None):
+        held: dict[str, Any] = {name: self.get_variable("params", name) for name in names}
+        if held["words"] is None or (self.use_bias and held["bias"] is None):
             raise ValueError(
                 f"layer {'/'.join(self.path)!r} has no planes: expected variables that"
                 " to_bit_layers, pack_dense or pack_lstm made; there is no init"
             )
         self._check_inputs(inputs)
         ways = [
-            partial(plane_product, planes=n, activations=activations, form=self.form)
+            partial(function, planes=n, activations=activations, form=self.form)
             for n in range(1, STORED + 1)
         ]
-        given = (own["words"], own["scales"])
+        given = (held["words"], held["scales"])
         if isinstance(planes, int):
-            return lambda rows: ways[planes - 1](rows, *given)
-        return lambda rows: jax.lax.switch(planes - 1, ways, rows, *given)
+            return lambda *own: ways[planes - 1](*own, *given)
+        return lambda *own: jax.lax.switch(planes - 1, ways, *own, *given)
 
     def _check_inputs(self, inputs: int) -> None:
         """The last word of planes is filled up, so that they do not say how many inputs there are;
@@ -127,9 +130,8 @@ class BitRecurrence(Recurrence, BitLayer):
         self, gates: jax.Array, carry: Carry, *, precision: Asked
     ) -> tuple[jax.Array, Carry]:
         self.check_call(gates)
-        product = self.on_planes(self.features, precision)
         bias: Any = self.get_variable("params", "bias")
-        return run_gates(gates + bias[None, None], carry, lambda h, _: product(h))
+        return self.on_planes(plane_recurrence, self.features, precision)(gates, carry, bias)
 
 
 class FixedRows(nn.Module):

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.deploy.planes.bit_layers import BitDense
-from dual_precision.layers.lstm import after_gates
+from dual_precision.deploy.planes.bit_layers import BitDense, BitRecurrence
 from dual_precision.precision import Asked
 
 
@@ -22,15 +21,16 @@ class BitLSTMCell(nn.Module):
 
     def setup(self) -> None:
         self.input = BitDense(4 * self.features, use_bias=False, form=self.form)
-        self.hidden = BitDense(4 * self.features, form=self.form)
+        self.hidden = BitRecurrence(self.features, form=self.form)
 
     def __call__(
         self, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, precision: Asked
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """((c, h), x), each [..., features] -> ((c, h), h), as flax's cells do."""
-        c, h = carry
-        gates = self.input(x, precision=precision) + self.hidden(h, precision=precision)
-        c, h = after_gates(gates, c)
+        c, h = (part.reshape(-1, self.features) for part in carry)
+        gates = self.input(x, precision=precision).reshape(-1, 1, 4 * self.features)
+        _, (c, h) = self.hidden(gates, (c, h), precision=precision)
+        c, h = (part.reshape(carry[0].shape) for part in (c, h))
         return (c, h), h
 
     @nn.nowrap

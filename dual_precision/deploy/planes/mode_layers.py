@@ -21,11 +21,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.deploy.forms import call_form, layer_form, trace_forms, with_forms
 from dual_precision.layers import QuantizedLayer, Recurrence
 from dual_precision.layers.facts import Layer
-from dual_precision.layers.lstm import Carry, run_gates
 from dual_precision.precision import Asked
 from dual_precision.primitives.bitserial import pack_words, plane_product
 from dual_precision.primitives.nested import encode
 from dual_precision.primitives.quantizers import input_grid, rescaled_step
+from dual_precision.primitives.recurrence import Carry, plane_recurrence
 from dual_precision.structure import Example, Structure, structure_of
 
 FLOAT_DIGITS = 16  # bits of inputs that a mode does not quantize
@@ -41,14 +41,18 @@ class ModeLayer(QuantizedLayer):
 
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
-        y = self.on_planes(precision)(x.reshape(-1, x.shape[-1]))
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.on_planes(plane_product, rows, precision)(rows)
         if self.use_bias:
             bias: Any = self.get_variable("params", "bias")
             y = y + bias[None]
         return y.reshape(*x.shape[:-1], self.features)
 
-    def on_planes(self, precision: Asked) -> Callable[[jax.Array], jax.Array]:
-        """The product of rows [N, inputs] with the planes that a call asks for."""
+    def on_planes(
+        self, function: Callable[..., Any], rows: jax.Array, precision: Asked
+    ) -> Callable[..., Any]:
+        """`plane_product` of rows [N, inputs], or `plane_recurrence`, with the planes that a call
+        asks for."""
         asked = self.modes.resolve(self.path, precision)
         if not isinstance(asked.weights, int) or isinstance(asked.activations, jax.Array):
             raise ValueError(
@@ -58,16 +62,17 @@ class ModeLayer(QuantizedLayer):
         words: Any = self.get_variable("params", "words")
         scales: Any = self.get_variable("params", "scales")
         planes, bits, wanted = asked.weights, asked.activations, asked.own.activations
-        if bits is None or wanted is None:
-            return lambda x: plane_product(x, words, scales, planes, FLOAT_DIGITS, self.way)
-        steps: Any = self.get_variable("params", "input_step")
-        step = rescaled_step(steps[asked.mode], wanted, bits, self.signed)
+        digits, grid = FLOAT_DIGITS, None
+        if bits is not None and wanted is not None:
+            steps: Any = self.get_variable("params", "input_step")
+            step = rescaled_step(steps[asked.mode], wanted, bits, self.signed)
+            digits, grid = 8, input_grid(rows, step, bits, self.signed)
+        way = self.way
 
-        def product(rows: jax.Array) -> jax.Array:
-            grid = input_grid(rows, step, bits, self.signed)
-            return plane_product(rows, words, scales, planes, 8, self.way, grid)
+        def on_planes(*own: Any) -> Any:
+            return function(*own, words, scales, planes, digits, way, grid)
 
-        return product
+        return on_planes
 
 
 class ModeRecurrence(Recurrence):
@@ -77,9 +82,10 @@ class ModeRecurrence(Recurrence):
         self, gates: jax.Array, carry: Carry, *, precision: Asked
     ) -> tuple[jax.Array, Carry]:
         self.check_call(gates)
-        product = ModeLayer.on_planes(self, precision)  # type: ignore[arg-type]
         bias: Any = self.get_variable("params", "bias")
-        return run_gates(gates + bias[None, None], carry, lambda h, _: product(h))
+        held: Any = self  # mixed with a ModeLayer
+        on_planes = ModeLayer.on_planes(held, plane_recurrence, carry[1], precision)
+        return on_planes(gates, carry, bias)
 
 
 class XlaModeLayer(ModeLayer):

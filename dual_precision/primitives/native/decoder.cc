@@ -10,20 +10,18 @@
 #include <cstdint>
 #include <vector>
 
+#include "lanes.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
-#define WITH_AVX512 __attribute__((target("avx512f,avx512dq")))
-
 namespace {
+
+using native::exponential;
+using native::valid;
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kMostRows = 8;  // that read keys and values together
-
-WITH_AVX512 inline __mmask16 valid(int64_t left) {
-  return left >= kLanes ? __mmask16(0xFFFF) : left > 0 ? __mmask16((1u << left) - 1) : 0;
-}
 
 WITH_AVX512 float dot(const float* a, const float* b, int64_t count) {
   __m512 sum = _mm512_setzero_ps();
@@ -33,20 +31,6 @@ WITH_AVX512 float dot(const float* a, const float* b, int64_t count) {
                           sum);
   }
   return _mm512_reduce_add_ps(sum);
-}
-
-// e^x for x <= 0, to about 2 units in the last place: 2^n times a polynomial (Cephes, expf).
-WITH_AVX512 __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
-                  5.0000001201e-1f})
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
 }
 
 WITH_AVX512 void normalize(const float* x, const float* scale, int64_t count, float epsilon,

@@ -13,8 +13,11 @@ import numpy as np
 
 from dual_precision.primitives.native import build
 
+_HERE = Path(__file__).parent
 KERNEL = build.Kernel(
-    "decoder", "norms and attention of decoders", sources=(Path(__file__).parent / "decoder.cc",)
+    "decoder",
+    "norms and attention of decoders",
+    sources=(_HERE / "decoder.cc", _HERE / "lanes.h"),
 )
 NEEDED = {"avx512f", "avx512dq"}
 UNFIT = "this CPU has no AVX512"

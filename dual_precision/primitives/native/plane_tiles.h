@@ -1,4 +1,4 @@
-// Sums over tiles of bit planes, for x86 CPUs with AVX512-VNNI and GFNI. Used by planes.cc.
+// Sums over tiles of bit planes, for x86 CPUs with AVX512-VNNI and GFNI. Used by plane_product.h.
 //
 // The n bits of a weight are expanded to a byte, and bytes multiplied four to a lane (vpdpbusd).
 // Instructions per 64 weights and row: 2.4 in `masked`, for one plane; 3 to 5 in `Transposed`; 1
@@ -23,11 +23,14 @@ constexpr int kMostRegisters = 16;  // of sums for kLanes outputs of a tile
 struct Operands {
   const uint32_t* planes;
   int64_t words, outputs;
+  bool in_parts;  // of the outputs
 
+  // `ahead` fetches two words ahead: the processor's own prefetching ends with a part's share of
+  // each row. Where nothing is shared out, it is a tenth of the time (measured).
+  template <bool ahead = true>
   INLINE_VNNI __m512i plane(int b, int64_t w, int64_t v) const {
     const uint32_t* at = planes + (b * words + w) * outputs + v * kLanes;
-    // Two words ahead: the processor's own prefetching ends with a part's share of each row.
-    _mm_prefetch(reinterpret_cast<const char*>(at + 2 * outputs), _MM_HINT_T1);
+    if (ahead) _mm_prefetch(reinterpret_cast<const char*>(at + 2 * outputs), _MM_HINT_T1);
     const int64_t left = outputs - v * kLanes;
     if (__builtin_expect(left >= kLanes, 1)) return _mm512_loadu_si512(at);
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << left) - 1), at);
@@ -164,36 +167,74 @@ struct Transposed {
     }
   }
 
-  // Takes the inputs in order. Leaves sums in parts, 2^(8-n) times too large.
-  template <int rows>
-  WITH_VNNI static void add(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
-                            int64_t end) {
+  // Some words of all outputs. Of several, the fields are added up apart, where they stand in their
+  // bytes, and the sums are shifted instead of the codes.
+  template <int rows, int together, bool ahead>
+  INLINE_VNNI static void add_words(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
+                                    int64_t end, int64_t w) {
+    constexpr int kApart = together > 1 ? kFields : 1;
     const __m512i columns = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201ULL));
-    const __m512i top = _mm512_set1_epi8(static_cast<char>(0xFF << (8 - kField)));
-    for (int64_t w = 0; w < o.words; ++w) {
-      __m512i given[rows][kInputs];
-      for (int r = 0; r < rows; ++r) inputs(x + (w * rows + r) * 32, given[r]);
-      for (int64_t v = begin; v < end; ++v) {
+    __m512i given[together][rows][kInputs];
+    for (int u = 0; u < together; ++u)
+      for (int r = 0; r < rows; ++r) inputs(x + ((w + u) * rows + r) * 32, given[u][r]);
+    for (int64_t v = begin; v < end; ++v, sums += rows * kSums) {
+      __m512i own[rows][kApart][kSums];
+      for (int r = 0; r < rows; ++r)
+        for (int f = 0; f < kApart; ++f)
+          for (int s = 0; s < kSums; ++s)
+            own[r][f][s] = f ? _mm512_setzero_si512() : sums[r * kSums + s];
+#pragma GCC unroll 4
+      for (int u = 0; u < together; ++u) {
         __m512i plane[n], matrix[kField];
-        for (int b = 0; b < n; ++b) plane[b] = o.plane(b, w, v);
+        for (int b = 0; b < n; ++b) plane[b] = o.plane<ahead>(b, w + u, v);
         matrices(plane, matrix);
-        __m512i* sum = sums + (v - begin) * rows * kSums;
 #pragma GCC unroll 8
         for (int m = 0; m < kField; ++m) {
           const __m512i codes = _mm512_gf2p8affine_epi64_epi8(columns, matrix[m], 0);
 #pragma GCC unroll 4
           for (int f = 0; f < kFields; ++f) {
-            const __m512i code =
-                kFields == 1 ? codes
-                             : _mm512_and_si512(_mm512_slli_epi16(codes, f * kField), top);
+            const __m512i code = kApart > 1 ? field(codes, f) : field(at_top(codes, f), 0);
             for (int r = 0; r < rows; ++r) {
-              __m512i& own = sum[r * kSums + (kField == 8 ? m / 2 : m)];
-              own = _mm512_dpbusd_epi32(own, code, given[r][kField == 8 ? m % 2 : f]);
+              __m512i& sum = own[r][kApart > 1 ? f : 0][kField == 8 ? m / 2 : m];
+              sum = _mm512_dpbusd_epi32(sum, code, given[u][r][kField == 8 ? m % 2 : f]);
             }
           }
         }
       }
+      for (int r = 0; r < rows; ++r)
+        for (int s = 0; s < kSums; ++s) {
+          __m512i sum = own[r][0][s];
+          for (int f = 1; f < kApart; ++f)
+            sum = _mm512_add_epi32(sum, _mm512_slli_epi32(own[r][f][s], f * kField));
+          sums[r * kSums + s] = sum;
+        }
     }
+  }
+
+  INLINE_VNNI static __m512i field(__m512i codes, int f) {
+    constexpr int kMask = 0xFF & (0xFF << (8 - kField));
+    if (kFields == 1) return codes;
+    return _mm512_and_si512(codes, _mm512_set1_epi8(static_cast<char>(kMask >> (f * kField))));
+  }
+
+  INLINE_VNNI static __m512i at_top(__m512i codes, int f) {
+    return kFields == 1 ? codes : _mm512_slli_epi16(codes, f * kField);
+  }
+
+  template <int rows, bool ahead>
+  WITH_VNNI static void add_all(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin,
+                                int64_t end) {
+    constexpr int kTogether = rows > 1 || n == 8 ? 1 : n <= 2 ? 4 : 2;  // what the registers hold
+    int64_t w = 0;
+    for (; w + kTogether <= o.words; w += kTogether)
+      add_words<rows, kTogether, ahead>(o, x, sums, begin, end, w);
+    for (; w < o.words; ++w) add_words<rows, 1, ahead>(o, x, sums, begin, end, w);
+  }
+
+  // Takes the inputs in order. Leaves sums in parts, 2^(8-n) times too large.
+  template <int rows>
+  static void add(const Operands& o, const int8_t* x, __m512i* sums, int64_t begin, int64_t end) {
+    (o.in_parts ? add_all<rows, true> : add_all<rows, false>)(o, x, sums, begin, end);
   }
 };
 
@@ -207,7 +248,7 @@ struct Way {
 // More rows than two leave `masked` no registers. `Transposed` spills four, which is less than
 // `shifted` takes to shift, but for codes of 3 and 4 bits and for eight rows (measured).
 template <int n>
-Way choose(int rows) {
+inline Way choose(int rows) {
   using By = Transposed<n>;
   switch (rows) {
     case 1: return n == 1 ? Way{masked<1>, true, 1} : Way{By::template add<1>, false, By::kSums};
@@ -219,10 +260,17 @@ Way choose(int rows) {
   }
 }
 
-Way choose(int n, int rows) {
-  static constexpr Way (*kChoose[])(int) = {choose<1>, choose<2>, choose<3>, choose<4>,
-                                            choose<5>, choose<6>, choose<7>, choose<8>};
-  return kChoose[n - 1](rows);
+inline Way choose(int n, int rows) {
+  switch (n) {  // no table: one in a function would be shared by all libraries of a process
+    case 1: return choose<1>(rows);
+    case 2: return choose<2>(rows);
+    case 3: return choose<3>(rows);
+    case 4: return choose<4>(rows);
+    case 5: return choose<5>(rows);
+    case 6: return choose<6>(rows);
+    case 7: return choose<7>(rows);
+    default: return choose<8>(rows);
+  }
 }
 
 }  // namespace planes

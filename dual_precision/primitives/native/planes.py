@@ -15,11 +15,10 @@ import numpy as np
 from dual_precision.primitives.native import build
 
 _HERE = Path(__file__).parent
-KERNEL = build.Kernel(
-    "planes",
-    "bit planes",
-    sources=(_HERE / "planes.cc", _HERE / "plane_tiles.h", _HERE / "parts.h"),
+HEADERS = tuple(
+    _HERE / f"{name}.h" for name in ("plane_product", "plane_rows", "plane_tiles", "parts", "lanes")
 )
+KERNEL = build.Kernel("planes", "bit planes", sources=(_HERE / "planes.cc", *HEADERS))
 NEEDED = {"avx512bw", "avx512vl", "avx512_vnni", "gfni"}
 UNFIT = "this CPU has no AVX512-VNNI and GFNI"
 _TARGET = "dual_precision_plane_product"
