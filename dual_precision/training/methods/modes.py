@@ -55,7 +55,7 @@ class Split:
             )
         if self.teacher == ENSEMBLE:
             raise ValueError(
-                f"phase {phase.name!r}: teacher {ENSEMBLE!r} on split batches, of which no two modes"
+                f"phase {phase.name!r}: teacher {ENSEMBLE!r} on split batches, where no two modes"
                 " see a row; expected split=false"
             )
         _check_teacher(self, phase)
