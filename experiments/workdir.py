@@ -37,6 +37,7 @@ _BEFORE: dict[str, Any] = {
     "optimizer": "sgd",
     "accumulate": 1,
     "skipped": "",
+    "teacher": "high",
 }
 
 

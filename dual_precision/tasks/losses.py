@@ -1,5 +1,7 @@
 """Losses on logits; all are means over the batch."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,3 +27,13 @@ def distillation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     return jnp.mean(
         optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), targets)
     )
+
+
+def ensemble(logits: Sequence[jax.Array]) -> jax.Array:
+    """log mean_m softmax(logits_m): the logits of an ensemble, whose softmax is the mean of theirs.
+
+    Args:
+      logits: of each member, [batch, classes].
+    """
+    members = jnp.stack([jax.nn.log_softmax(own) for own in logits])
+    return jax.nn.logsumexp(members, axis=0) - jnp.log(jnp.float32(len(logits)))

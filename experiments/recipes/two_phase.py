@@ -4,11 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 from dual_precision.training.initialize import FitInputSteps, FitWeightSteps
-from dual_precision.training.methods.modes import Split, Together
+from dual_precision.training.methods.modes import ENSEMBLE, Split, Together
 from experiments.recipes.cyclic import in_cycles
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
 BOTH = ("high", "low")
+TEACHERS = ("high", ENSEMBLE)
 
 
 def usual_distillation(split: bool) -> float:
@@ -34,7 +35,8 @@ class TwoPhase(Recipe):
     """Phase 1 trains high on the grid that low will share; phase 2 both (order=joint)."""
 
     split: bool = True  # in phase 2 each mode has its own half of every batch
-    distillation: float | None = None  # share of the loss of low for soft labels of high, phase 2
+    distillation: float | None = None  # share of the loss for soft labels of the teacher, phase 2
+    teacher: str = "high"  # of low; "ensemble": both modes learn from the mean of both, split=false
     first_share: float = 0.5  # of the passes, for phase 1
     cycles: int = 0  # of precision in phase 1, from low up to high; 0 trains high alone
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
@@ -52,6 +54,8 @@ class TwoPhase(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.teacher not in TEACHERS:
+            raise ValueError(f"teacher={self.teacher!r}: expected one of {TEACHERS}")
         if self.first_share + self.polish_share >= 1:
             raise ValueError(
                 f"first_share={self.first_share} and polish_share={self.polish_share}:"
@@ -88,7 +92,9 @@ class TwoPhase(Recipe):
     def _loss(self) -> Split | Together:
         asked = self.distillation
         share = usual_distillation(self.split) if asked is None else asked
-        return (Split if self.split else Together)(BOTH, "high" if share else None, share)
+        usual = self.teacher == TEACHERS[0]
+        teacher = None if usual and not share else self.teacher
+        return (Split if self.split else Together)(BOTH, teacher, share)
 
 
 @dataclasses.dataclass(frozen=True)

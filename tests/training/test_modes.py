@@ -13,7 +13,7 @@ from dual_precision.costs import update_cost
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
 from dual_precision.training.compilation import RUNS_ONCE
-from dual_precision.training.methods.modes import Split, Together, _as_deployed
+from dual_precision.training.methods.modes import ENSEMBLE, Split, Together, _as_deployed
 from dual_precision.training.optimizers import Sgd
 from dual_precision.training.phases import Phase
 
@@ -24,6 +24,7 @@ LOSSES = {
     "high": Together(("high",)),
     "low": Together(("low",)),
     "taught": Together(BOTH, teacher="high", distillation=1.0),
+    "ensemble": Together(BOTH, teacher=ENSEMBLE, distillation=1.0),
     "split": Split(BOTH),
     "split taught": Split(BOTH, teacher="high", distillation=1.0),
 }
@@ -131,6 +132,18 @@ def test_no_gradient_reaches_the_teacher(found):
     assert seen == 4
 
 
+def test_an_ensemble_teaches_each_of_its_modes_the_mean_of_what_all_say(found):
+    """No gradient reaches it: what the labels give the logits of one mode, they take from those of
+    the other, so that a bias of both stays."""
+    results, logits = found
+    rows = np.stack([jax.nn.softmax(logits[mode]) for mode in BOTH]).astype(np.float64)
+    mean = rows.mean(0)
+    kl = (mean * (np.log(mean) - np.log(rows))).sum(-1).mean(-1)
+    assert float(results["ensemble"]["loss"]) == pytest.approx(kl.sum(), rel=1e-4)
+    np.testing.assert_allclose(results["ensemble"]["grads"]["classifier"]["bias"], 0, atol=1e-6)
+    assert np.abs(results["both"]["grads"]["classifier"]["bias"]).max() > 1e-2
+
+
 def test_a_teacher_of_split_batches_reads_the_rows_of_the_others_as_it_is_deployed(found):
     """Its labels are all that changes: not its statistics, nor the gradients of what it owns."""
     results, logits = found
@@ -174,6 +187,7 @@ def test_smoothed_labels_are_in_the_loss_that_is_trained(small):
         (Together(BOTH, distillation=0.5), "teacher None with distillation 0.5; expected both or"),
         (Split(BOTH, "high"), "teacher 'high' with distillation 0.0; expected both or"),
         (Together(("low",), "high", 0.5), r"teacher 'high' does not run; expected one of \('low'"),
+        (Split(BOTH, ENSEMBLE, 0.5), "'ensemble' on split batches, .* expected split=false"),
     ],
 )
 def test_losses_that_cannot_be(loss, says):

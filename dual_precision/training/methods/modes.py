@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Asked, Modes, mode_of
 from dual_precision.primitives.shared_batch import is_shared
-from dual_precision.tasks.losses import distillation
+from dual_precision.tasks.losses import distillation, ensemble
 from dual_precision.tasks.task import Batch, Network, State, Tree
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
 
 Metrics = dict[str, jax.Array]
+ENSEMBLE = "ensemble"  # a teacher of every mode: the mean of what all of them say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Split:
             raise ValueError(
                 f"phase {phase.name!r} splits batches among {self.precisions}: expected two modes"
                 " or more"
+            )
+        if self.teacher == ENSEMBLE:
+            raise ValueError(
+                f"phase {phase.name!r}: teacher {ENSEMBLE!r} on split batches, where no two modes"
+                " see a row; expected split=false"
             )
         _check_teacher(self, phase)
 
@@ -107,7 +113,8 @@ class Together:
 
     Attributes:
       precisions: in the order in which they run: statistics go from one to the next.
-      teacher: the mode whose outputs (logits) the others learn from; None is none.
+      teacher: the mode whose outputs (logits) the others learn from; ENSEMBLE: every mode learns
+        from the mean of what all of them say (Zhu et al. 2018, arXiv 1806.04606); None is none.
       distillation: share of the teacher's soft labels in the loss of the others.
     """
 
@@ -152,11 +159,14 @@ class Together:
             )
         total = jnp.float32(0.0)
         metrics: Metrics = {}
+        teacher = ensemble(list(outputs.values())) if self.teacher == ENSEMBLE else None
+        if self.teacher in outputs:
+            teacher = outputs[self.teacher]
         for mode, found in outputs.items():
             loss, own = loss_of(network, mode, found, batch)
             metrics |= own
-            if self.teacher is not None and mode != self.teacher:
-                loss = _taught(loss, found, outputs[self.teacher], self.distillation)
+            if teacher is not None and mode != self.teacher:
+                loss = _taught(loss, found, teacher, self.distillation)
             total = total + loss
         return total, (state, metrics)
 
@@ -167,10 +177,10 @@ def _check_teacher(loss: Split | Together, phase: "Phase") -> None:
             f"phase {phase.name!r}: teacher {loss.teacher!r} with distillation"
             f" {loss.distillation}; expected both or neither"
         )
-    if loss.teacher is not None and loss.teacher not in loss.precisions:
+    if loss.teacher not in (None, ENSEMBLE, *loss.precisions):
         raise ValueError(
             f"phase {phase.name!r}: teacher {loss.teacher!r} does not run;"
-            f" expected one of {loss.precisions}"
+            f" expected one of {loss.precisions}, or {ENSEMBLE!r}"
         )
 
 

@@ -162,6 +162,7 @@ ALTERNATIVES: dict[str, Any] = {
     "skippable": "stage2_block1",
     "own_choices": "stem:w4a32,w8a32",
     "refit": False,
+    "teacher": "ensemble",
 }
 
 
