@@ -31,6 +31,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("limit", None, "bytes of it to read; by default all")
     flags.DEFINE_list("activations", "8,16", "bits of fixed-point activations: 8, 16, 32")
     flags.DEFINE_integer("repeats", 7, "rounds of timing; 0 measures no time")
+    flags.DEFINE_integer("program_bytes", 64, "bytes of a text in one program that is timed")
     flags.DEFINE_string("out", None, "file to write")
     cli.run(
         {

@@ -4,8 +4,8 @@
     python -m experiments.lm planes --workdir=runs/... [--split=validation] [--limit=65536]
 
 No training and no calibration in between, as PrecisionBatching has it (arXiv 2003.00822): its row
-of a language model. The time is that of a byte of one text, eight of them in one program, beside
-JAX float32.
+of a language model. The time is that of a byte of one text, `program_bytes` of them in one program,
+beside JAX float32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dual_precision.deploy.generation.programs import TOGETHER
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.deploy.planes.packing import STORED
 from dual_precision.precision import FLOAT_NAME
@@ -37,6 +36,7 @@ _COLUMNS = (
     ("ratio", "float / it", "{:.2f}"),
 )
 PROGRAMS = 8  # of a timed request
+PROGRAM_BYTES = 64  # to start a program takes as long as six bytes at 4 planes
 
 
 def rows_of_planes(
@@ -46,11 +46,13 @@ def rows_of_planes(
     text: np.ndarray | None,
     precisions: Sequence[str],
     repeats: int = 0,
+    program_bytes: int = PROGRAM_BYTES,
 ) -> list[dict[str, Any]]:
     """A row for float, then one for each of the precisions, such as "w4a8".
 
     Args:
-      text: None measures no loss; repeats: rounds of timing, 0 is none.
+      text: None measures no loss; repeats: rounds of timing, 0 is none; program_bytes: of one text,
+        in one timed program.
     """
     layered, planes = to_bit_layers(model, variables, task.example)
     networks = {FLOAT_NAME: (model, variables)} | dict.fromkeys(precisions, (layered, planes))
@@ -61,27 +63,32 @@ def rows_of_planes(
             row |= {"bits": bits, "perplexity": perplexity(bits)}
             row["more"] = 100 * (row["perplexity"] / rows[0]["perplexity"] - 1)
     if repeats:
-        bytes_of = {name: next_bytes(*own, name) for name, own in networks.items()}
+        bytes_of = {name: next_bytes(*own, name, program_bytes) for name, own in networks.items()}
         times = time_rounds(
             {name: partial(timed_request, run, PROGRAMS) for name, run in bytes_of.items()}, repeats
         )
         whole = np.array(times[FLOAT_NAME])
         for row in rows:
             own = np.array(times[row["precision"]])
-            row |= {"ms": float(np.median(own)) / TOGETHER, "ratio": float(np.median(whole / own))}
+            row |= {
+                "ms": float(np.median(own)) / program_bytes,
+                "ratio": float(np.median(whole / own)),
+            }
     return rows
 
 
-def next_bytes(model: Any, variables: Mapping[str, Any], precision: str) -> Callable[[], None]:
-    """TOGETHER bytes of one text in one program, each the likeliest behind the one before; the
-    next call goes on from there."""
+def next_bytes(
+    model: Any, variables: Mapping[str, Any], precision: str, count: int
+) -> Callable[[], None]:
+    """So many bytes of one text in one program, each the likeliest behind the one before; the next
+    call goes on from there."""
 
     def one(_: Any, carried: Any) -> Any:
         held, token, carry = carried
         logits, carry = model.apply(held, token, carry, precision=precision)
         return held, jnp.argmax(logits, axis=-1).astype(jnp.uint8), carry
 
-    run = jax.jit(lambda *given: jax.lax.fori_loop(0, TOGETHER, one, given)[1:])
+    run = jax.jit(lambda *given: jax.lax.fori_loop(0, count, one, given)[1:])
     held = jax.device_put(variables)
     state: list[Any] = [jnp.zeros((1, 1), jnp.uint8), model.empty_carry(1)]
 
@@ -98,12 +105,15 @@ def planes_command(
     split: str,
     activations: Sequence[str],
     repeats: int,
+    program_bytes: int,
     limit: int | None = None,
     data_dir: str | None = None,
     archive: str | None = None,
 ) -> None:
     """The sub-command `planes`; its arguments are the flags."""
     widths = activation_widths(activations)
+    if program_bytes < 1:
+        raise ValueError(f"--program_bytes={program_bytes}: expected 1 or more")
     trained = read_trained(workdir, data_dir, archive)
     if trained.config.model != "lstm" or trained.config.mode != FLOAT_NAME:
         raise ValueError(
@@ -112,7 +122,9 @@ def planes_command(
         )
     precisions = [f"w{n}a{bits}" for bits in widths for n in range(1, STORED + 1)]
     part = trained.part(split, limit)
-    rows = rows_of_planes(trained.model, trained.variables, trained.task, part, precisions, repeats)
+    rows = rows_of_planes(
+        trained.model, trained.variables, trained.task, part, precisions, repeats, program_bytes
+    )
     print(f"{len(part):,} bytes of the {split} text of {trained.config.dataset}\n")
     print(planes_table(rows))
 

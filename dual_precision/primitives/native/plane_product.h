@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -27,7 +28,8 @@ inline void multiply(const Operands& o, int n, int64_t rows, const int8_t* packe
     const int tile = tile_rows(rows - row);
     const Way way = choose(n, tile);
     const int64_t stride = tile * way.parts;  // registers of sums for one of outputs
-    std::memset(static_cast<void*>(sums), 0, (end - begin) * stride * sizeof(__m512i));
+    if (tile > 1)
+      std::memset(static_cast<void*>(sums), 0, (end - begin) * stride * sizeof(__m512i));
     way.kernel(o, packed + row * o.words * 32, sums, begin, end);
     for (int r = 0; r < tile; ++r) {
       finish(sums + r * way.parts, way.parts, n, totals[row + r], stride, end - begin,
@@ -108,8 +110,8 @@ struct Product {
     }
     pack(plain, bits, rows(), planes.words, packed, totals);
     int64_t parts = planes.words * planes.outputs * bits * rows() / kShare;
-    if (parts > 2 * pool.num_threads()) parts = 2 * pool.num_threads();  // evens out busy cores
     if (parts > vectors()) parts = vectors();
+    if (parts > 1) parts = std::min(parts, 2 * pool.num_threads());  // evens out busy cores
     const Operands own{planes.planes, planes.words, planes.outputs, parts > 1};
     if (parts <= 1) return part(own, 0, vectors(), y);
     native::in_parts(pool, parts, [&](int64_t p) {

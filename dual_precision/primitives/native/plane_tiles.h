@@ -39,7 +39,8 @@ struct Operands {
 
 // A kernel adds up a tile: some rows, the outputs of registers begin to end. Its inputs are x as
 // [words, rows, 32], its sums [end - begin, rows, parts, kLanes]: rows side by side, because rows
-// that lie 4096 bytes apart would share one set of the first cache.
+// that lie 4096 bytes apart would share one set of the first cache. What the sums of one row were
+// before counts for nothing; those of more rows are added to, which takes them less time.
 using Kernel = void (*)(const Operands&, const int8_t* x, __m512i* sums, int64_t begin,
                         int64_t end);
 
@@ -72,9 +73,10 @@ WITH_VNNI void masked(const Operands& o, const int8_t* x, __m512i* sums, int64_t
         }
       }
       for (int r = 0; r < rows; ++r) {
-        __m512i& total = sums[(v - begin) * rows + r];
+        __m512i total = rows > 1 || first ? sums[(v - begin) * rows + r] : _mm512_setzero_si512();
         for (int s = 0; s < 8; ++s)
           total = _mm512_add_epi32(total, _mm512_srai_epi32(sum[r][s], s));
+        sums[(v - begin) * rows + r] = total;
       }
     }
   }
@@ -182,7 +184,7 @@ struct Transposed {
       for (int r = 0; r < rows; ++r)
         for (int f = 0; f < kApart; ++f)
           for (int s = 0; s < kSums; ++s)
-            own[r][f][s] = f ? _mm512_setzero_si512() : sums[r * kSums + s];
+            own[r][f][s] = (rows > 1 || w) && !f ? sums[r * kSums + s] : _mm512_setzero_si512();
 #pragma GCC unroll 4
       for (int u = 0; u < together; ++u) {
         __m512i plane[n], matrix[kField];

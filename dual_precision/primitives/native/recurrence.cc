@@ -26,13 +26,20 @@ using planes::kLanes;
 
 constexpr int64_t kUnits = 16 * 1024;  // that a thread is worth
 
-// To divide takes longer than e^x: products of gates are divided once.
+// above / below, with below of 1 to 4: a first guess, and what it lacks. To divide takes longer than
+// e^x, so that products of gates are divided once.
 struct Quotient {
   __m512 above, below;
+
+  WITH_AVX512 __m512 value() const {
+    const __m512 guess = _mm512_rcp14_ps(below);
+    const __m512 lacks = _mm512_fnmadd_ps(below, guess, _mm512_set1_ps(1.0f));
+    return _mm512_mul_ps(above, _mm512_fmadd_ps(guess, lacks, guess));
+  }
 };
 
-WITH_AVX512 inline __m512 product(Quotient a, Quotient b) {
-  return _mm512_div_ps(_mm512_mul_ps(a.above, b.above), _mm512_mul_ps(a.below, b.below));
+WITH_AVX512 inline Quotient times(Quotient a, Quotient b) {
+  return {_mm512_mul_ps(a.above, b.above), _mm512_mul_ps(a.below, b.below)};
 }
 
 // 1 / (1 + e^-x), from e = e^-|x|.
@@ -70,11 +77,11 @@ WITH_AVX512 void step(const float* given, const float* bias, const float* sums, 
                                        _mm512_maskz_loadu_ps(some, bias + at));
       return _mm512_add_ps(own, _mm512_maskz_loadu_ps(some, sums + at));
     };
-    const Quotient kept = sigmoid(gate(1));
-    const __m512 old = _mm512_div_ps(_mm512_mul_ps(kept.above, _mm512_maskz_loadu_ps(some, c + k)),
-                                     kept.below);
-    const __m512 all = _mm512_add_ps(old, product(sigmoid(gate(0)), tanh_of(gate(2))));
-    const __m512 shown = product(sigmoid(gate(3)), tanh_of(all));
+    Quotient kept = sigmoid(gate(1));
+    kept.above = _mm512_mul_ps(kept.above, _mm512_maskz_loadu_ps(some, c + k));
+    const __m512 all =
+        _mm512_add_ps(kept.value(), times(sigmoid(gate(0)), tanh_of(gate(2))).value());
+    const __m512 shown = times(sigmoid(gate(3)), tanh_of(all)).value();
     _mm512_mask_storeu_ps(c + k, some, all);
     _mm512_mask_storeu_ps(h + k, some, shown);
     _mm512_mask_storeu_ps(out + k, some, shown);
@@ -107,8 +114,8 @@ ffi::Error recurrence(ffi::ThreadPool pool, Floats gates, Floats c_in, Floats h_
   float* sums = scratch.take<float>(texts * gs[2]);
   copy(c_in, c);
   copy(h_in, h);
-  const int64_t most = std::max<int64_t>(std::min<int64_t>(texts, 2 * pool.num_threads()), 1);
-  const int64_t parts = std::clamp<int64_t>(texts * units / kUnits, 1, most);
+  int64_t parts = std::min(texts, texts * units / kUnits);
+  parts = parts > 1 ? std::min(parts, 2 * pool.num_threads()) : 1;
   for (int64_t t = 0; t < length; ++t) {
     product.run(pool, h->typed_data(), sums);
     const auto part = [&](int64_t p) {
