@@ -20,20 +20,26 @@ namespace ffi = xla::ffi;
 constexpr int64_t kShare = 96 * 1024;       // words of planes, times rows, that a thread is worth
 constexpr int64_t kMostInputs = 64 * 1024;  // 2^16 * 255 * 128 still fits int32
 
-// y [rows, (end - begin) * kLanes] for the outputs of registers begin to end; `sums` has room for
-// kMostRegisters of each.
-inline void multiply(const Operands& o, int n, int64_t rows, const int8_t* packed, const uint32_t* totals,
-              int64_t begin, int64_t end, __m512i* sums, int32_t* y) {
+// Sums of the outputs of registers begin to end, each given to take(row, register, sums); `sums` has
+// room for kMostRegisters of each.
+template <typename Take>
+WITH_VNNI inline void multiply(const Operands& o, int n, int64_t rows, const int8_t* packed,
+                               const uint32_t* totals, int64_t begin, int64_t end, __m512i* sums,
+                               Take take) {
   for (int64_t row = 0; row < rows;) {
     const int tile = tile_rows(rows - row);
     const Way way = choose(n, tile);
     const int64_t stride = tile * way.parts;  // registers of sums for one of outputs
+    const __m128i excess = _mm_cvtsi32_si128(way.parts > 1 ? 8 - n : 0);
     if (tile > 1)
       std::memset(static_cast<void*>(sums), 0, (end - begin) * stride * sizeof(__m512i));
     way.kernel(o, packed + row * o.words * 32, sums, begin, end);
     for (int r = 0; r < tile; ++r) {
-      finish(sums + r * way.parts, way.parts, n, totals[row + r], stride, end - begin,
-             y + (row + r) * (end - begin) * kLanes);
+      const uint32_t all = totals[row + r] * ((1u << n) - 1);
+      const __m512i subtracted = _mm512_set1_epi32(static_cast<int32_t>(all));
+      const __m512i* own = sums + r * way.parts;
+      for (int64_t v = begin; v < end; ++v, own += stride)
+        take(row + r, v, whole(own, way.parts, excess, subtracted));
     }
     row += tile;
   }
@@ -120,19 +126,38 @@ struct Product {
   }
 
   // The outputs of registers begin to end.
-  void part(const Operands& o, int64_t begin, int64_t end, float* y) const {
-    const int64_t first = begin * kLanes, own = (end - begin) * kLanes;
-    const int64_t last = end * kLanes < planes.outputs ? end * kLanes : planes.outputs;
-    int32_t* found = sums + rows() * first;
-    multiply(o, bits, rows(), packed, totals, begin, end, registers + begin * kMostRegisters,
-             found);
-    for (int64_t b = 0; b < batch; ++b) {
-      float* row = y + b * planes.outputs + first;
-      if (step)
-        scaled_once(found + b * own, steps[b], scales + first, last - first, row);
-      else
-        scaled(found + b * own, count, batch * own, steps[b], scales + first, last - first, row);
+  WITH_VNNI void part(const Operands& o, int64_t begin, int64_t end, float* y) const {
+    __m512i* own = registers + begin * kMostRegisters;
+    if (count == 1) {
+      multiply(o, bits, rows(), packed, totals, begin, end, own,
+               [=](int64_t row, int64_t v, __m512i found) WITH_VNNI {
+                 if (row < batch) scaled_once(found, steps[row], v, y + row * planes.outputs);
+               });
+      return;
     }
+    const int64_t first = begin * kLanes, width = (end - begin) * kLanes;
+    const int64_t last = std::min(end * kLanes, planes.outputs);
+    int32_t* all = sums + rows() * first;
+    multiply(o, bits, rows(), packed, totals, begin, end, own,
+             [=](int64_t row, int64_t v, __m512i found) WITH_VNNI {
+               _mm512_storeu_si512(all + row * width + (v - begin) * kLanes, found);
+             });
+    for (int64_t b = 0; b < batch; ++b)
+      scaled(all + b * width, count, batch * width, steps[b], scales + first, last - first,
+             y + b * planes.outputs + first);
+  }
+
+  // Register v of a row of one digit; on a grid that is given rounded as code_products.code_product
+  // rounds, else as `scaled` does.
+  WITH_VNNI void scaled_once(__m512i found, float own, int64_t v, float* y) const {
+    const int64_t k = v * kLanes;
+    const __mmask16 some = valid(planes.outputs - k);
+    const __m512 scale = _mm512_maskz_loadu_ps(some, scales + k);
+    const __m512 sum = _mm512_cvtepi32_ps(found), all = _mm512_set1_ps(own);
+    const __m512 half = _mm512_set1_ps(0.5f);
+    const __m512 value = step ? _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_mul_ps(half, scale), all))
+                              : _mm512_mul_ps(_mm512_mul_ps(sum, _mm512_mul_ps(half, all)), scale);
+    _mm512_mask_storeu_ps(y + k, some, value);
   }
 };
 

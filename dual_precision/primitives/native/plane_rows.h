@@ -66,19 +66,15 @@ WITH_VNNI inline __m512i pairs(__m512i a, __m512i b) {
                           _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
 }
 
-// sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x, in numbers modulo 2^32 until the end. Where sums are
-// in parts, four or two neighbouring lanes belong to an output, and are 2^(8-n) times too large.
-WITH_VNNI inline void finish(const __m512i* sums, int parts, int n, uint32_t total, int64_t stride,
-                      int64_t count, int32_t* y) {
-  const __m512i all = _mm512_set1_epi32(static_cast<int32_t>(total * ((1u << n) - 1)));
-  const __m128i excess = _mm_cvtsi32_si128(parts > 1 ? 8 - n : 0);
-  for (int64_t v = 0; v < count; ++v, sums += stride) {
-    __m512i sum = sums[0];
-    if (parts == 4) sum = pairs(pairs(sums[0], sums[1]), pairs(sums[2], sums[3]));
-    if (parts == 2) sum = pairs(sums[0], sums[1]);
-    sum = _mm512_sra_epi32(sum, excess);
-    _mm512_storeu_si512(y + v * kLanes, _mm512_sub_epi32(_mm512_add_epi32(sum, sum), all));
-  }
+// sum x (2c + 1) = 2 sum x u - (2^n - 1) sum x of a register of outputs, in numbers modulo 2^32 until
+// the end. Where sums are in parts, four or two neighbouring lanes belong to an output, and are
+// 2^excess times too large.
+WITH_VNNI inline __m512i whole(const __m512i* sums, int parts, __m128i excess, __m512i subtracted) {
+  __m512i sum = sums[0];
+  if (parts == 4) sum = pairs(pairs(sums[0], sums[1]), pairs(sums[2], sums[3]));
+  if (parts == 2) sum = pairs(sums[0], sums[1]);
+  sum = _mm512_sra_epi32(sum, excess);
+  return _mm512_sub_epi32(_mm512_add_epi32(sum, sum), subtracted);
 }
 
 // fixed_point of one row: digit d of input k to digits[d * stride + k]; returns the step, NaN if
@@ -130,7 +126,7 @@ WITH_VNNI inline float on_grid(const float* x, int64_t inputs, float step, const
   return no_number ? std::numeric_limits<float>::quiet_NaN() : step;
 }
 
-// y = scale * step / 2 * sum_d 256^d sum_d, of one row; sums are [digits, batch, width], and whole
+// y = scale * step / 2 * sum_d 256^d sum_d, of one row of several digits; sums are [digits, batch, width], and whole
 // registers of each.
 WITH_VNNI inline void scaled(const int32_t* sums, int count, int64_t distance, float step,
                              const float* scales, int64_t width, float* y) {
@@ -145,18 +141,6 @@ WITH_VNNI inline void scaled(const int32_t* sums, int count, int64_t distance, f
     const __mmask16 some = valid(width - i);
     value = _mm512_mul_ps(_mm512_mul_ps(value, half), _mm512_maskz_loadu_ps(some, scales + i));
     _mm512_mask_storeu_ps(y + i, some, value);
-  }
-}
-
-// The same of one digit on a grid that is given, rounded as code_products.code_product rounds.
-WITH_VNNI inline void scaled_once(const int32_t* sums, float step, const float* scales,
-                                  int64_t width, float* y) {
-  const __m512 half = _mm512_set1_ps(0.5f), all = _mm512_set1_ps(step);
-  for (int64_t i = 0; i < width; i += kLanes) {
-    const __mmask16 some = valid(width - i);
-    const __m512 scale = _mm512_mul_ps(_mm512_mul_ps(half, _mm512_maskz_loadu_ps(some, scales + i)), all);
-    const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i));
-    _mm512_mask_storeu_ps(y + i, some, _mm512_mul_ps(sum, scale));
   }
 }
 
