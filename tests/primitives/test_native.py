@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dual_precision.primitives.native import build, convolution, planes
+from dual_precision.primitives.native import build, convolution, decoder, planes, recurrence
 
 
 def available() -> bool:
@@ -165,18 +165,19 @@ def test_a_relative_cache_is_none(monkeypatch):
     assert build._folder() == Path.home() / ".cache" / "dual_precision"
 
 
-def test_where_it_can_be_built_it_is():
+@pytest.mark.parametrize("kernel", [planes, recurrence, decoder])
+def test_where_it_can_be_built_it_is(kernel):
     """Else a mistake in its source would pass as a machine without a compiler."""
     if os.environ.get(build.SWITCH) == "0" or not shutil.which("c++"):
         pytest.skip("no compiler here")
     try:
-        build.check_cpu(planes.NEEDED, planes.UNFIT)
+        build.check_cpu(kernel.NEEDED, kernel.UNFIT)
     except OSError as error:
         pytest.skip(str(error))
-    assert planes.available()
+    assert kernel._why_not() is None
     strict = ("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
     done = subprocess.run(
-        [*strict, *build.include(), planes.KERNEL.sources[0]], capture_output=True, text=True
+        [*strict, *build.include(), kernel.KERNEL.sources[0]], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

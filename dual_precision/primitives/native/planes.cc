@@ -9,7 +9,7 @@
 //
 // One call, from floats to floats, because XLA takes longer to start the ten small programs of the
 // same arithmetic than a plane of a 4096 x 4096 matrix takes. Inside, x is rows of int8 digits.
-// Built by native.py, with the header that jaxlib ships.
+// Built by build.py, with the header that jaxlib ships.
 
 #include "plane_product.h"
 

@@ -1,5 +1,5 @@
 // The recurrence of an LSTM whose weights are bit planes, for x86 CPUs with AVX512-VNNI, called by
-// XLA: see plane_recurrence.py.
+// XLA: see primitives/recurrence.py.
 //
 //   gates  float  [texts, length, 4 H], products with inputs: i, f, g, o
 //   c, h   float  [texts, H], of the byte before

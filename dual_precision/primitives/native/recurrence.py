@@ -16,7 +16,7 @@ KERNEL = build.Kernel(
     "recurrences on bit planes",
     sources=(_HERE / "recurrence.cc", *planes.HEADERS),
 )
-NEEDED = {*planes.NEEDED, "avx512dq"}
+NEEDED, UNFIT = {*planes.NEEDED, "avx512dq"}, planes.UNFIT
 _TARGET = "dual_precision_recurrence"
 
 
@@ -64,9 +64,9 @@ def _why_not() -> str | None:
 
 
 def _prepare() -> None:
-    build.check_cpu(NEEDED, planes.UNFIT)
+    build.check_cpu(NEEDED, UNFIT)
     library = ctypes.CDLL(str(build.built(KERNEL)))
     if not library.dual_precision_supported():
-        raise OSError(planes.UNFIT)
+        raise OSError(UNFIT)
     handler = jax.ffi.pycapsule(library.dual_precision_recurrence)
     jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
