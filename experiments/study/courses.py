@@ -14,7 +14,6 @@ _SHOWN = {
     "long twins": "#343a40",
     "joint split": "#e09f3e",
     "two_phase refine": "#6a4c93",
-    "two_phase ensemble": "#d1495b",
     "two_phase joint": "#00798c",
 }
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dual_precision.precision import parse
-from dual_precision.training.methods.modes import ENSEMBLE
 from experiments.recipes.config import (
     ORDERED,
     PRESETS,
@@ -178,13 +177,6 @@ def _two_phase(base: Settings, pair: Pair, seed: int) -> Sources:
     return _both(base, pair, seed, "two_phase-joint", "two_phase", order="joint")
 
 
-def _two_phase_ensemble(base: Settings, pair: Pair, seed: int) -> Sources:
-    """Both modes on every row of half a batch: the cost and the updates of split batches."""
-    size = twin(base, pair[0], seed).config.batch_size // 2
-    own = {"split": False, "teacher": ENSEMBLE, "batch_size": size}
-    return _both(base, pair, seed, "two_phase-ensemble", "two_phase", order="joint", **own)
-
-
 METHODS: dict[str, Callable[[Settings, Pair, int], Sources]] = {
     "float": _float,
     "twins": _twins,
@@ -195,7 +187,6 @@ METHODS: dict[str, Callable[[Settings, Pair, int], Sources]] = {
     "joint": _joint,
     "joint split": _joint_split,
     "two_phase refine": _refine,
-    "two_phase ensemble": _two_phase_ensemble,
     "two_phase joint": _two_phase,
 }
 

@@ -50,13 +50,7 @@ ABLATIONS: dict[str, Ablation] = {
         {**_THIRD, "split": False}, "a third, then both modes on every batch"
     ),
 }
-_MAIN_ONLY = (
-    "float",
-    "half-batch twins",
-    "truncate re-estimated",
-    "joint split",
-    "two_phase ensemble",
-)
+_MAIN_ONLY = ("float", "half-batch twins", "truncate re-estimated", "joint split")
 PLANS: dict[str, Plan] = {
     # 267 passes, two to three hours on two CPU cores.
     "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, _MAIN_ONLY, ABLATIONS),

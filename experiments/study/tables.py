@@ -56,8 +56,6 @@ _ROWS = {
     " belong to other weights, and input steps fitted to one batch.",
     "truncate re-estimated": "the same twin, trained once more; after the cut the statistics of low"
     f" are estimated again, on {REESTIMATED} training batches. The fair baseline.",
-    "two_phase ensemble": "both modes see every row of batches of half the size, and learn from the"
-    " mean of what both say.",
 }
 
 _ABLATION_NOTE = """\
