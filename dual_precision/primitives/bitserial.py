@@ -120,7 +120,7 @@ def plane_product(
     rows, as a trained network has it; y then has the bits of `code_product`.
 
     Args:
-      x: [B, K], float32; a row that is not finite gives NaN.
+      x: [B, K], float32; a row that is not finite gives NaN; on a grid, NaN alone.
       words: uint32 [bits, ceil(K / 32), N], see `pack_words`; only `planes` of them are read.
       scales: [bits, N], float32, of one plane first.
       planes: n, 1 to bits.

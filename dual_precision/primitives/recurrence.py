@@ -62,7 +62,8 @@ def plane_recurrence(
 
     Args:
       gates: products with inputs [N, T, 4H], float32.
-      carry: (c, h) [N, H], float32; a row of h that is not finite gives NaN.
+      carry: (c, h) [N, H], float32; a row of h that is not finite gives NaN. On a grid only NaN
+        does: infinities are clipped.
       bias: [4H], float32.
       words, scales, planes, activations, grid: of `plane_product` [H] -> [4H].
       form: as there; "xla" and "pallas" are a loop over the bytes.
@@ -75,8 +76,18 @@ def plane_recurrence(
     """
     c, h = carry
     check_product(h, words, scales, planes, activations, grid)
-    expected = {"gates": (h.shape[0], *gates.shape[1:2], 4 * h.shape[1]), "c": h.shape}
-    expected["bias"] = expected["gates"][-1:]
+    outputs = 4 * h.shape[1]
+    if words.shape[2] != outputs:
+        raise ValueError(
+            f"words of {words.shape[2]} outputs: expected {outputs}, four gates for h of"
+            f" {list(h.shape)}"
+        )
+    length = gates.shape[1] if gates.ndim == 3 else "T"
+    expected: dict[str, tuple[Any, ...]] = {
+        "gates": (h.shape[0], length, outputs),
+        "c": h.shape,
+        "bias": (outputs,),
+    }
     for name, array in (("gates", gates), ("c", c), ("bias", bias)):
         if array.shape != expected[name] or array.dtype != jnp.float32:
             raise ValueError(

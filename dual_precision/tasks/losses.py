@@ -33,7 +33,7 @@ def ensemble(logits: Sequence[jax.Array]) -> jax.Array:
     """log mean_m softmax(logits_m): the logits of an ensemble, whose softmax is the mean of theirs.
 
     Args:
-      logits: of each member, [batch, classes].
+      logits: of each member, [..., classes].
     """
     members = jnp.stack([jax.nn.log_softmax(own) for own in logits])
     return jax.nn.logsumexp(members, axis=0) - jnp.log(jnp.float32(len(logits)))

@@ -1,7 +1,7 @@
 """A recurrent network that was trained in float, read at 1 to 8 planes: its loss, and its time.
 
     python -m experiments.lm --mode=float --model=lstm
-    python -m experiments.lm planes --workdir=runs/... [--split=validation] [--limit=65536]
+    python -m experiments.lm planes --workdir=runs/... [--limit=65536] [--program_bytes=64]
 
 No training and no calibration in between, as PrecisionBatching has it (arXiv 2003.00822): its row
 of a language model. The time is that of a byte of one text, `program_bytes` of them in one program,
@@ -36,7 +36,7 @@ _COLUMNS = (
     ("ratio", "float / it", "{:.2f}"),
 )
 PROGRAMS = 8  # of a timed request
-PROGRAM_BYTES = 64  # to start a program takes as long as six bytes at 4 planes
+PROGRAM_BYTES = 64  # to start a program takes as long as four to five bytes at 4 planes
 
 
 def rows_of_planes(

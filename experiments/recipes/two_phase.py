@@ -36,7 +36,7 @@ class TwoPhase(Recipe):
 
     split: bool = True  # in phase 2 each mode has its own half of every batch
     distillation: float | None = None  # share of the loss for soft labels of the teacher, phase 2
-    teacher: str = "high"  # of low; "ensemble": both modes learn from the mean of both, split=false
+    teacher: str = "high"  # gives the soft labels: high to low; ensemble, the mean of both, to both
     first_share: float = 0.5  # of the passes, for phase 1
     cycles: int = 0  # of precision in phase 1, from low up to high; 0 trains high alone
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak

@@ -129,5 +129,10 @@ def test_what_does_not_fit_is_refused():
         plane_recurrence(gates, carry, bias[1:], *rest, 4, 8)
     with pytest.raises(ValueError, match=r"c float32\[1, 16\]: expected float32 \[2, 16\]"):
         plane_recurrence(gates, (carry[0][1:], carry[1]), bias, *rest, 4, 8)
+    with pytest.raises(ValueError, match=r"gates float32\[2, 64\]: expected float32 \[2, 'T'"):
+        plane_recurrence(gates[:, 0], carry, bias, *rest, 4, 8)
+    words, scales = rest
+    with pytest.raises(ValueError, match=r"words of 1 outputs: expected 64, four gates for h of"):
+        plane_recurrence(gates, carry, bias, words[..., :1], scales[:, :1], 4, 8, "xla")
     with pytest.raises(ValueError, match="form 'fast'"):
         plane_recurrence(gates, carry, bias, *rest, 4, 8, "fast")

@@ -187,6 +187,7 @@ def test_smoothed_labels_are_in_the_loss_that_is_trained(small):
         (Together(BOTH, distillation=0.5), "teacher None with distillation 0.5; expected both or"),
         (Split(BOTH, "high"), "teacher 'high' with distillation 0.0; expected both or"),
         (Together(("low",), "high", 0.5), r"teacher 'high' does not run; expected one of \('low'"),
+        (Together(("low",), ENSEMBLE, 0.5), r"'ensemble' of \('low',\): expected two modes"),
         (Split(BOTH, ENSEMBLE, 0.5), "'ensemble' on split batches, .* expected split=false"),
     ],
 )

@@ -126,8 +126,8 @@ WITH_VNNI inline float on_grid(const float* x, int64_t inputs, float step, const
   return no_number ? std::numeric_limits<float>::quiet_NaN() : step;
 }
 
-// y = scale * step / 2 * sum_d 256^d sum_d, of one row of several digits; sums are [digits, batch, width], and whole
-// registers of each.
+// y = scale * step / 2 * sum_d 256^d sum_d, of one row of several digits; sums are
+// [digits, batch, width], and whole registers of each.
 WITH_VNNI inline void scaled(const int32_t* sums, int count, int64_t distance, float step,
                              const float* scales, int64_t width, float* y) {
   const __m512 base = _mm512_set1_ps(256.0f), half = _mm512_set1_ps(0.5f * step);

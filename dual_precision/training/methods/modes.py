@@ -177,6 +177,11 @@ def _check_teacher(loss: Split | Together, phase: "Phase") -> None:
             f"phase {phase.name!r}: teacher {loss.teacher!r} with distillation"
             f" {loss.distillation}; expected both or neither"
         )
+    if loss.teacher == ENSEMBLE and len(loss.precisions) < 2:
+        raise ValueError(
+            f"phase {phase.name!r}: teacher {ENSEMBLE!r} of {loss.precisions}: expected two modes"
+            " or more, as one learns nothing from itself"
+        )
     if loss.teacher not in (None, ENSEMBLE, *loss.precisions):
         raise ValueError(
             f"phase {phase.name!r}: teacher {loss.teacher!r} does not run;"
