@@ -76,6 +76,25 @@ def plane_recurrence(
     """
     c, h = carry
     check_product(h, words, scales, planes, activations, grid)
+    _check(gates, c, h, bias, words)
+
+    def by_product(gates, c, h, bias, words, scales, *_):
+        def product(h: jax.Array, _: Any) -> jax.Array:
+            return plane_product(h, words, scales, planes, activations, form, grid)
+
+        return run_gates(gates + bias[None, None], (c, h), product)
+
+    given = (gates, c, h, bias, words, scales, *step_and_ends(grid))
+    compiled = partial(native.recurrence_native, planes=planes, activations=activations)
+    if form == "native" and gates.size:
+        return compiled(*given)
+    if form is not None or not gates.size or not native.recurrence_is_compiled():
+        return by_product(*given)
+    return lax.platform_dependent(*given, cpu=compiled, default=by_product)
+
+
+def _check(gates: jax.Array, c: jax.Array, h: jax.Array, bias: jax.Array, words: jax.Array) -> None:
+    """Raises ValueError unless these fit h, and words four gates of it."""
     outputs = 4 * h.shape[1]
     if words.shape[2] != outputs:
         raise ValueError(
@@ -94,17 +113,3 @@ def plane_recurrence(
                 f"{name} {array.dtype}{list(array.shape)}: expected float32"
                 f" {list(expected[name])}, for h of {list(h.shape)}"
             )
-
-    def by_product(gates, c, h, bias, words, scales, *_):
-        def product(h: jax.Array, _: Any) -> jax.Array:
-            return plane_product(h, words, scales, planes, activations, form, grid)
-
-        return run_gates(gates + bias[None, None], (c, h), product)
-
-    given = (gates, c, h, bias, words, scales, *step_and_ends(grid))
-    compiled = partial(native.recurrence_native, planes=planes, activations=activations)
-    if form == "native" and gates.size:
-        return compiled(*given)
-    if form is not None or not gates.size or not native.recurrence_is_compiled():
-        return by_product(*given)
-    return lax.platform_dependent(*given, cpu=compiled, default=by_product)

@@ -130,7 +130,7 @@ def test_another_cpu(lines, monkeypatch):
             return 0
 
     monkeypatch.setattr(build, "built", lambda kernel: "library.so")
-    monkeypatch.setattr(planes.ctypes, "CDLL", lambda path: Library)
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path: Library)
     assert available() is False
     (line,) = lines()
     assert left_out(line) == "this CPU has no AVX512-VNNI and GFNI"

@@ -4,6 +4,7 @@ A kernel needs a C++ compiler, and what else its own module says. Its library st
 cache, named after all that it was made of. DUAL_PRECISION_NATIVE=0 leaves all of them out.
 """
 
+import ctypes
 import dataclasses
 import hashlib
 import logging
@@ -102,6 +103,27 @@ def built(kernel: Kernel) -> Path:
             part.replace(library)  # whole or not at all, whoever else builds it too
     _check_ours(library)
     return library
+
+
+def prepare(kernel: Kernel, needed: set[str], unfit: str, *targets: str) -> None:
+    """Builds a kernel of our own, and registers it.
+
+    Raises:
+      OSError: a CPU without the instruction sets `needed`, or one that the library does not
+        support: `unfit`; and what `built` and `register` raise.
+    """
+    check_cpu(needed, unfit)
+    library = ctypes.CDLL(str(built(kernel)))
+    if not library.dual_precision_supported():
+        raise OSError(unfit)
+    register(library, *targets)
+
+
+def register(library: ctypes.CDLL, *targets: str) -> None:
+    """Makes functions of a library known to XLA, each by its own name; RuntimeError where not."""
+    for name in targets:
+        handler = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
 
 
 def include() -> tuple[str, str]:

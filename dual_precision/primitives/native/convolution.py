@@ -95,9 +95,7 @@ def _prepare() -> None:
     if jax.local_device_count() > 1:  # they would wait for each other in one pool of threads
         raise OSError("it is for a process with one CPU device")
     library = ctypes.CDLL(str(build.built(_kernel())))
-    for target in (chains.FLOATS, chains.TARGET):
-        handler = jax.ffi.pycapsule(getattr(library, target))
-        jax.ffi.register_ffi_target(target, handler, platform="cpu")
+    build.register(library, chains.FLOATS, chains.TARGET)
 
 
 def _kernel() -> build.Kernel:

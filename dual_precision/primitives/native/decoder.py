@@ -3,8 +3,7 @@
 It needs a CPU with AVX512 and a C++ compiler, see build.py; without, XLA runs row by row.
 """
 
-import ctypes
-import functools
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -59,18 +58,7 @@ def rows_are_compiled() -> bool:
     return _why_not() is None
 
 
-@functools.cache
+@cache
 def _why_not() -> str | None:
-    return build.left_out(KERNEL.purpose, _prepare)
-
-
-def _prepare() -> None:
-    build.check_cpu(NEEDED, UNFIT)
-    library = ctypes.CDLL(str(build.built(KERNEL)))
-    if not library.dual_precision_supported():
-        raise OSError(UNFIT)
-    for name, handler in (
-        (_NORM, library.dual_precision_rms_norm),
-        (_ATTENTION, library.dual_precision_attention),
-    ):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    prepare = partial(build.prepare, KERNEL, NEEDED, UNFIT, _NORM, _ATTENTION)
+    return build.left_out(KERNEL.purpose, prepare)

@@ -4,8 +4,7 @@ It needs a CPU with AVX512-VNNI and GFNI (since 2019), and a C++ compiler, see b
 the XLA form of the same sum is used.
 """
 
-import ctypes
-import functools
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -56,15 +55,7 @@ def available() -> bool:
     return _why_not() is None
 
 
-@functools.cache
+@cache
 def _why_not() -> str | None:
-    return build.left_out(KERNEL.purpose, _prepare)
-
-
-def _prepare() -> None:
-    build.check_cpu(NEEDED, UNFIT)
-    library = ctypes.CDLL(str(build.built(KERNEL)))
-    if not library.dual_precision_supported():
-        raise OSError(UNFIT)
-    handler = jax.ffi.pycapsule(library.dual_precision_plane_product)
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+    prepare = partial(build.prepare, KERNEL, NEEDED, UNFIT, _TARGET)
+    return build.left_out(KERNEL.purpose, prepare)

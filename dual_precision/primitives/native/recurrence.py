@@ -1,7 +1,6 @@
 """The CPU kernel for the recurrence of an LSTM on bit planes; it needs what planes.py does."""
 
-import ctypes
-import functools
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -58,15 +57,7 @@ def recurrence_is_compiled() -> bool:
     return _why_not() is None
 
 
-@functools.cache
+@cache
 def _why_not() -> str | None:
-    return build.left_out(KERNEL.purpose, _prepare)
-
-
-def _prepare() -> None:
-    build.check_cpu(NEEDED, UNFIT)
-    library = ctypes.CDLL(str(build.built(KERNEL)))
-    if not library.dual_precision_supported():
-        raise OSError(UNFIT)
-    handler = jax.ffi.pycapsule(library.dual_precision_recurrence)
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+    prepare = partial(build.prepare, KERNEL, NEEDED, UNFIT, _TARGET)
+    return build.left_out(KERNEL.purpose, prepare)
