@@ -1,6 +1,6 @@
 """Bit planes: kernels rebuilt from the first of them, the error against how many are read.
 
-For notebooks/03_deploy.ipynb and `python -m experiments.planes`.
+For notebooks/03_deploy.ipynb and `python -m experiments.methods.planes`.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Widths: those of a cycle, what each learns, those that BSQ found.
 
-For experiments/range_test.py, experiments/methods/ and notebooks/04_cyclic_and_bsq.ipynb.
+For experiments/methods/ and notebooks/04_cyclic_and_bsq.ipynb.
 """
 
 from collections.abc import Mapping, Sequence

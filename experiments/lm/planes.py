@@ -25,7 +25,7 @@ from dual_precision.training.metrics import evaluate
 from experiments.benchmark.timing import time_rounds, timed_request
 from experiments.figures.tables import Rows, markdown_table
 from experiments.lm.trained import read_trained
-from experiments.planes import activation_widths
+from experiments.methods.planes import activation_widths
 
 _COLUMNS = (
     ("precision", "precision", "{}"),

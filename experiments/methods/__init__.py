@@ -1,1 +1,1 @@
-"""Commands that look at what the methods of training leave."""
+"""Commands that look at what the methods of training need, or leave."""

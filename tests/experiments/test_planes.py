@@ -11,7 +11,7 @@ import pytest
 from dual_precision import modes
 from dual_precision.data.arrays import Images
 from dual_precision.models import MLP
-from experiments import planes
+from experiments.methods import planes
 
 SHAPE = (4, 4, 1)
 

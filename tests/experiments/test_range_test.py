@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.range_test import RangeTest, lower_bound, widths_to_test
+from experiments.methods.range_test import RangeTest, lower_bound, widths_to_test
 from experiments.recipes.config import make_config
 
 
@@ -67,7 +67,7 @@ def test_widths_are_those_between_the_modes():
 def test_the_command(tmp_path: Path, child_environment):
     arguments = ("--dataset=digits", "--updates=30", "--window=5", f"--workdir={tmp_path}")
     ended = subprocess.run(
-        [sys.executable, "-m", "experiments.range_test", *arguments, "--low=w2a2g8"],
+        [sys.executable, "-m", "experiments.methods.range_test", *arguments, "--low=w2a2g8"],
         cwd=Path(__file__).parents[2],
         env=child_environment,
         capture_output=True,

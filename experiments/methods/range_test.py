@@ -1,7 +1,7 @@
 """The precision range test: the narrowest width that a cycle of precision should go down to.
 
-- `python -m experiments.range_test --dataset=digits`: half a minute on two busy CPU cores
-- `python -m experiments.range_test`: CIFAR-10, preset quick, three minutes
+- `python -m experiments.methods.range_test --dataset=digits`: half a minute on two busy CPU cores
+- `python -m experiments.methods.range_test`: CIFAR-10, preset quick, three minutes
 
 Every width trains a network of its own for --updates updates, from the same weights on the same
 batches, in one compiled program. What a width learned is its training accuracy, the mean over the
