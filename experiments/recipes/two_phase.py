@@ -101,16 +101,26 @@ class TwoPhase(Recipe):
 class Refine(Recipe):
     """Low first, then high inside of its cells: the logits of low stay, bit for bit."""
 
+    low_share: float = 0.5  # of the passes, for phase 1
     refine_rate: float = 0.2  # learning rate inside of the cells, relative to learning_rate
 
+    shares: ClassVar[tuple[str, ...]] = (*Recipe.shares, "low_share")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low_share == 1:
+            raise ValueError(
+                "low_share=1: expected less, so that the phase of high has a share too"
+            )
+
     def phases(self) -> Phases:
-        half = self.passes / 2
+        low = self.passes * self.low_share
         return (
-            phase(self, "low", half, ("low",), start=fitted("low")),
+            phase(self, "low", low, ("low",), start=fitted("low")),
             phase(
                 self,
                 "refine",
-                half,
+                self.passes - low,
                 ("high",),
                 rate=self.refine_rate,
                 protect="low",

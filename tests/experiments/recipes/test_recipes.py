@@ -100,6 +100,15 @@ def test_refine_promises_low():
     assert FitWeightSteps not in kinds, "another step would be another grid for low"
 
 
+def test_low_may_have_most_of_the_passes_before_high_is_refined():
+    low, refine = Refine(passes=42, low_share=0.9).phases()
+    assert (low.epochs, refine.epochs) == (38, 4)
+    low, refine = Refine(passes=42).phases()
+    assert (low.epochs, refine.epochs) == (21, 21)
+    with pytest.raises(ValueError, match="low_share=1: expected less"):
+        Refine(low_share=1.0)
+
+
 def test_low_learns_from_high_where_that_costs_nothing_or_where_it_is_asked_for():
     def loss(**settings) -> Split | Together:
         return TwoPhase(**settings).phases()[1].loss
