@@ -2,6 +2,7 @@
 // Both modes of a network beside each other, and what the budget does. No library, no network.
 
 const byId = (id) => document.getElementById(id);
+const UNITS = { latency: "ms, 95th percentile", bit_operations: "BitOps an image", energy: "nJ an image" };
 let about = null;
 let pixels = null; // Uint8Array of the image shown
 let running = 0; // requests of the stream that wait for their answer
@@ -155,7 +156,7 @@ function plot(history) {
 async function refresh() {
   try {
     about = await json("about");
-    const budget = `${about.budget.kind.replace("_", " ")} of ${about.budget.target.toLocaleString("en")}`;
+    const budget = `${about.budget.target.toLocaleString("en")} ${UNITS[about.budget.kind]}`;
     const state = about.failed || (about.complete ? "" : " · the rest of the file is loading");
     byId("about").textContent = `${about.network}, images ${about.shape.join(" x ")} · budget: ${budget} · it takes ${about.chosen}${state}`;
     plot(await json("history"));
