@@ -53,7 +53,7 @@ def rms_normalize_by_row(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.
     def by_kernel(x: jax.Array, scale: jax.Array) -> jax.Array:
         return decoder.rms_normalize_rows(x, scale, epsilon)
 
-    if not decoder.rows_are_compiled():
+    if not decoder.available():
         return by_xla(x, scale)
     return lax.platform_dependent(x, scale, cpu=by_kernel, default=by_xla)
 
@@ -107,7 +107,7 @@ def cached_attention(
       [N, T, heads, D]; keys and values with the new rows.
     """
     given = (qkv, keys, values, length)
-    if not decoder.rows_are_compiled():
+    if not decoder.available():
         return _attention_by_xla(*given)
     half = qkv.shape[-1] // 2
     waves = BASE ** (-np.arange(half, dtype=np.float64) / half)

@@ -88,7 +88,7 @@ def plane_recurrence(
     compiled = partial(native.recurrence_native, planes=planes, activations=activations)
     if form == "native" and gates.size:
         return compiled(*given)
-    if form is not None or not gates.size or not native.recurrence_is_compiled():
+    if form is not None or not gates.size or not native.available():
         return by_product(*given)
     return lax.platform_dependent(*given, cpu=compiled, default=by_product)
 

@@ -125,7 +125,7 @@ def test_rounds_of_one_program_are_those_of_several():
 
 
 def test_nor_without_the_kernel(monkeypatch):
-    monkeypatch.setattr(decoder, "rows_are_compiled", lambda: False)
+    monkeypatch.setattr(decoder, "available", lambda: False)
     expected = alone("xla", PROMPTS[3:4], 0.0)  # one text: compiling is what takes the time
     assert generator("xla").generate(PROMPTS[3:4], 12, drafts=3) == expected
 

@@ -32,7 +32,7 @@ def normalized(x, scale):
 
 def by_xla(monkeypatch, function, *args):
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "rows_are_compiled", lambda: False)
+        patch.setattr(decoder, "available", lambda: False)
         jax.clear_caches()
         found = function(*args)
     jax.clear_caches()
@@ -41,7 +41,7 @@ def by_xla(monkeypatch, function, *args):
 
 @pytest.fixture
 def kernel():
-    if not decoder.rows_are_compiled():
+    if not decoder.available():
         pytest.skip("no compiled rows here: this CPU, or no compiler")
 
 
@@ -78,7 +78,7 @@ def test_a_row_does_not_know_how_many_there_are(monkeypatch, compiled):
             steps.append(y)
         return together, [np.concatenate(steps, axis=1), *cache]
 
-    if compiled and not decoder.rows_are_compiled():
+    if compiled and not decoder.available():
         pytest.skip("no compiled rows here")
     together, apart = both() if compiled else by_xla(monkeypatch, both)
     for ours, theirs in zip(together, apart, strict=True):

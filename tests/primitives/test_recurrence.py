@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dual_precision.primitives.bitserial import pack_words, plane_dot
-from dual_precision.primitives.native.recurrence import recurrence_is_compiled
+from dual_precision.primitives.native import recurrence as native
 from dual_precision.primitives.quantizers import InputGrid
 from dual_precision.primitives.recurrence import plane_recurrence
 
@@ -29,7 +29,7 @@ def operands(texts, length, features, seed=0):
 
 @pytest.fixture(params=["xla", "native"])
 def form(request):
-    if request.param == "native" and not recurrence_is_compiled():
+    if request.param == "native" and not native.available():
         pytest.skip("no compiled recurrence here: this CPU, or no compiler")
     return request.param
 
@@ -41,7 +41,7 @@ def leaves(found):
 @pytest.mark.parametrize("planes", range(1, 9))
 def test_the_kernel_is_the_form_of_xla(planes):
     """But for roundings; of one byte, as after it a code may fall on the other side of an edge."""
-    if not recurrence_is_compiled():
+    if not native.available():
         pytest.skip("no compiled recurrence here: this CPU, or no compiler")
     texts, features, activations = ((1, 37, 8), (3, 16, 16), (2, 40, 32))[planes % 3]
     given = operands(texts, 1, features, planes)

@@ -38,7 +38,7 @@ def attend_rows(
     sin: np.ndarray,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `attention.cached_attention`, of qkv [N, T, 3, heads, D]; cos, sin [S, D / 2] of the
-    turns of all positions. On a CPU, where `rows_are_compiled()`."""
+    turns of all positions. On a CPU, where `available()`."""
     texts, rows, _, heads, size = qkv.shape
     cached = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
     attended = jax.ShapeDtypeStruct((texts, rows, heads, size), jnp.float32)
@@ -49,7 +49,7 @@ def attend_rows(
     return y, keys, values
 
 
-def rows_are_compiled() -> bool:
+def available() -> bool:
     """Whether the kernel can be called in this process; builds it if need be, once, in seconds.
 
     Raises:

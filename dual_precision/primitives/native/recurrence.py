@@ -34,9 +34,9 @@ def recurrence_native(
     """As `recurrence.plane_recurrence`; on a CPU.
 
     Raises:
-      ValueError: it is not `recurrence_is_compiled()`, whose log line says why.
+      ValueError: it is not `available()`, whose log line says why.
     """
-    if not recurrence_is_compiled():
+    if not available():
         raise ValueError(f'there is no compiled kernel here, {_why_not()}: take form="xla"')
     state = jax.ShapeDtypeStruct(h.shape, jnp.float32)
     shown = jax.ShapeDtypeStruct((*gates.shape[:2], h.shape[1]), jnp.float32)
@@ -48,7 +48,7 @@ def recurrence_native(
     return out, (c, h)
 
 
-def recurrence_is_compiled() -> bool:
+def available() -> bool:
     """Whether the kernel can be called in this process; builds it if need be, once, in seconds.
 
     Raises:
