@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -101,6 +102,26 @@ def test_imports_are_there(page):
                 for alias in node.names:
                     if not hasattr(module, alias.name):
                         importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@each_page
+def test_arguments_have_their_names(page):
+    """Of what the samples import and call: a keyword that is not taken fails for the reader."""
+    for block in blocks(page, "python"):
+        tree, known = ast.parse(block), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("dual_precision"):
+                module = importlib.import_module(node.module)
+                known |= {alias.name: getattr(module, alias.name, None) for alias in node.names}
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+        for call in calls:
+            if not isinstance(call.func, ast.Name) or not callable(known.get(call.func.id)):
+                continue
+            taken = inspect.signature(known[call.func.id]).parameters
+            if any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+                continue
+            given = {keyword.arg for keyword in call.keywords if keyword.arg}
+            assert given <= set(taken), call.func.id
 
 
 def test_there_is_something_to_check():
