@@ -38,6 +38,7 @@ _BEFORE: dict[str, Any] = {
     "accumulate": 1,
     "skipped": "",
     "teacher": "high",
+    "low_share": 0.5,
 }
 
 
