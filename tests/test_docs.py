@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,19 @@ def defines(text: str, flag: str) -> bool:
     return any(f'"{name}"' in text for name in {flag, flag.removeprefix("no")})
 
 
+def imported(block: str) -> dict[str, Any]:
+    """What a sample imports from the package, by name; ImportError where it is not there."""
+    found = {}
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dual_precision"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                found[alias.name] = getattr(module, alias.name)
+    return found
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
@@ -96,26 +110,18 @@ def test_settings_are_fields(page):
 @each_page
 def test_imports_are_there(page):
     for block in blocks(page, "python"):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("dual_precision"):
-                module = importlib.import_module(node.module)
-                for alias in node.names:
-                    if not hasattr(module, alias.name):
-                        importlib.import_module(f"{node.module}.{alias.name}")
+        imported(block)
 
 
 @each_page
 def test_arguments_have_their_names(page):
     """Of what the samples import and call: a keyword that is not taken fails for the reader."""
     for block in blocks(page, "python"):
-        tree, known = ast.parse(block), {}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("dual_precision"):
-                module = importlib.import_module(node.module)
-                known |= {alias.name: getattr(module, alias.name, None) for alias in node.names}
-        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-        for call in calls:
-            if not isinstance(call.func, ast.Name) or not callable(known.get(call.func.id)):
+        known = imported(block)
+        for call in ast.walk(ast.parse(block)):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            if not callable(known.get(call.func.id)):
                 continue
             taken = inspect.signature(known[call.func.id]).parameters
             if any(one.kind is one.VAR_KEYWORD for one in taken.values()):
