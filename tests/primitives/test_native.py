@@ -14,7 +14,7 @@ from dual_precision.primitives.native import build, convolution, decoder, planes
 
 def available() -> bool:
     """Without the answer of this process, which stays as it is."""
-    return planes._why_not.__wrapped__() is None
+    return build._why_not.__wrapped__(planes.KERNEL) is None
 
 
 # Parts of a shell script that stands for a compiler; it finds no other command.
@@ -34,7 +34,7 @@ def lines(caplog, monkeypatch):
 @pytest.fixture
 def fit_cpu(monkeypatch, tmp_path):
     """This CPU passes for one that has all that is needed."""
-    (tmp_path / "cpuinfo").write_text(f"flags : {' '.join(planes.NEEDED)}\n")
+    (tmp_path / "cpuinfo").write_text(f"flags : {' '.join(planes.KERNEL.needed)}\n")
     monkeypatch.setattr(build, "_CPU", tmp_path / "cpuinfo")
 
 
@@ -171,10 +171,10 @@ def test_where_it_can_be_built_it_is(kernel):
     if os.environ.get(build.SWITCH) == "0" or not shutil.which("c++"):
         pytest.skip("no compiler here")
     try:
-        build.check_cpu(kernel.NEEDED, kernel.UNFIT)
+        build.check_cpu(kernel.KERNEL)
     except OSError as error:
         pytest.skip(str(error))
-    assert kernel._why_not() is None
+    assert kernel.available()
     strict = ("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
     done = subprocess.run(
         [*strict, *build.include(), kernel.KERNEL.sources[0]], capture_output=True, text=True

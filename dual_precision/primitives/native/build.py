@@ -6,6 +6,7 @@ cache, named after all that it was made of. DUAL_PRECISION_NATIVE=0 leaves all o
 
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -31,13 +32,39 @@ class Kernel:
       name: of the file in the cache.
       purpose: what it computes, in log lines.
       sources: what is compiled, and then what that includes.
+      targets: the functions that XLA calls, each by its own name.
+      needed: instruction sets, in the words of the system.
+      unfit: what is said of a CPU without them.
       flags: of the compiler, beside those of every kernel; part of the library's name.
     """
 
     name: str
     purpose: str
     sources: tuple[Path, ...]
+    targets: tuple[str, ...]
+    needed: frozenset[str] = frozenset()
+    unfit: str = ""
     flags: tuple[str, ...] = ()
+
+
+def available(kernel: Kernel) -> bool:
+    """Whether it can be called in this process; builds it if need be, once, in seconds.
+
+    Raises:
+      ValueError: DUAL_PRECISION_NATIVE is neither 0 nor 1.
+    """
+    return _why_not(kernel) is None
+
+
+def check_available(kernel: Kernel) -> None:
+    """Raises ValueError, with the reason, where it is not `available`."""
+    if reason := _why_not(kernel):
+        raise ValueError(f'there is no compiled kernel here, {reason}: take form="xla"')
+
+
+@functools.cache
+def _why_not(kernel: Kernel) -> str | None:
+    return left_out(kernel.purpose, lambda: prepare(kernel))
 
 
 def left_out(purpose: str, prepare: Callable[[], None]) -> str | None:
@@ -65,11 +92,11 @@ def left_out(purpose: str, prepare: Callable[[], None]) -> str | None:
     return None
 
 
-def check_cpu(needed: set[str], unfit: str) -> None:
+def check_cpu(kernel: Kernel) -> None:
     """Raises OSError where it is plain, before anything is built, that the CPU cannot do it."""
     words = cpu_words()
-    if words is not None and not words >= needed:
-        raise OSError(unfit)
+    if words is not None and not words >= kernel.needed:
+        raise OSError(kernel.unfit)
 
 
 def cpu_words() -> set[str] | None:
@@ -105,23 +132,22 @@ def built(kernel: Kernel) -> Path:
     return library
 
 
-def prepare(kernel: Kernel, needed: set[str], unfit: str, *targets: str) -> None:
+def prepare(kernel: Kernel) -> None:
     """Builds a kernel of our own, and registers it.
 
     Raises:
-      OSError: a CPU without the instruction sets `needed`, or one that the library does not
-        support: `unfit`; and what `built` and `register` raise.
+      OSError: a CPU that it is unfit for; and what `built` raises. RuntimeError: see `register`.
     """
-    check_cpu(needed, unfit)
+    check_cpu(kernel)
     library = ctypes.CDLL(str(built(kernel)))
     if not library.dual_precision_supported():
-        raise OSError(unfit)
-    register(library, *targets)
+        raise OSError(kernel.unfit)
+    register(kernel, library)
 
 
-def register(library: ctypes.CDLL, *targets: str) -> None:
-    """Makes functions of a library known to XLA, each by its own name; RuntimeError where not."""
-    for name in targets:
+def register(kernel: Kernel, library: ctypes.CDLL) -> None:
+    """Makes its functions known to XLA; RuntimeError where XLA does not take them."""
+    for name in kernel.targets:
         handler = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
 

@@ -94,8 +94,8 @@ def _why_not() -> str | None:
 def _prepare() -> None:
     if jax.local_device_count() > 1:  # they would wait for each other in one pool of threads
         raise OSError("it is for a process with one CPU device")
-    library = ctypes.CDLL(str(build.built(_kernel())))
-    build.register(library, chains.FLOATS, chains.TARGET)
+    kernel = _kernel()
+    build.register(kernel, ctypes.CDLL(str(build.built(kernel))))
 
 
 def _kernel() -> build.Kernel:
@@ -116,7 +116,11 @@ def _kernel() -> build.Kernel:
     link = (f"-L{folder}", "-l:libdnnl.so.3", f"-Wl,-rpath,{folder}")
     sources = ("convolution.cc", "chain.h", "tiles.h", "onednn.h", "parts.h")
     return build.Kernel(
-        "convolution", PURPOSE, tuple(here / name for name in sources), (*header, *link)
+        "convolution",
+        PURPOSE,
+        tuple(here / name for name in sources),
+        targets=(chains.FLOATS, chains.TARGET),
+        flags=(*header, *link),
     )
 
 

@@ -3,7 +3,7 @@
 It needs a CPU with AVX512 and a C++ compiler, see build.py; without, XLA runs row by row.
 """
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,14 +13,16 @@ import numpy as np
 from dual_precision.primitives.native import build
 
 _HERE = Path(__file__).parent
+_NORM, _ATTENTION = "dual_precision_rms_norm", "dual_precision_attention"
 KERNEL = build.Kernel(
     "decoder",
     "norms and attention of decoders",
     sources=(_HERE / "decoder.cc", _HERE / "lanes.h"),
+    targets=(_NORM, _ATTENTION),
+    needed=frozenset({"avx512f", "avx512dq"}),
+    unfit="this CPU has no AVX512",
 )
-NEEDED = {"avx512f", "avx512dq"}
-UNFIT = "this CPU has no AVX512"
-_NORM, _ATTENTION = "dual_precision_rms_norm", "dual_precision_attention"
+available = partial(build.available, KERNEL)
 
 
 def rms_normalize_rows(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
@@ -47,18 +49,3 @@ def attend_rows(
     )
     y, keys, values = call(qkv, keys, values, length, cos, sin)
     return y, keys, values
-
-
-def available() -> bool:
-    """Whether the kernel can be called in this process; builds it if need be, once, in seconds.
-
-    Raises:
-      ValueError: DUAL_PRECISION_NATIVE is neither 0 nor 1.
-    """
-    return _why_not() is None
-
-
-@cache
-def _why_not() -> str | None:
-    prepare = partial(build.prepare, KERNEL, NEEDED, UNFIT, _NORM, _ATTENTION)
-    return build.left_out(KERNEL.purpose, prepare)
