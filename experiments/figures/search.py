@@ -1,10 +1,11 @@
-"""The figure of a search: accuracy against cost, and the front."""
+"""The figures of a search: accuracy against cost with the front, and the fitness of its blocks."""
 
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 
-from dual_precision.search.evolve import front_of
+from dual_precision.search.evolve import fitness_of, front_of
 from dual_precision.search.state import State
 from experiments.figures.drawing import AUTO, COLOURS, GREY
 
@@ -25,4 +26,23 @@ def draw_front(state: State) -> Any:
     axes.set_xlabel("BitOps per image")
     axes.set_ylabel(f"validation accuracy in {state.space.mode}, %")
     axes.legend(loc="lower right")
+    return figure
+
+
+def draw_fitness(state: State) -> Any:
+    """A cell for every block: its fitness, and how many candidates had it; empty where removed."""
+    layers = state.space.layers
+    blocks = fitness_of(state.space, state.evaluated)
+    texts = sorted({text for _, text in blocks})
+    fitness = np.full((len(texts), len(layers)), np.nan)
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.3 * len(texts)), layout="constrained")
+    for (layer, text), (value, count) in blocks.items():
+        row, column = texts.index(text), layers.index(layer)
+        fitness[row, column] = value
+        axes.text(column, row, f"{value:.2f}  ({count})", ha="center", va="center", fontsize=7)
+    image = axes.imshow(fitness, cmap="YlGn", aspect="auto", alpha=0.7)
+    names = [layer.replace("/", "/\n") for layer in layers]
+    axes.set_xticks(range(len(layers)), names, fontsize=7)
+    axes.set_yticks(range(len(texts)), texts)
+    figure.colorbar(image, label="fitness (candidates)")
     return figure
