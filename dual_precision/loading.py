@@ -22,7 +22,7 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
 
     Args:
       workdir: as given to the experiment's --workdir.
-      step: "latest", "best" (by validation), or a number.
+      step: "latest", "best" (by validation, where the most modes are trained), or a number.
 
     Raises:
       CheckpointError: there is no checkpoint, or none that is sound.

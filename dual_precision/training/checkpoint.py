@@ -25,6 +25,7 @@ KEPT = 2
 # What Orbax writes beside the arrays, in bytes: 0.1 MiB for a ResNet-20, and room to spare.
 _OVERHEAD = 2**20
 _FOLDER = "checkpoints"
+_MEASURED = {"score", "validated"}  # see `Checkpoints.save`
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,15 @@ def _reading(step: int, read: Callable[[], Any]) -> Any:
         return read()
     except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
         raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
+
+
+def _rank(measured: Mapping[str, Any]) -> tuple[int, float]:
+    """What the best checkpoint has most of, see `Checkpoints.save`.
+
+    In the first phase of a recipe there are fewer modes to validate than at its end, and their
+    mean may well be higher. Checkpoints that do not say how many have one rank.
+    """
+    return measured.get("validated", 1), measured["score"]
 
 
 def _check_number(step: int, found: Any) -> None:
@@ -83,15 +93,13 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             policies = ocp.checkpoint_managers
-            best = policies.BestN(
-                get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False
-            )
+            best = policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
             ends = policies.CustomSteps(self.milestones)
             keep = policies.AnyPreservationPolicy([policies.LatestN(KEPT), best, ends])
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 enable_async_checkpointing=True,
-                best_fn=lambda m: m["score"],
+                best_fn=_rank,
                 cleanup_tmp_directories=True,
             )
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,16 +115,17 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
     def best(self) -> int:
-        """The kept step with the highest validation score; damaged ones are passed over.
+        """The kept step with the highest validation score, of those where the most modes were
+        validated; damaged ones are passed over.
 
         Raises:
           CheckpointError: there is none, or none that is sound.
         """
         damaged = self._unreadable()
-        scores = {s: self.about(s)["progress"]["score"] for s in self.steps() if s not in damaged}
-        if not scores:
+        ranks = {s: _rank(self.about(s)["progress"]) for s in self.steps() if s not in damaged}
+        if not ranks:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read")
-        return max(scores, key=lambda step: (scores[step], step))
+        return max(ranks, key=lambda step: (ranks[step], step))
 
     def _unreadable(self) -> list[int]:
         """Steps whose JSON is damaged, each said."""
@@ -129,17 +138,29 @@ class Checkpoints:
                 damaged.append(step)
         return damaged
 
-    def save(self, step: int, state: Tree, progress: Mapping[str, Any], score: float) -> None:
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        progress: Mapping[str, Any],
+        score: float = 0.0,
+        validated: int = 1,
+    ) -> None:
         """Starts writing; returns as soon as the state is copied.
+
+        Args:
+          score: the higher the better; a mean over modes.
+          validated: over how many, 0 where nothing was measured. A score of more modes ranks
+            before all those of fewer.
 
         Raises:
           CheckpointError: this write or the one before failed (a full disk, say).
         """
-        standing = {**progress, "score": float(score)}
+        measured = {"score": float(score), "validated": validated}
         about: dict[str, Any] = {
             "step": step,
             "config": self.config,
-            "progress": standing,
+            "progress": {**progress, **measured},
             "manifest": manifest(state),
         }
         about["seal"] = seal_of(about)
@@ -151,7 +172,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
                 ),
-                metrics={"score": float(score)},
+                metrics=measured,
                 force=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -204,7 +225,7 @@ class Checkpoints:
         _check_number(step, about.get("step", step))
         # What Orbax finds the best by.
         metrics = _reading(step, lambda: read_record(folder / "metrics" / "metrics"))
-        if metrics != {"score": about["progress"]["score"]}:
+        if metrics != {name: about["progress"][name] for name in _MEASURED & {*about["progress"]}}:
             raise CheckpointError(f"step {step}: its score was altered")
         return about
 

@@ -44,11 +44,15 @@ class Feed:
         self._draw = jax.jit(lambda arrays, index, key: task.draw(arrays, index, key))
 
     def order(self, step: int) -> jax.Array:
-        """Indices [chunk, batch] of the next steps; every epoch has its own order."""
+        """Indices [steps, batch] of the next steps; every epoch has its own order.
+
+        As many steps as a chunk has left: a run may have stopped within one, see `FitOptions.most`.
+        """
         epoch, offset = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:  # made once an epoch: on a CPU it costs a tenth of a step
             self._epoch, self._order = epoch, self._order_of(epoch)
-        return place_batches(self._order[offset : offset + self.chunk], self.mesh)
+        end = offset + self.chunk - offset % self.chunk
+        return place_batches(self._order[offset:end], self.mesh)
 
     def batches(self, step: int, count: int) -> Iterator[Batch]:
         """The batches of `count` steps from a step on, for events."""

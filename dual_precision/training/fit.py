@@ -88,13 +88,13 @@ def fit(
             while (step := int(state.step)) < stage.end:
                 state, metrics = program(state, feed.arrays, feed.order(step))
                 _check_finite(metrics["loss"], step, stage, checkpoints)
-                journal.show(stage.phase.name, float(metrics["loss"][-1]), feed.chunk)
-                step += feed.chunk
+                step = int(state.step)
+                journal.show(stage.phase.name, float(metrics["loss"][-1]), step)
                 if step % feed.steps_per_epoch == 0:
                     state = happen(_rewound(state, stage, task, options), stage.due(step))
                 if _is_evaluated(step, stage, feed, options):
                     scores = _evaluate(network, state, validation, stage, metrics, journal)
-                    _save(checkpoints, state, stage, float(np.mean(scores)))
+                    _save(checkpoints, state, stage, scores)
                 if step < last and (signum := _asked_to_stop(signals, step // feed.chunk)):
                     _stop(checkpoints, state, stage, signum, last)
     return state
@@ -253,10 +253,15 @@ def _evaluate(
     return [*scores.values()]
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, stage: Stage, score: float) -> None:
+def _save(
+    checkpoints: Checkpoints, state: TrainState, stage: Stage, scores: Sequence[float]
+) -> None:
+    """A checkpoint with the scores of its modes; none where it comes between evaluations."""
     if not _all_finite(state.variables):  # by the last update, whose loss nobody has computed
         raise _not_finite("parameters are", int(state.step), stage, checkpoints)
-    checkpoints.save(int(state.step), _as_dict(state), {"phase": stage.index}, score)
+    score = float(np.mean(scores)) if scores else 0.0
+    progress = {"phase": stage.index}
+    checkpoints.save(int(state.step), _as_dict(state), progress, score, len(scores))
 
 
 def _stop(
@@ -265,7 +270,7 @@ def _stop(
     step = int(state.step)
     checkpoints.wait()  # until then an evaluation's checkpoint is not among the steps
     if step not in checkpoints.steps():
-        _save(checkpoints, state, stage, -1.0)
+        _save(checkpoints, state, stage, ())
     checkpoints.wait()
     raise Interrupted(
         f"{signal.Signals(signum).name}: saved at step {step} of {last};"

@@ -59,9 +59,9 @@ class Journal:
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
 
-    def show(self, phase: str, loss: float, updates: int) -> None:
-        """Moves the bar on."""
-        self._done += updates
+    def show(self, phase: str, loss: float, step: int) -> None:
+        """Moves the bar on, to where the run is."""
+        updates, self._done = step - self._done, step
         shown = {"loss": f"{loss:.3f}"}
         if self._spending:
             shown["GBitOps"] = f"{self._spending.after(self._done)['gigabitops']:.3g}"
@@ -95,7 +95,7 @@ class Silence(Journal):
     def __exit__(self, *_: Any) -> None:
         return
 
-    def show(self, phase: str, loss: float, updates: int) -> None:
+    def show(self, phase: str, loss: float, step: int) -> None:
         return
 
     def write(self, record: Record, scores: Mapping[str, float]) -> None:

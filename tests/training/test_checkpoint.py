@@ -86,7 +86,7 @@ def test_restores_what_was_saved(workdir):
     assert same(checkpoints.restore(20, abstract(state_at(20))), state_at(20))
     about = checkpoints.about(20)
     assert about["config"] == CONFIG
-    assert about["progress"] == {"phase": 0, "score": 0.2}
+    assert about["progress"] == {"phase": 0, "score": 0.2, "validated": 1}
     assert about["manifest"] == manifest(state_at(20))
 
 
@@ -142,6 +142,16 @@ def test_keeps_the_latest_two_and_the_best(tmp_path):
         checkpoints.save(step, state_at(step), PROGRESS, score)
     checkpoints.close()
     assert checkpoints.steps() == [2, 4, 5]
+    assert checkpoints.best() == 2
+
+
+def test_a_score_of_more_modes_ranks_before_those_of_fewer(tmp_path):
+    """A mode that is not trained yet cannot pull the mean down; what was not measured is last."""
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    for step, score, modes in ((1, 0.9, 1), (2, -3.0, 2), (3, -3.5, 2), (4, 0.0, 0)):
+        checkpoints.save(step, state_at(step), PROGRESS, score, modes)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3, 4]
     assert checkpoints.best() == 2
 
 
@@ -288,7 +298,7 @@ def test_one_flipped_bit_in_any_file_never_gives_wrong_numbers(saved, workdir, b
         try:
             about, state = checkpoints.about(20), checkpoints.restore(20, target)
             assert same(state, state_at(20)), relative
-            assert about["progress"] == {"phase": 0, "score": 0.2}, relative
+            assert about["progress"] == {"phase": 0, "score": 0.2, "validated": 1}, relative
         except CheckpointError:
             detected.append(relative)
         shutil.copy(path, damaged)

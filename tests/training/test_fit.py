@@ -319,6 +319,19 @@ def test_steps_per_dispatch_changes_speed_alone(tmp_path):
         assert [record["step"] for record in records] == [12, 18, 24]
 
 
+def test_a_run_stopped_within_a_chunk_goes_on_with_longer_ones(tmp_path, monkeypatch):
+    """As one begun on a CPU does on an accelerator: to the end of the chunk, then whole ones."""
+    with monkeypatch.context() as patch:
+        Chunks(patch, lambda number, state: interrupt(0, state) if number == 2 else state)
+        with pytest.raises(Interrupted, match="saved at step 2 of 24"):
+            run(tmp_path, LONGER, dataclasses.replace(WHOLE, steps_per_dispatch=1))
+    assert Checkpoints(tmp_path).about(2)["progress"]["validated"] == 0
+    chunks = Chunks(monkeypatch)
+    assert int(run(tmp_path, LONGER, WHOLE).step) == 24
+    assert [len(order) for order in chunks.orders] == [4, 6, 6, 6]
+    assert [record["step"] for record in log_of(tmp_path)] == [12, 18, 24]
+
+
 # -- what phases set, what the log says ------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def test_a_journal_writes_tells_and_goes_on(tmp_path, capsys):
     told = []
     with Journal(tmp_path / "run", 30, 0, 8, [told.append]) as journal:
         for step in (10, 20):
-            journal.show("first", 0.5, 10)
+            journal.show("first", 0.5, step)
             journal.write({"step": step, "epoch": step // 10, "phase": "first"}, {"low": 0.75})
     with Journal(tmp_path / "run", 30, 10, 8, [told.append]) as journal:
         journal.write({"step": 20, "epoch": 2, "phase": "again"}, {"low": 0.5})
