@@ -101,15 +101,13 @@ def load_trained(source: str | Path, example: Example) -> Trained:
         if not checkpoints.steps():
             raise CheckpointError(f"no checkpoint in {checkpoints.folder}: expected a trained run")
         model, variables, config = checkpoints.newest(lambda step: _read(checkpoints, step))
-        trained = config.get("trained") or _trained_before(config)
-        return Trained(variables, tuple(trained), _stored_of(source, model, example))
+        return Trained(variables, trained_in(config), _stored_of(source, model, example))
     from dual_precision.deploy.file.packed import PackedFile, is_packed
 
     if is_packed(source):
         with PackedFile(source) as file:
             model, variables = file.load()
-        modes = tuple(file.info.bytes_read)
-        return Trained(variables, modes, _stored_of(source, model, example))
+        return Trained(variables, file.info.trained, _stored_of(source, model, example))
     from dual_precision.deploy.pytorch.state import is_pytorch
 
     if not is_pytorch(source):
@@ -137,8 +135,10 @@ def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPa
     return {path: layer.stored for path, layer in layers.items() if layer.stored}
 
 
-def _trained_before(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modes of a run whose config did not list them yet."""
+def trained_in(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modes that a run trains, by its config; older ones do not list them."""
+    if config.get("trained"):
+        return tuple(config["trained"])
     recipe = config.get("experiment", {}).get("mode", "")
     return (recipe,) if recipe in (FLOAT_NAME, "low", "high") else ("low", "high")
 

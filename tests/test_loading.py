@@ -134,6 +134,19 @@ def test_a_mode_that_was_not_trained_takes_the_normalisation_of_one_that_was(tmp
         np.testing.assert_array_equal(leaves[where], saved["params", "norm1", "high", "scale"])
 
 
+def test_a_packed_twin_says_which_mode_was_trained(tmp_path):
+    """What starts from it is what starts from its run."""
+    network, path = network_of(low="w2a2", high="w8a8"), tmp_path / "twin.safetensors"
+    saved = variables_of(network)
+    save_packed(path, build_from(network), saved, network, EXAMPLE, {"trained": ["high"]})
+    found = load_trained(path, EXAMPLE)
+    assert found.modes == ("high",)
+    leaves, _, _ = started(path, network)
+    np.testing.assert_array_equal(
+        leaves["batch_stats", "norm1", "low", "mean"], saved["batch_stats"]["norm1"]["high"]["mean"]
+    )
+
+
 def test_modes_that_were_trained_keep_what_is_theirs(tmp_path):
     network = network_of(low="w2a2", high="w8a8")
     saved = flatten_dict(save_run(tmp_path, network))

@@ -12,6 +12,7 @@ the first, y_high = y_low + residual: see KEPT in integer/layers.py.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.integer.layers import KEPT
 from dual_precision.deploy.integer.programs import CompiledProgram
 from dual_precision.structure import batch_of
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 CASCADE = "cascade"  # its name in a packed file's metadata
@@ -82,6 +85,8 @@ class Predictor:
             self.batch_sizes = _sizes(batch_sizes)
             self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
             apply, variables = _network(file, self.precisions)
+        for mode in {*self.precisions} - {*self.info.trained}:
+            log.warning("mode %r of the file was not trained: its answers mean little", mode)
         self.output = _output(apply, variables, self.info, self.precisions[0])
         self._check_cascade(self.cascade)
         self._row = batch_of(self.info.example, 1)

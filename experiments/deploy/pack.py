@@ -17,7 +17,7 @@ from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, save_packed
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
-from dual_precision.loading import load
+from dual_precision.loading import load, trained_in
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
 from experiments.recipes.flags import read_widths_file
@@ -63,6 +63,7 @@ def run_metadata(
     return {
         "command": recorded_command(sys.argv[1:], module),
         "run": {key: description[key] for key in ("preset", "experiment")},
+        "trained": list(trained_in(description)),
         # An unfinished run has none yet.
         "results": read_rows(workdir) if (workdir / RESULTS).exists() else [],
     }

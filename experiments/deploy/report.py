@@ -81,7 +81,9 @@ def packed_report(info: PackedInfo) -> str:
     if expected is not None:
         cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
         measured[AUTO] = cost
-    return cost_report(info.layers, [*info.bytes_read], measured)
+    report = cost_report(info.layers, [*info.bytes_read], measured)
+    left = [mode for mode in info.bytes_read if mode not in info.trained]
+    return f"{report}\n\nNot trained: {', '.join(left)}." if left else report
 
 
 def measured_of(info: PackedInfo) -> tuple[list[dict[str, Any]], Point | None]:

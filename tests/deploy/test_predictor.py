@@ -60,6 +60,16 @@ def wanted(path, images):
     }
 
 
+def test_a_mode_that_was_not_trained_is_said(path, tmp_path, caplog):
+    twin = tmp_path / "twin.safetensors"
+    twin.write_bytes(path.read_bytes())
+    amend_metadata(twin, {"trained": ["high"]})
+    with caplog.at_level(logging.WARNING):
+        Predictor(twin, batch_sizes=(1,))
+    (line,) = caplog.messages
+    assert line == "mode 'low' of the file was not trained: its answers mean little"
+
+
 @pytest.mark.parametrize("precision", ["low", "high"])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
 def test_logits_are_those_of_the_model(predictor, wanted, images, precision, count):

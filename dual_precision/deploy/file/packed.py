@@ -59,6 +59,13 @@ class PackedInfo:
     bytes_read: dict[str, int]
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The modes that were trained, as its metadata say, an entry "trained"; else all."""
+        said, modes = self.metadata.get("trained"), tuple(self.bytes_read)
+        named = tuple(mode for mode in modes if isinstance(said, list) and mode in said)
+        return named or modes
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """[H, W, C] of the uint8 images that the network takes.
 
