@@ -8,7 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flax.core import FrozenDict
 
@@ -38,6 +38,7 @@ ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
 
 LayerWidths = FrozenDict[str, FrozenDict[str, str]]  # layer or pattern -> mode -> "w4a4"
+AnyConfig = TypeVar("AnyConfig")
 _NO_WIDTHS: LayerWidths = FrozenDict()
 _DEFAULT = TwoPhase()
 
@@ -174,14 +175,24 @@ def config_from(values: Mapping[str, Any]) -> Config:
       ValueError: a field that the recipe does not have; the message lists the known ones; a value
         of another type.
     """
+    return assembled(Config, {**recipe_asked(values).defaults, **values})
+
+
+def recipe_asked(values: Mapping[str, Any]) -> type[Recipe]:
+    """The recipe that the values of a config ask for; ValueError where there is none."""
     mode, order = values.get("mode", Config.mode), values.get("order", "")
     for name, value in (("mode", mode), ("order", order)):
         check_type(name, value, str)
-    recipe = recipe_of(mode, order)
+    return recipe_of(mode, order)
+
+
+def assembled(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
+    """A config of this class, its recipe in it, of the values of both; errors as `config_from`."""
+    recipe = recipe_asked(values)
+    mode, order = values.get("mode", Config.mode), values.get("order", "")
     if mode == ORDERED:
         order = order or DEFAULT_ORDER
-    values = {**recipe.defaults, **values}
-    known = fields_of(recipe)
+    known = fields_of(recipe, kind)
     for name, value in values.items():
         if name in known:
             check_type(name, value, known[name])
@@ -193,7 +204,7 @@ def config_from(values: Mapping[str, Any]) -> Config:
     own = {f.name for f in dataclasses.fields(recipe)}
     record = recipe(**{name: value for name, value in values.items() if name in own})
     rest = {name: value for name, value in values.items() if name not in own}
-    return Config(**{**rest, "order": order}, recipe=record)
+    return kind(**{**rest, "order": order, "recipe": record})
 
 
 def read_channels(name: str, text: str) -> tuple[float, ...]:

@@ -9,15 +9,13 @@ from dual_precision.precision import Modes, modes
 from dual_precision.training.methods.modes import Split
 from dual_precision.training.phases import check_recipe
 from experiments.recipes.config import (
-    DEFAULT_ORDER,
-    ORDERED,
     RECIPES,
     LayerWidths,
+    assembled,
     check_choice,
-    check_type,
     config_json,
     fields_of,
-    recipe_of,
+    recipe_asked,
 )
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.two_phase import TwoPhase
@@ -125,23 +123,11 @@ def make_language_config(preset: str, settings: Mapping[str, Any]) -> LanguageCo
     check_choice("preset", preset, sorted(PRESETS_OF_TEXT))
     model = settings.get("model", LanguageConfig.model)
     check_choice("model", model, TEXT_MODELS)
-    mode, order = settings.get("mode", LanguageConfig.mode), settings.get("order", "")
-    check_choice("mode", mode, TEXT_MODES)
-    recipe = recipe_of(mode, order)
-    if mode == ORDERED:
-        order = order or DEFAULT_ORDER
-    values = {**ADAM, **_defaults_of(recipe), **PRESETS_OF_TEXT[preset][model], **settings}
-    known = language_fields(recipe)
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(
-                f"setting {name!r} is unknown with mode {mode!r}: expected one of {list(known)}"
-            )
-        check_type(name, value, known[name])
-    own = {f.name for f in dataclasses.fields(recipe)}
-    record = recipe(**{name: value for name, value in values.items() if name in own})
-    rest = {name: value for name, value in values.items() if name not in own}
-    return LanguageConfig(**{**rest, "order": order}, recipe=record)
+    check_choice("mode", settings.get("mode", LanguageConfig.mode), TEXT_MODES)
+    defaults = _defaults_of(recipe_asked(settings))
+    return assembled(
+        LanguageConfig, {**ADAM, **defaults, **PRESETS_OF_TEXT[preset][model], **settings}
+    )
 
 
 def _defaults_of(recipe: type[Recipe]) -> dict[str, Any]:
