@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
 from dual_precision.search.state import State
+from experiments import cifar
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
@@ -103,6 +105,11 @@ def test_a_training_counts_when_the_log_has_it(tmp_path):
     (tmp_path / LOG).write_text('{"event": "begin"}\n{"event": "trained", "losses": []}\n')
     (tmp_path / "trained2").mkdir()
     assert trained_in(tmp_path) == [tmp_path / "trained1"]
+
+
+def test_a_search_trains_on_without_the_flags_of_training(monkeypatch):
+    monkeypatch.setattr(cifar, "FLAGS", flags.FlagValues())
+    assert cifar.options_of(make_config("digits", {})).shard_data is False
 
 
 def test_intervals_and_ranks():
