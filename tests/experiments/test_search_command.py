@@ -17,9 +17,10 @@ from experiments import cifar
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
-from experiments.search.opened import LOG, trained_in
+from experiments.search.opened import LOG, open_supernet, trained_in
 from experiments.search.results import beside, candidate_of
 from experiments.search.steering import evaluations_needed, interval, run_strategy
+from experiments.workdir import CONFIG
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +106,13 @@ def test_a_training_counts_when_the_log_has_it(tmp_path):
     (tmp_path / LOG).write_text('{"event": "begin"}\n{"event": "trained", "losses": []}\n')
     (tmp_path / "trained2").mkdir()
     assert trained_in(tmp_path) == [tmp_path / "trained1"]
+
+
+def test_an_unfinished_supernet_is_refused(tmp_path):
+    config = make_config("digits", {"mode": "supernet", "dataset": "digits"})
+    (tmp_path / CONFIG).write_text(json.dumps({"experiment": config.to_json()}))
+    with pytest.raises(ValueError, match=r"no results\.json: expected a finished run; start its"):
+        open_supernet(tmp_path, 0, True, None)
 
 
 def test_a_search_trains_on_without_the_flags_of_training(monkeypatch):
