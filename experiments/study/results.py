@@ -1,6 +1,7 @@
 """From the results of a study's cells to means, spreads and paired differences."""
 
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def collect(
         "confidence": CONFIDENCE,
         "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
         "ablations": _ablations(matrix.ablations, found),
-        "cells": {name: {**links[name], "command": " ".join(line(cells[name]))} for name in done},
+        "cells": {name: {**links[name], "command": shlex.join(line(cells[name]))} for name in done},
         "missing": [name for name in cells if name not in links],
     }
 

@@ -1,6 +1,7 @@
 """The statistics of a study, and its tables and plots."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
         assert (tmp_path / links["config"]).is_file()
         assert (tmp_path / links["checkpoint"]).is_dir()
     json.dumps(collected, allow_nan=False)
+
+
+def test_the_command_of_a_cell_can_be_typed_again(tmp_path, make_study):
+    matrix = matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins"])
+    make_study(tmp_path, matrix)
+    words = ["python", "-m", "experiments.cifar", "--set=choices=w1a1 w2a2", "--init=my net"]
+    cells = collect(matrix, tmp_path, ABOUT, lambda _: words)["cells"]
+    assert [shlex.split(cell["command"]) for cell in cells.values()] == [words] * len(cells)
 
 
 def test_a_study_under_way_shows_what_is_finished(tmp_path, make_study):
