@@ -56,7 +56,7 @@ def main() -> None:
     lookup(config.dataset)  # an unknown one leaves no folder behind
     with only_user(workdir) if is_first() else nullcontext():
         say_where(config, preset, workdir)
-        dataset = load_data(config)
+        dataset = load_data(config, FLAGS.test)
         description = describe_run(config, preset, dataset)
         model, task = build_from(description["network"]), task_of(config, dataset)
         structure = structure_of(model, task.example)
@@ -73,7 +73,7 @@ def main() -> None:
             config.recipe.phases(),
             dataset.train,
             dataset.validation,
-            options_of(config),
+            options_of(config, FLAGS.shard_data),
             workdir,
             config=description,
             variables=start,
@@ -101,10 +101,10 @@ def say_where(config: Config, preset: str, workdir: Path) -> None:
     print(f"epochs: {parts}; {config.recipe.cost:g} passes (passes={config.recipe.passes:g})")
 
 
-def load_data(config: Config) -> data.Dataset:
-    """The data set, and what each of its parts is for."""
+def load_data(config: Config, test: bool) -> data.Dataset:
+    """The data set, and what each of its parts is for; `test`: its test set will be read."""
     dataset = data.load(config.dataset, data_dir=FLAGS.data_dir, archive=FLAGS.archive)
-    last = "read once, at the end" if FLAGS.test else "not read (--test=false)"
+    last = "read once, at the end" if test else "not read (--test=false)"
     print(
         f"{dataset.name}: {len(dataset.train.images):,} images train,"
         f" {len(dataset.validation.images):,} validate and select;"
@@ -145,7 +145,7 @@ def task_of(config: Config, dataset: data.Dataset) -> Classification:
     return Classification.of(dataset, config.recipe.label_smoothing)
 
 
-def options_of(config: Config) -> FitOptions:
+def options_of(config: Config, shard_data: bool = False) -> FitOptions:
     """How the recipe is run."""
     return FitOptions(
         batch_size=config.batch_size,
@@ -153,7 +153,7 @@ def options_of(config: Config) -> FitOptions:
         steps_per_dispatch=config.steps_per_dispatch,
         epochs_per_evaluation=config.epochs_per_evaluation,
         accumulate=config.accumulate,
-        shard_data=FLAGS.shard_data,
+        shard_data=shard_data,
     )
 
 

@@ -193,7 +193,10 @@ def read_rows(workdir: Path) -> list[dict[str, Any]]:
       ValueError: the run there is not finished, or the file is something else.
     """
     if not (workdir / RESULTS).exists():
-        raise ValueError(f"{workdir} has no {RESULTS}: expected a finished run")
+        raise ValueError(
+            f"{workdir} has no {RESULTS}: expected a finished run; start its command again, it goes"
+            " on"
+        )
     found = read_json(workdir / RESULTS)
     rows = checked_rows(found.get("rows") if isinstance(found, dict) else None, workdir / RESULTS)
     if not rows:

@@ -19,7 +19,7 @@ FLOORS = (
     {"structure", "models"},
     {"tasks"},
     {"layers"},
-    {"data", "primitives", "precision"},
+    {"data", "primitives", "precision", "replacing"},
 )
 # The same inside of deploy, whose parts are modules and folders.
 DEPLOY = (
@@ -38,6 +38,7 @@ OUTSIDE = {
     "models": {"flax", "jax"},
     "structure": {"flax", "jax"},
     "costs": set(),
+    "replacing": set(),
 }
 UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 SOURCES = sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])

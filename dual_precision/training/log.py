@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dual_precision.replacing import replace_file
 from dual_precision.training.spending import Spending
 
 Record = dict[str, Any]
@@ -121,9 +122,7 @@ def drop_records_after(path: Path, step: int) -> None:
     lines = path.read_text().splitlines()
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept))
-        part.replace(path)
+        replace_file(path, [f"{line}\n".encode() for line in kept])
 
 
 def _step_of(line: str) -> float:

@@ -18,6 +18,7 @@ from dual_precision.deploy import inspect_packed, save_packed
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
 from dual_precision.loading import load, trained_in
+from dual_precision.structure import Example
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
 from experiments.recipes.flags import read_widths_file
@@ -41,13 +42,23 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
     Raises:
       ValueError: `workdir` is not the folder of a run, or has no such layers.
     """
-    description = read_description(workdir)
-    dataset = description["experiment"].get("dataset")
+    dataset = read_description(workdir)["experiment"].get("dataset")
     if not isinstance(dataset, str):
         raise ValueError(f"{workdir / CONFIG} names the data set {dataset!r}: expected a name")
+    save_run(out, workdir, Classification(lookup(dataset).image_shape).example, widths)
+
+
+def save_run(
+    out: Path,
+    workdir: Path,
+    example: Example,
+    widths: LayerTexts = MappingProxyType({}),
+    module: str = "experiments.deploy",
+) -> None:
+    """As `pack_run`, of a task with such an example; `module` has the command that packs."""
+    description = read_description(workdir)
     model, variables = load(workdir)
-    metadata = run_metadata(workdir, description)
-    example = Classification(lookup(dataset).image_shape).example
+    metadata = run_metadata(workdir, description, module)
     network = description["network"]
     if widths:
         model, variables = with_layer_widths(model, variables, example, widths)

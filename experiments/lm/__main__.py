@@ -8,6 +8,8 @@ python -m experiments.lm generate FILE --precision=draft --prompt="It is a truth
 python -m experiments.lm drafts FILE --dataset=austen
 """
 
+from functools import partial
+
 from absl import flags
 
 from experiments import cli
@@ -18,28 +20,38 @@ from experiments.lm.pack import pack_text_command
 from experiments.lm.planes import planes_command
 from experiments.lm.training import define_language_flags, train
 
+COMMANDS: cli.Commands = {
+    "": train,
+    "generate": generate_command,
+    "pack": pack_text_command,
+    "agreement": agreement_command,
+    "planes": planes_command,
+    "drafts": drafts_command,
+}
+
+
+def define_lm_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Adds the flags of training and of all sub-commands."""
+    define_language_flags(values)
+    string = partial(flags.DEFINE_string, flag_values=values)
+    integer = partial(flags.DEFINE_integer, flag_values=values)
+    string("prompt", None, "what the text begins with")
+    string("precision", "draft", "low, high, or draft: of high, drafted by low")
+    integer("count", None, "bytes behind a prompt; by default 120, or 32 of many")
+    about = "0 takes the likeliest byte"
+    flags.DEFINE_float("temperature", 0.0, about, flag_values=values)
+    integer("drafts", None, "bytes that low drafts at a time; by default it adapts")
+    integer("prompts", 1000, "prompts to go on with")
+    integer("together", 25, "texts that are written at once")
+    string("split", "test", "text to measure on: validation or test")
+    integer("limit", None, "bytes of it to read; by default all")
+    about = "bits of fixed-point activations: 8, 16, 32"
+    flags.DEFINE_list("activations", "8,16", about, flag_values=values)
+    integer("repeats", 7, "rounds of timing; 0 measures no time")
+    integer("program_bytes", 64, "bytes of a text in one program that is timed")
+    string("out", None, "file to write")
+
+
 if __name__ == "__main__":
-    define_language_flags()
-    flags.DEFINE_string("prompt", None, "what the text begins with")
-    flags.DEFINE_string("precision", "draft", "low, high, or draft: of high, drafted by low")
-    flags.DEFINE_integer("count", None, "bytes behind a prompt; by default 120, or 32 of many")
-    flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest byte")
-    flags.DEFINE_integer("drafts", None, "bytes that low drafts at a time; by default it adapts")
-    flags.DEFINE_integer("prompts", 1000, "prompts to go on with")
-    flags.DEFINE_integer("together", 25, "texts that are written at once")
-    flags.DEFINE_string("split", "test", "text to measure on: validation or test")
-    flags.DEFINE_integer("limit", None, "bytes of it to read; by default all")
-    flags.DEFINE_list("activations", "8,16", "bits of fixed-point activations: 8, 16, 32")
-    flags.DEFINE_integer("repeats", 7, "rounds of timing; 0 measures no time")
-    flags.DEFINE_integer("program_bytes", 64, "bytes of a text in one program that is timed")
-    flags.DEFINE_string("out", None, "file to write")
-    cli.run(
-        {
-            "": train,
-            "generate": generate_command,
-            "pack": pack_text_command,
-            "agreement": agreement_command,
-            "planes": planes_command,
-            "drafts": drafts_command,
-        }
-    )
+    define_lm_flags()
+    cli.run(COMMANDS)

@@ -8,6 +8,8 @@ The preset quick is for two CPU cores; see docs/language.md for what it reaches.
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +37,35 @@ from experiments.recipes.language_config import (
 )
 from experiments.workdir import RESULTS, only_user, open_workdir, write_whole
 
-FLAGS = cli.FLAGS
-FIELDS = ("mode", "order", "low", "high", "model", "dataset", "seed")
+
+def define_language_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The flags of `train`."""
+    string = partial(flags.DEFINE_string, flag_values=values)
+    switch = partial(flags.DEFINE_bool, flag_values=values)
+    string("mode", None, f"recipe: {', '.join(TEXT_MODES)}")
+    string("order", None, "of two_phase: joint (high first) or refine (low first)")
+    string("low", None, 'what precision="low" means, as in w2a8')
+    string("high", None, 'what precision="high" means, as in w8a8')
+    string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a8"}}')
+    string("model", None, ", ".join(TEXT_MODELS))
+    string("dataset", None, f"{', '.join(TEXTS)}, or the path of a file")
+    about = "of initial weights, and of where windows begin"
+    flags.DEFINE_integer("seed", None, about, flag_values=values)
+    string("preset", None, "quick (CPU), paper (accelerator) or smoke")
+    switch("resume", True, "go on where the workdir stands")
+    switch("test", True, "read the test text, once, at the end")
+    define_shared_flags(values)
 
 
-def define_language_flags() -> None:
-    """The flags of `python -m experiments.lm`."""
-    flags.DEFINE_string("mode", None, f"recipe: {', '.join(TEXT_MODES)}")
-    flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
-    flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a8')
-    flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
-    flags.DEFINE_string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a8"}}')
-    flags.DEFINE_string("model", None, ", ".join(TEXT_MODELS))
-    flags.DEFINE_string("dataset", None, f"{', '.join(TEXTS)}, or the path of a file")
-    flags.DEFINE_integer("seed", None, "of initial weights, and of where windows begin")
-    flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or smoke")
-    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
-    flags.DEFINE_bool("test", True, "read the test text, once, at the end")
-    define_shared_flags()
-
-
-def read_language_config() -> tuple[LanguageConfig, str]:
+def read_language_config(
+    named: Mapping[str, Any], assigned: Sequence[str], widths: str | None, preset: str | None
+) -> tuple[LanguageConfig, str]:
     """The config that the flags ask for, and the name of its preset.
+
+    Args:
+      named: field -> value of the flag of that name; None is not given.
+      assigned: name=value, of --set.
+      widths: JSON file of the widths of layers.
 
     Raises:
       ValueError: an unknown name or value, or a setting that the recipe does not have.
@@ -64,68 +73,86 @@ def read_language_config() -> tuple[LanguageConfig, str]:
     known: dict[str, Any] = {}
     for recipe in (*RECIPES.values(), *ORDERS.values()):
         known |= language_fields(recipe)
-    settings = read_settings_as(FLAGS.set, known)
-    for name in FIELDS:
-        if (value := getattr(FLAGS, name)) is not None:
+    settings = read_settings_as(assigned, known)
+    for name, value in named.items():
+        if value is not None:
             if name in settings:
                 raise ValueError(f"--{name} and --set {name}=...: expected one of them")
             settings[name] = value
-    if FLAGS.widths is not None:
-        settings["widths"] = read_widths_file(FLAGS.widths)
-    preset = FLAGS.preset or ("quick" if jax.default_backend() == "cpu" else "paper")
+    if widths is not None:
+        settings["widths"] = read_widths_file(widths)
+    preset = preset or ("quick" if jax.default_backend() == "cpu" else "paper")
     return make_language_config(preset, settings), preset
 
 
 def train(
     *,
-    seed: int | None = None,
+    mode: str | None = None,
+    order: str | None = None,
+    low: str | None = None,
+    high: str | None = None,
+    model: str | None = None,
     dataset: str | None = None,
+    seed: int | None = None,
+    set: Sequence[str] = (),  # the name of the flag
+    widths: str | None = None,
+    preset: str | None = None,
+    resume: bool = True,
+    test: bool = True,
     workdir: str | None = None,
     data_dir: str | None = None,
     archive: str | None = None,
 ) -> None:
-    """What the command does where no word says another thing; FLAGS has its other flags."""
-    del seed, dataset  # of the config
+    """What the command does where no word says another thing; its arguments are the flags."""
     clock = cli.Stopwatch()
-    config, preset = read_language_config()
+    named: dict[str, Any] = {"mode": mode, "order": order, "low": low, "high": high, "model": model}
+    named |= {"dataset": dataset, "seed": seed}
+    config, preset = read_language_config(named, set, widths, preset)
     folder = Path(workdir or default_language_workdir(config, preset))
     with only_user(folder):
         say_run(config, preset, folder)
         text = load_text(config.dataset, data_dir=data_dir, archive=archive)
-        say_text(text)
-        network = config.network()
-        model, task = build_from(network), language_task(config)
-        task.order(text.train, config.batch_size, jax.random.key(0))  # too short a text, at once
-        for part in (text.validation, text.test):
-            next(task.batches(part, task.evaluation_rows))
-        description = {
-            "preset": preset,
-            "experiment": config.to_json(),
-            "network": network,
-            "trained": list(config.recipe.reported),
-        }
-        structure_of(model, task.example)  # wrong widths leave the workdir free
-        open_workdir(folder, description, FLAGS.resume)
-        state = fit(
-            model,
-            task,
-            config.recipe.phases(),
-            text.train,
-            text.validation,
-            FitOptions(
-                batch_size=config.batch_size,
-                seed=config.seed,
-                epochs_per_evaluation=config.epochs_per_evaluation,
-            ),
-            folder,
-            config=description,
-        )
-        rows = language_rows(config, model, task, state.variables, text, FLAGS.test)
+        say_text(text, test)
+        rows = train_in(folder, config, preset, text, resume, test)
         picture = folder / "training.png"
         plot_bits(read_records(folder / "metrics.jsonl"), rows, picture)
         write_whole(folder / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
     print(f"\n{language_table(rows)}\n\nplot: {picture}\n{clock} in all")
     print(f"use it: model, variables = dual_precision.load({str(folder)!r})")
+
+
+def train_in(
+    folder: Path, config: LanguageConfig, preset: str, text: Text, resume: bool, test: bool
+) -> list[dict[str, Any]]:
+    """Trains in a folder that is held; see `language_rows`."""
+    network = config.network()
+    model, task = build_from(network), language_task(config)
+    task.order(text.train, config.batch_size, jax.random.key(0))  # too short a text, at once
+    for part in (text.validation, text.test):
+        next(task.batches(part, task.evaluation_rows))
+    description = {
+        "preset": preset,
+        "experiment": config.to_json(),
+        "network": network,
+        "trained": list(config.recipe.reported),
+    }
+    structure_of(model, task.example)  # wrong widths leave the workdir free
+    open_workdir(folder, description, resume)
+    state = fit(
+        model,
+        task,
+        config.recipe.phases(),
+        text.train,
+        text.validation,
+        FitOptions(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epochs_per_evaluation=config.epochs_per_evaluation,
+        ),
+        folder,
+        config=description,
+    )
+    return language_rows(config, model, task, state.variables, text, test)
 
 
 def default_language_workdir(config: LanguageConfig, preset: str) -> Path:
@@ -145,9 +172,9 @@ def say_run(config: LanguageConfig, preset: str, workdir: Path) -> None:
     print(f"epochs of {config.epoch_bytes:,} bytes: {parts}; {config.recipe.cost:g} passes")
 
 
-def say_text(text: Text) -> None:
+def say_text(text: Text, test: bool) -> None:
     """The text, and what each of its parts is for."""
-    last = "read once, at the end" if FLAGS.test else "not read (--test=false)"
+    last = "read once, at the end" if test else "not read (--test=false)"
     print(
         f"{text.name}: {len(text.train):,} bytes train, {len(text.validation):,} validate and"
         f" select; the {len(text.test):,} of the test text are {last}"

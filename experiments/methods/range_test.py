@@ -44,7 +44,7 @@ from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
 from experiments.recipes.config import Config
 from experiments.recipes.cyclic import Cyclic
-from experiments.recipes.flags import FLAGS, define_flags, read_config
+from experiments.recipes.flags import FLAGS, define_config_flags, read_config
 from experiments.workdir import only_user, write_whole
 
 _COLUMNS = (
@@ -200,16 +200,20 @@ def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> d
 
 def main(*, updates: int, window: int, threshold: float) -> None:
     clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
-    FLAGS["test"].value = False  # this command never reads it
     for flag, value in (("mode", "cyclic"), ("low", "w1a1g8")):
         FLAGS[flag].value = FLAGS[flag].value or value
     config, preset = read_config()
     if not isinstance(config.recipe, Cyclic):
         raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")
+    if config.init:
+        raise ValueError(
+            f"init={config.init}: expected none, as every width starts from fresh weights; leave it"
+            " out"
+        )
     widths_to_test(config)
     folder = Path(FLAGS.workdir or f"runs/range_test-{config.dataset}-{config.model}")
     with only_user(folder):
-        dataset = load_data(config)
+        dataset = load_data(config, test=False)
         network = describe_run(config, preset, dataset)["network"]
         task: Task = task_of(config, dataset)
         found = run_test(config, Network(build_from(network), task), dataset.train, test)
@@ -228,7 +232,7 @@ def main(*, updates: int, window: int, threshold: float) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
+    define_config_flags()
     flags.DEFINE_integer("updates", RangeTest.updates, "that every width is trained for")
     flags.DEFINE_integer("window", RangeTest.window, "last updates whose accuracy counts")
     flags.DEFINE_float("threshold", RangeTest.threshold, "share of what the widest learned")

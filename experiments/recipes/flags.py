@@ -1,5 +1,6 @@
 """The flags of a training command, and the Config that they ask for."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ FIELDS = ("mode", "order", "low", "high", "model", "dataset", "init", "seed")
 
 def define_flags() -> None:
     """The flags of `python -m experiments.cifar`."""
+    define_config_flags()
+    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
+    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
+    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    about = "each device holds a part of the training images, not all of them"
+    flags.DEFINE_bool("shard_data", False, about)
+    cli.define_process_flags()
+
+
+def define_config_flags() -> None:
+    """The flags that `read_config` reads, and those of every training command."""
     flags.DEFINE_string(
         "mode",
         None,
@@ -33,21 +45,17 @@ def define_flags() -> None:
     flags.DEFINE_string("init", None, about)
     flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
     flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
-    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
-    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
-    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
-    about = "each device holds a part of the training images, not all of them"
-    flags.DEFINE_bool("shard_data", False, about)
-    cli.define_process_flags()
     define_shared_flags()
 
 
-def define_shared_flags() -> None:
+def define_shared_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The flags that every training command has."""
-    flags.DEFINE_multi_string("set", [], "name=value for any field of experiments/recipes/")
-    flags.DEFINE_string("workdir", None, "folder of the run; by default one under runs/")
-    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-    flags.DEFINE_string("archive", None, "archive of the data set, where it cannot be fetched")
+    string = partial(flags.DEFINE_string, flag_values=values)
+    about = "name=value for any field of experiments/recipes/"
+    flags.DEFINE_multi_string("set", [], about, flag_values=values)
+    string("workdir", None, "folder of the run; by default one under runs/")
+    string("data_dir", None, "folder of prepared TFDS data sets")
+    string("archive", None, "archive of the data set, where it cannot be fetched")
 
 
 def read_config() -> tuple[Config, str]:

@@ -24,7 +24,7 @@ from dual_precision.training.methods.sampled import SampledLoss
 from experiments.cifar import options_of, task_of
 from experiments.recipes.config import Config
 from experiments.recipes.supernet import SupernetRecipe
-from experiments.workdir import config_of_run, read_description
+from experiments.workdir import config_of_run, read_description, read_rows
 
 CALIBRATION = 1000  # training images that normalisation is calibrated on
 LOG = "session.jsonl"
@@ -116,6 +116,7 @@ def open_supernet(workdir: Path, images: int, recalibrate: bool, data_dir: str |
             f"{workdir} is a run of --mode={config.mode}: expected one of --mode=supernet, which"
             " trains all widths at once"
         )
+    read_rows(workdir)  # which only a finished run has
     model, variables = load(workdir)
     dataset = data.load(config.dataset, data_dir=data_dir)
     task = task_of(config, dataset)

@@ -1,6 +1,7 @@
 """From the results of a study's cells to means, spreads and paired differences."""
 
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,19 +76,26 @@ def collect(
         "confidence": CONFIDENCE,
         "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
         "ablations": _ablations(matrix.ablations, found),
-        "cells": {name: {**links[name], "command": " ".join(line(cells[name]))} for name in done},
+        "cells": {name: {**links[name], "command": shlex.join(line(cells[name]))} for name in done},
         "missing": [name for name in cells if name not in links],
     }
 
 
 def _links(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Where a cell's config and last checkpoint are, relative to the study's folder; its course."""
+    """Where a cell's config and last checkpoint are, relative to the study's folder; its course.
+
+    Checkpoints may have been deleted to save space: None is one that is not there, and a number of
+    updates that nothing says any more.
+    """
     workdir = folder / cell.name
-    updates = Checkpoints(workdir).steps()[-1]
-    last = workdir / "checkpoints" / str(updates)
+    records, steps = read_records(workdir / "metrics.jsonl"), Checkpoints(workdir).steps()
+    updates = max([*steps[-1:], *(record["step"] for record in records[-1:])], default=None)
+    last = workdir / "checkpoints" / str(updates) if updates in steps else None
     links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{cell.name}.log"}
-    relative = {what: str(path.relative_to(folder.parent)) for what, path in links.items()}
-    course = course_of(cell.config, read_records(workdir / "metrics.jsonl"))
+    relative = {
+        what: str(path.relative_to(folder.parent)) if path else None for what, path in links.items()
+    }
+    course = course_of(cell.config, records)
     return {"cost": cell.config.recipe.cost, "updates": updates, **relative, "course": course}
 
 
@@ -99,9 +107,10 @@ def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> 
     summaries = {}
     for method, own in methods.items():
         first = next(iter(own.values()))
+        updates = [links[cell.name]["updates"] for cell, _ in first.sources.values()]
         summaries[method] = {
             "cost": first.cost,
-            "updates": max(links[cell.name]["updates"] for cell, _ in first.sources.values()),
+            "updates": max((n for n in updates if n is not None), default=None),
             "seeds": list(own),
             "cells": {s: {m: c.name for m, (c, _) in r.sources.items()} for s, r in own.items()},
             "accuracy": {

@@ -7,6 +7,7 @@ in turn on both cores (1,730 against 1,500, resnet8_fast).
 
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def _start(cell: Cell, folder: Path, slot: int, jobs: int, line) -> _Running:
         **os.environ,
     }
     with log.open("a") as out, _Cores(slot, jobs):
-        out.write(f"$ {' '.join(arguments)}\n")
+        out.write(f"$ {shlex.join(arguments)}\n")
         out.flush()
         process = subprocess.Popen(
             [sys.executable, *_TIED, *arguments[1:]],

@@ -16,6 +16,7 @@ from dual_precision.training.fit import Interrupted, NonFiniteLoss
 from experiments import cli
 from experiments.benchmark import __main__ as benchmark
 from experiments.deploy import __main__ as deploy
+from experiments.lm import __main__ as lm
 
 
 @pytest.fixture(name="give")
@@ -78,6 +79,7 @@ def test_a_flag_that_is_needed(give):
 
 BENCHMARK = benchmark.COMMANDS, benchmark.define_benchmark_flags
 DEPLOY = deploy.COMMANDS, deploy.define_deploy_flags
+LM = lm.COMMANDS, lm.define_lm_flags
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,11 @@ DEPLOY = deploy.COMMANDS, deploy.define_deploy_flags
         (BENCHMARK, ["train"], "--requests=100"),
         (DEPLOY, ["report", "net"], "--cost=0.5"),
         (DEPLOY, ["cascade", "net"], "--out=net"),
+        (LM, ["pack"], "--mode=low"),
+        (LM, ["pack"], "--set=passes=3"),
+        (LM, ["pack"], "--notest"),
+        (LM, ["generate", "net"], "--widths=widths.json"),
+        (LM, ["generate", "net"], "--preset=nonsense"),
     ],
 )
 def test_a_flag_that_only_others_read_is_refused(give, command, words, argument):
@@ -98,6 +105,16 @@ def test_a_flag_that_only_others_read_is_refused(give, command, words, argument)
     name = argument.removeprefix("--").removeprefix("no").partition("=")[0]
     with pytest.raises(ValueError, match=rf"\['{name}'\] has no effect on '{words[0]}': leave it"):
         cli.start_command(commands, words)
+
+
+@pytest.mark.parametrize("command", [BENCHMARK, DEPLOY, LM], ids=["benchmark", "deploy", "lm"])
+def test_every_flag_is_an_argument_of_a_command(command):
+    """One that a command reads behind that is refused by no other."""
+    commands, define = command
+    values = flags.FlagValues()
+    define(values)
+    read = {flag for one in commands.values() for flag in cli._flags_of(one)}
+    assert read == {*values}
 
 
 @pytest.mark.parametrize("argument", ["--repeats=0", "--steps=0", "--steps=-1", "--requests=99"])

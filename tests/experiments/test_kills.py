@@ -64,8 +64,8 @@ def test_what_is_half_done_is_seen(tmp_path):
     assert recorded(tmp_path) == {3}
     (tmp_path / "metrics.jsonl").unlink()
     (half := tmp_path / "net.part").touch()
-    assert is_unfinished(tmp_path)
-    half.unlink()
+    assert kills.take_unfinished(tmp_path)
+    assert not half.exists(), "the next kill would count it again"
     (tmp_path / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir(parents=True)
     assert is_unfinished(tmp_path)
     assert len(commits(tmp_path)) == 1

@@ -42,6 +42,17 @@ def test_both_modes_and_the_same_command_again(tmp_path):
     packed = command("pack", f"--workdir={workdir}", f"--out={tmp_path / 'net'}")
     assert packed.returncode == 0, packed.stderr
     assert inspect_packed(tmp_path / "net").metadata["command"].endswith("--out=net")
+    widths = tmp_path / "widths"
+    widths.write_text(json.dumps({"hidden1": {"low": "w1a8"}}))
+    packed = command(
+        "pack",
+        f"--workdir={workdir}",
+        f"--out={tmp_path / 'w1'}",
+        f"--widths={widths}",
+    )
+    assert packed.returncode == 0, packed.stderr
+    sizes = [inspect_packed(tmp_path / name).bytes_read["low"] for name in ("net", "w1")]
+    assert sizes[1] < sizes[0]
     refused = command("planes", f"--workdir={workdir}")
     assert "expected --mode=float --model=lstm" in refused.stderr
 

@@ -64,6 +64,24 @@ def test_widths_are_those_between_the_modes():
         widths_to_test(make_config("digits", {"mode": "cyclic", "low": "w2a4g8"}))
 
 
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [("--noresume", "Unknown command line flag 'noresume'"), ("--init=net", "init=net: expected")],
+)
+def test_a_flag_of_training_that_it_does_not_read_is_refused(argument, says, child_environment):
+    command = [sys.executable, "-m", "experiments.methods.range_test", argument]
+    ended = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=child_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert says in ended.stderr
+
+
 def test_the_command(tmp_path: Path, child_environment):
     arguments = ("--dataset=digits", "--updates=30", "--window=5", f"--workdir={tmp_path}")
     ended = subprocess.run(

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
 from dual_precision.search.state import State
+from experiments import cifar
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
-from experiments.search.opened import LOG, trained_in
+from experiments.search.opened import LOG, open_supernet, trained_in
 from experiments.search.results import beside, candidate_of
 from experiments.search.steering import evaluations_needed, interval, run_strategy
+from experiments.workdir import CONFIG
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +106,18 @@ def test_a_training_counts_when_the_log_has_it(tmp_path):
     (tmp_path / LOG).write_text('{"event": "begin"}\n{"event": "trained", "losses": []}\n')
     (tmp_path / "trained2").mkdir()
     assert trained_in(tmp_path) == [tmp_path / "trained1"]
+
+
+def test_an_unfinished_supernet_is_refused(tmp_path):
+    config = make_config("digits", {"mode": "supernet", "dataset": "digits"})
+    (tmp_path / CONFIG).write_text(json.dumps({"experiment": config.to_json()}))
+    with pytest.raises(ValueError, match=r"no results\.json: expected a finished run; start its"):
+        open_supernet(tmp_path, 0, True, None)
+
+
+def test_a_search_trains_on_without_the_flags_of_training(monkeypatch):
+    monkeypatch.setattr(cifar, "FLAGS", flags.FlagValues())
+    assert cifar.options_of(make_config("digits", {})).shard_data is False
 
 
 def test_intervals_and_ranks():

@@ -195,7 +195,7 @@ def test_training_does_not_see_the_test_set(
     def results(*_: Any) -> None:
         raise Stopped
 
-    monkeypatch.setattr(cifar, "load_data", lambda _: SimpleNamespace(**without))
+    monkeypatch.setattr(cifar, "load_data", lambda *_: SimpleNamespace(**without))
     monkeypatch.setattr(cifar, "fit", fit)
     monkeypatch.setattr(cifar, "results", results)
     parse("--dataset=digits", "--mode=float", f"--workdir={tmp_path}", data_dir)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dual_precision.deploy.file.container import DTYPES, LONGEST_HEADER, SEAL, header_seal
+from dual_precision.replacing import replace_file
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -79,25 +80,18 @@ def check_replaceable(path: str | os.PathLike) -> None:
     is behind it would stay as it was, under a name that nobody reads any more.
     """
     path = Path(path)
-    for name in (path, _part_of(path)):
-        if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
-            raise ValueError(
-                f"{name} is not a regular file: expected the name of a new file, or of one to"
-                " replace"
-            )
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise ValueError(
+            f"{path} is not a regular file: expected the name of a new file, or of one to replace"
+        )
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it, or give another name")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path}: the folder {path.parent} may not be written: give another name")
 
 
-def _part_of(path: Path) -> Path:
-    """Where a file is written before it has its name."""
-    return path.with_name(f"{path.name}.part")
-
-
 def write_parts(path: str | os.PathLike, parts: Sequence[bytes]) -> None:
-    """Writes a file that is either there as a whole or not at all.
+    """Writes a file that is either there as a whole or not at all; see `replace_file`.
 
     Raises:
       ValueError: see `check_replaceable`.
@@ -105,17 +99,4 @@ def write_parts(path: str | os.PathLike, parts: Sequence[bytes]) -> None:
     """
     path = Path(path)
     check_replaceable(path)
-    part = _part_of(path)
-    try:
-        with part.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, survives a loss of power
-    finally:
-        os.close(folder)
+    replace_file(path, parts)

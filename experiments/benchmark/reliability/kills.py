@@ -173,7 +173,7 @@ def train_killed(
     for moment in moments_of(workdir, right, rng)[:most]:
         if not place.kill(command, moment, rng):
             break
-        yield Kill(moment.name, is_unfinished(workdir))
+        yield Kill(moment.name, take_unfinished(workdir))
     place.finish(command)
     if wrong := differing(outcome_of(workdir), right.outcome):
         raise ValueError(f"a training that was killed ended with other values: {wrong}")
@@ -208,9 +208,10 @@ def write_killed(
     rng: np.random.Generator,
 ) -> Iterator[Kill]:
     """Kills a command that replaces a file, and lets it run again."""
-    before, part = path.read_bytes(), path.with_name(f"{path.name}.part")
-    killed = place.kill(command, KillMoment(kill.moment, partial(written, part, path), 0.002), rng)
-    unfinished = is_unfinished(path.parent)
+    before = path.read_bytes()
+    moment = KillMoment(kill.moment, lambda: written(path, *path.parent.glob("*.part")), 0.002)
+    killed = place.kill(command, moment, rng)
+    unfinished = take_unfinished(path.parent)
     if path.read_bytes() not in (before, after):
         raise ValueError(f"{kill.moment}: {path.name} is neither the old nor the new file")
     place.finish(command)
@@ -218,6 +219,14 @@ def write_killed(
         raise ValueError(f"{kill.moment}: {path.name} is another one than that of the whole run")
     if killed:
         yield dataclasses.replace(kill, unfinished=unfinished)
+
+
+def take_unfinished(folder: Path) -> bool:
+    """See `is_unfinished`; deletes the parts of files, which the next kill would count again."""
+    found = is_unfinished(folder)
+    for part in folder.glob("*.part"):
+        part.unlink()
+    return found
 
 
 def kills_table(found: list[Kill]) -> str:

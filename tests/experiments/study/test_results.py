@@ -1,6 +1,8 @@
 """The statistics of a study, and its tables and plots."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,29 @@ def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
         assert (tmp_path / links["config"]).is_file()
         assert (tmp_path / links["checkpoint"]).is_dir()
     json.dumps(collected, allow_nan=False)
+
+
+def test_checkpoints_may_be_deleted_to_save_space(tmp_path, make_study):
+    matrix = matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins", "joint"])
+    make_study(tmp_path / "cells", matrix)
+    for cell in matrix.cells:
+        shutil.rmtree(tmp_path / "cells" / cell.name / "checkpoints")
+    logged = next(cell.name for cell in matrix.cells if cell.config.mode == "joint")
+    (tmp_path / "cells" / logged / "metrics.jsonl").write_text('{"step": 7, "epoch": 1}\n')
+    found = collect(matrix, tmp_path / "cells", ABOUT, lambda _: [])
+    assert not found["missing"]
+    assert {cell["checkpoint"] for cell in found["cells"].values()} == {None}
+    methods = found["pairs"][0]["methods"]
+    assert [methods[name]["updates"] for name in ("joint", "twins")] == [7, None]
+    assert "| joint " in report(found)
+
+
+def test_the_command_of_a_cell_can_be_typed_again(tmp_path, make_study):
+    matrix = matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins"])
+    make_study(tmp_path, matrix)
+    words = ["python", "-m", "experiments.cifar", "--set=choices=w1a1 w2a2", "--init=my net"]
+    cells = collect(matrix, tmp_path, ABOUT, lambda _: words)["cells"]
+    assert [shlex.split(cell["command"]) for cell in cells.values()] == [words] * len(cells)
 
 
 def test_a_study_under_way_shows_what_is_finished(tmp_path, make_study):

@@ -1,6 +1,7 @@
 """Cells side by side: failures, ends, how far they are."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -41,6 +42,8 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(tmp_path, capsys):
     failures = runner.run_cells(cells, tmp_path, 2, line, lambda: calls.append(1))
     assert list(failures) == ["b"]
     assert "exit status 3: error: out of luck" in failures["b"]
+    started = (tmp_path / "b.log").read_text().splitlines()[0]
+    assert shlex.split(started) == ["$", *line(cells[1])], "it can be typed again"
     assert [runner.finished(tmp_path / name) for name in "abc"] == [True, False, True]
     assert len(calls) == 3, "results are written after every cell"
     assert "b FAILED" in capsys.readouterr().out
