@@ -180,9 +180,16 @@ class MeanBudget:
 Budget = LatencyBudget | MeanBudget
 
 
+def check_target(target: float) -> None:
+    """Raises ValueError where a target is not above 0, or not finite."""
+    if not 0 < target < math.inf:
+        raise ValueError(f"a target of {target:g}: expected a target above 0, and finite")
+
+
 def _check(target: float, modes: int, band: float) -> None:
-    if not 0 < target < math.inf or modes < 1 or not 0 < band < 1:
+    check_target(target)
+    if modes < 1 or not 0 < band < 1:
         raise ValueError(
-            f"a target of {target:g}, {modes} modes, a band of {band:g}: expected a target above 0,"
-            " at least one mode, and a band between 0 and 1"
+            f"{modes} modes, a band of {band:g}: expected at least one mode, and a band between 0"
+            " and 1"
         )

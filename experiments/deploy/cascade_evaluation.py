@@ -24,6 +24,7 @@ from dual_precision.deploy.cascade.calibration import (
 from dual_precision.deploy.cascade.rule import Cascade, Point, mirrored
 from dual_precision.deploy.predictor import runs_on_codes
 from experiments.benchmark.timing import time_rounds, timed
+from experiments.deploy.trials import dataset_of
 from experiments.figures.tables import Rows
 
 BATCHES = (1, 8, 64)
@@ -93,8 +94,7 @@ def cascade_settings(
         )
     if blend is not None and not (math.isfinite(blend) and blend >= 0):
         raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
-    if not (name := dataset or _trained_on(info)):
-        raise ValueError("the file does not say on what it was trained: give --dataset=...")
+    name = dataset or dataset_of(info)
     spec = lookup(name)
     if spec.image_shape != info.image_shape:
         raise ValueError(
@@ -107,14 +107,6 @@ def cascade_settings(
     if accuracy is None and cost is None:
         accuracy = -0.1
     return CascadeSettings(name, accuracy, cost, mirror, float(mirror) if blend is None else blend)
-
-
-def _trained_on(info: PackedInfo) -> str | None:
-    """The data set that the file names; it may hold anything."""
-    entry: Any = info.metadata
-    for key in ("run", "experiment", "dataset"):
-        entry = entry.get(key) if isinstance(entry, dict) else None
-    return entry if isinstance(entry, str) else None
 
 
 def collect_evidence(

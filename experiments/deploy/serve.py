@@ -39,16 +39,22 @@ def serve_command(
     """The sub-command `serve`; its keyword arguments are the flags.
 
     Raises:
-      ValueError: a budget, planes or rate that mean nothing; no extra [pages].
+      ValueError: a budget, planes or rate that mean nothing; no extra [pages]; what cannot be
+        loaded. PackedError, OSError: as `inspect_packed`; an address or a port that is not free.
     """
     try:
         from dual_precision.deploy.server.app import make_app
+        from dual_precision.deploy.server.engines import check_planes
         from dual_precision.deploy.server.running import run_app
         from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
+        from dual_precision.deploy.server.sources import check_source
     except ImportError as error:
         raise ValueError(f"{error}: pip install -e '.[pages]' has what a server needs") from None
     compute_in_calling_thread()
     counts = [_count(text) for text in planes] if planes else None
+    if counts is not None:
+        check_planes(counts)
+    check_source(file, rate)
     service = Service(BudgetSettings.parse(budget), Limits())
     load = functools.partial(_load, service, file, counts, rate)
     shown = _samples(file) if samples else None
@@ -58,7 +64,9 @@ def serve_command(
     def started(address: str) -> None:
         print(f"{file}: {address}", flush=True)
 
-    run_app(app, host, port, started)
+    run_app(app, host, port, started, lambda: service.hopeless)
+    if service.hopeless:
+        raise ValueError(f"{file}: {service.failed}")
     print("stopped", flush=True)
 
 

@@ -44,10 +44,12 @@ def dataset_of(info: PackedInfo) -> str:
     Raises:
       ValueError: the file does not say.
     """
-    name = info.metadata.get("run", {}).get("experiment", {}).get("dataset")
-    if not isinstance(name, str):
-        raise ValueError("the file does not say which data it was trained on: give --dataset")
-    return name
+    entry: Any = info.metadata  # whose entries may be anything
+    for key in ("run", "experiment", "dataset"):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(entry, str) or not entry:
+        raise ValueError("the file does not say on what it was trained: give --dataset=...")
+    return entry
 
 
 def reads_text(info: PackedInfo) -> bool:

@@ -19,10 +19,10 @@ EXAMPLE = NextByte(4).example
 KINDS = {2: "Q4_0", 4: "Q4_1", 5: "Q5_1", 7: "Q8_0", 8: "Q8_0"}
 
 
-def packed(folder, bits, features=32):
+def packed(folder, bits, features=32, layers=None):
     network = {
         "name": "transformer", "features": features, "depth": 1, "heads": 2, "context": 4,
-        **modes(low=f"w{bits}a8", high="w8a8").to_json(),
+        **modes(low=f"w{bits}a8", high="w8a8", layers=layers).to_json(),
     }  # fmt: skip
     model = build_from(network)
     path = folder / f"{bits}"
@@ -86,3 +86,10 @@ def test_rows_of_no_whole_blocks_are_floats(tmp_path):
     np.testing.assert_array_equal(
         read_gguf(tmp_path / "low.gguf")["params/block1/up/kernel"].T, found["kernel"]
     )
+
+
+def test_a_layer_of_float_weights_is_refused(tmp_path):
+    path = packed(tmp_path, 4, layers={"block1/up": {"low": "w32a32", "high": "w32a32"}})
+    with pytest.raises(ValueError, match="layer 'block1/up' has float weights in every mode"):
+        save_gguf(tmp_path / "low.gguf", path, "low")
+    assert [*tmp_path.iterdir()] == [path]

@@ -49,6 +49,8 @@ def test_the_programs_give_the_bits_of_the_integer_network(packed, programs):
         expected = jax.jit(partial(model.apply, precision=mode))(variables, IMAGES)
         np.testing.assert_array_equal(loaded.predict(IMAGES, mode), expected)
         assert loaded.predict(IMAGES[:2], mode).shape == (2, 3)
+        none = loaded.predict(IMAGES[:0], mode)
+        assert (none.shape, none.dtype) == ((0, 3), np.float32)
 
 
 def test_the_weights_are_there_once(packed, programs):

@@ -192,11 +192,15 @@ def test_costs_of_a_size_lie_between_those_that_were_measured():
         ([b"x"], {"precision": "low", "drafts": 2}, "alone reads"),
         ([b"x"], {"temperature": -1.0}, "temperature of -1.0"),
         ([b"x"], {"seed": 3}, "seed=3 at a temperature of 0"),
+        ([b"x"], {"temperature": 1.0, "seed": 2**32}, "seed=4294967296: expected 0 to"),
+        ([b"x"], {"temperature": 1.0, "seed": -1}, "seed=-1: expected 0 to"),
+        ([b"x"], {"count": 5.5}, "count=5.5: expected a whole number"),
+        ([b"x"], {"count": True}, "count=True: expected a whole number"),
     ],
 )
 def test_what_cannot_be_generated(prompts, how, message):
     with pytest.raises(ValueError, match=message):
-        generator().rounds(prompts, 12, **how)
+        generator().rounds(prompts, **{"count": 12, **how})
 
 
 def test_a_network_that_is_no_decoder():

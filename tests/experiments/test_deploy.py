@@ -1,5 +1,6 @@
 """The command around a packed file: the cascade, from a trained run to a file that carries it."""
 
+import dataclasses
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from dual_precision.deploy import (
 )
 from experiments.deploy import pack
 from experiments.deploy.cascade_evaluation import cascade_settings
+from experiments.deploy.trials import dataset_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +102,13 @@ def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
 def test_settings_refused(packed, asked, message):
     with pytest.raises(ValueError, match=message):
         cascade_settings(inspect_packed(packed), **asked)
+
+
+@pytest.mark.parametrize("run", ["experiment 7", None, [], {"experiment": {"dataset": 3}}])
+def test_metadata_of_another_form_name_no_data(packed, run):
+    info = dataclasses.replace(inspect_packed(packed), metadata={"run": run})
+    with pytest.raises(ValueError, match="does not say on what it was trained: give --dataset"):
+        dataset_of(info)
 
 
 @pytest.mark.parametrize(

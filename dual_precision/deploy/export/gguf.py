@@ -48,7 +48,8 @@ def save_gguf(path: str | os.PathLike, source: Source, precision: str) -> None:
     """Writes a mode of a packed file.
 
     Raises:
-      ValueError: gguf is missing; no such mode. PackedError, OSError: as `load_packed`.
+      ValueError: gguf is missing; no such mode; layers of float weights.
+      PackedError, OSError: as `load_packed`.
     """
     gguf = needed("gguf", _PURPOSE)
     with PackedFile(source) as file:
@@ -98,10 +99,11 @@ def _tensors(
 def _kernel(
     gguf: Any, path: Any, layer: Layer, leaves: dict[Any, Any], precision: str
 ) -> tuple[np.ndarray, Any]:
+    whole = stored_codes(path, layer, leaves).astype(np.int32)
     bits, stored = layer.table[precision].weights, layer.stored
     assert bits is not None, "stored_codes refuses float weights"
     assert stored is not None, "stored_codes refuses float weights"
-    codes = stored_codes(path, layer, leaves).astype(np.int32) >> stored - bits
+    codes = whole >> stored - bits
     step = np.asarray(leaves["params", *path, "step"], np.float32) * np.float32(2) ** (
         stored - bits
     )

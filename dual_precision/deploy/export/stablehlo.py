@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.batching import checked_inputs
+from dual_precision.deploy.batching import checked_inputs, row_count
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
@@ -151,7 +151,7 @@ class Programs:
             {tuple(name.split("/")): jnp.asarray(a) for name, a in values.items()}
         )
         self._values = jax.device_put(tree)
-        self._programs = {}
+        self._programs, self._outputs = {}, {}
         for name in self.precisions:
             program = export.deserialize(bytearray(tensors[_PROGRAMS + name].tobytes()))
             if jax.default_backend() not in {
@@ -162,6 +162,7 @@ class Programs:
                     f" {jax.default_backend()}: write it again with that platform"
                 )
             self._programs[name] = jax.jit(program.call)
+            self._outputs[name] = program.out_avals[0]
 
     def predict(self, inputs: Any, precision: str) -> np.ndarray:
         """What the network gives, [N, ...]; as `Predictor.predict`, compiled once for each N.
@@ -171,9 +172,11 @@ class Programs:
         """
         if precision not in self.precisions:
             raise ValueError(f"precision {precision!r}: expected one of {list(self.precisions)}")
-        return np.asarray(
-            self._programs[precision](self._values, *checked_inputs(inputs, self._row))
-        )
+        rows = checked_inputs(inputs, self._row)
+        if not row_count(rows):  # a program takes one or more
+            output = self._outputs[precision]
+            return np.zeros((0, *output.shape[1:]), output.dtype)
+        return np.asarray(self._programs[precision](self._values, *rows))
 
 
 def _sum_of(tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> str:

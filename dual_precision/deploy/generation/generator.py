@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dual_precision.deploy.batching import is_whole
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, costs_for
 from dual_precision.deploy.generation.programs import (
@@ -123,22 +124,22 @@ class Generator:
 
         Args:
           prompts: one or more, each of one byte or more, of any lengths.
-          count: bytes to add to each.
+          count: bytes to add to each, a whole number.
           precision: a mode of the file, or Widths; "draft" is the text of `high`, drafted.
           drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
             none do, or of several texts whose costs are not given.
           temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
-          seed: of the samples, 0 if None; at a temperature of 0 there are none. A byte's random
-            numbers depend on its place in its text, and the place of the text among the prompts,
-            alone.
+          seed: of the samples, 0 to 2^32 - 1, 0 if None; at a temperature of 0 there are none. A
+            byte's random numbers depend on its place in its text, and the place of the text among
+            the prompts, alone.
           costs: that None of drafts decides by; None of them are those of the attribute, which
             were measured of one text.
           tally: is added to.
 
         Raises:
           ValueError: no prompt, an empty one, one that is no bytes, or too long for the context
-            with what is to follow; an unknown precision; a number of drafts that is none; a seed
-            of no samples.
+            with what is to follow; a count that is none; an unknown precision; a number of drafts
+            that is none; a seed of no samples, or that makes no key.
         """
         self._check(prompts, count, precision, drafts, costs)
         _check_samples(temperature, seed)
@@ -225,6 +226,8 @@ class Generator:
     ) -> None:
         if isinstance(prompts, bytes) or not prompts:
             raise ValueError("no list of prompts: expected one or more, as in [b'It is']")
+        if not is_whole(count):
+            raise ValueError(f"count={count!r}: expected a whole number of bytes to follow")
         for prompt in prompts:
             if not isinstance(prompt, bytes) or not prompt:
                 raise ValueError(f"a prompt of {prompt!r}: expected bytes, one or more")
@@ -270,3 +273,6 @@ def _check_samples(temperature: float, seed: int | None) -> None:
             f"seed={seed} at a temperature of 0, which takes the likeliest byte and draws none:"
             " expected no seed, or a temperature above 0"
         )
+    # A key takes 32 bits: of a larger number the rest would be dropped without a word.
+    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**32):
+        raise ValueError(f"seed={seed}: expected 0 to 2^32 - 1, what makes a key")

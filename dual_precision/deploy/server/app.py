@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import resources
 
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from dual_precision.deploy.server.service import Service
 from dual_precision.deploy.server.uploads import Refused, decode_upload
 
+_log = logging.getLogger(__name__)
 _PAGE = {"": ("index.html", "text/html"), "page.js": ("page.js", "text/javascript")}
 # Nothing from elsewhere: the page needs no network.
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
@@ -88,6 +90,8 @@ async def _loaded(service: Service, load: Load) -> None:
         await load()
     except Exception as error:  # a file may be damaged in any way; the server says so
         service.failed = f"the network cannot be loaded: {error}"
+        if not service.hopeless:  # else the server ends, and its command says so
+            _log.warning("%s; the modes that are there go on", service.failed)
 
 
 async def _refusal(_: Request, error: Exception) -> Response:

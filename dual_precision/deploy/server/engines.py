@@ -115,6 +115,12 @@ class PredictorEngine:
         return Answered(found.logits, AUTO, found.escalated, found.mirrored)
 
 
+def check_planes(planes: Sequence[int]) -> None:
+    """Raises ValueError where these are no numbers of planes that there are, ascending."""
+    if not planes or sorted(set(planes)) != [*planes] or not 1 <= planes[0] <= planes[-1] <= STORED:
+        raise ValueError(f"planes {[*planes]}: expected some of 1 to {STORED}, ascending")
+
+
 class PlanesEngine:
     """A network of matrix products on bit planes: any numbers of them, "w2a8" and "w8a8"."""
 
@@ -131,8 +137,7 @@ class PlanesEngine:
         Raises:
           ValueError: no number of planes, or one that there is not; as `to_bit_layers`.
         """
-        if not planes or sorted(set(planes)) != list(planes) or not planes[0] >= 1:
-            raise ValueError(f"planes {list(planes)}: expected some of 1 to {STORED}, ascending")
+        check_planes(planes)
         with PackedFile(source) as file:
             info, (model, variables) = file.info, file.load()
         layered, packed = to_bit_layers(model, variables, info.example, mode=[*info.bytes_read][-1])

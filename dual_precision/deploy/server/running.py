@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -47,27 +48,44 @@ class PatientProtocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        started: Callable[[str], None],
+        hopeless: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(config)
-        self._tell = started
+        self._tell, self._hopeless = started, hopeless
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self._tell(f"http://{host}:{port}/")
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end; asked ten times a second."""
+        return await super().on_tick(counter) or self._hopeless()
 
-def run_app(app: Starlette, host: str, port: int, started: Callable[[str], None]) -> None:
+
+def run_app(
+    app: Starlette,
+    host: str,
+    port: int,
+    started: Callable[[str], None],
+    hopeless: Callable[[], bool],
+) -> None:
     """Serves until SIGTERM or SIGINT; then what was asked is answered, and this returns.
 
     Args:
       port: 0 is one that is free.
       started: is told the address.
+      hopeless: whether to end at once, as nothing will ever answer.
+
+    Raises:
+      OSError: it cannot listen there.
     """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=PatientProtocol,
         ws="none",
         log_config=None,  # uvicorn's own would end the handlers that a program has
@@ -81,7 +99,21 @@ def run_app(app: Starlette, host: str, port: int, started: Callable[[str], None]
     # uvicorn raises the signal again when it has ended well; that is not to end the process.
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _Server(config, started).run()
+        with _listening(host, port) as listening:
+            _Server(config, started, hopeless).run([listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is made here, as uvicorn ends the process where it cannot make one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = (error.strerror or "").partition(" (")[0]  # the rest is the address once more
+        raise OSError(
+            f"cannot listen on {host}, port {port} ({why}): expected an address of this"
+            " machine, and a port that is free; 0 chooses one"
+        ) from None

@@ -14,6 +14,7 @@ from dual_precision.deploy.controller import (
     LatencyBudget,
     MeanBudget,
     Observation,
+    check_target,
 )
 from dual_precision.deploy.predictor import AUTO
 from dual_precision.deploy.server.batcher import BUDGET, Batcher, Reply
@@ -34,6 +35,9 @@ class BudgetSettings:
     Attributes:
       kind: latency, the p95 in ms; or bit_operations or energy (nJ), the mean of an image.
       target: in that unit.
+
+    Raises:
+      ValueError: another kind; a target that is not above 0 and finite.
     """
 
     kind: str = "latency"
@@ -42,6 +46,7 @@ class BudgetSettings:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(KINDS)}")
+        check_target(self.target)
 
     @classmethod
     def parse(cls, text: str) -> "BudgetSettings":
@@ -142,6 +147,11 @@ class Service:
         self.engine, self.complete = engine, complete
         self.metrics.complete.set(complete)
         self._show_choice()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether loading failed before any mode was there: nothing will ever answer."""
+        return bool(self.failed) and self.engine is None
 
     @property
     def chosen(self) -> Priced:

@@ -7,6 +7,7 @@ with opened_source("http://127.0.0.1:8000/net.safetensors") as file:
 
 import contextlib
 import io
+import math
 import os
 import re
 import time
@@ -14,6 +15,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
+
+from dual_precision.deploy.file.packed import inspect_packed
 
 SECONDS = 30.0  # without a byte, after which a source is given up
 _PIECE = 1 << 18  # bytes asked for at a time
@@ -57,6 +60,20 @@ class PrefixFile(io.RawIOBase):
         return found
 
 
+def check_source(source: str, rate: float | None = None) -> None:
+    """Checks what shows before a server starts; arguments as `opened_source`.
+
+    Of a path it is the header of the file; an address, which may be slow, is not asked.
+
+    Raises:
+      ValueError: a rate that is none; a network that takes no images.
+      PackedError, OSError: as `inspect_packed`.
+    """
+    _check_rate(rate)
+    if not _is_address(source):
+        _ = inspect_packed(source).image_shape
+
+
 @contextlib.contextmanager
 def opened_source(source: str, rate: float | None = None) -> Iterator[BinaryIO]:
     """A file by its path, or by its address.
@@ -66,10 +83,11 @@ def opened_source(source: str, rate: float | None = None) -> Iterator[BinaryIO]:
       rate: bytes a second at most, to see what a slow source does; None is no limit.
 
     Raises:
-      ValueError: a server without ranges. OSError: it cannot be read.
+      ValueError: a server without ranges; a rate that is none. OSError: it cannot be read.
     """
+    _check_rate(rate)
     with contextlib.ExitStack() as stack:
-        if re.match(r"https?://", source):
+        if _is_address(source):
             size, fetch = _remote(source)
         else:
             size, fetch = _local(stack.enter_context(open(source, "rb")))
@@ -78,13 +96,20 @@ def opened_source(source: str, rate: float | None = None) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, own)
 
 
+def _is_address(source: str) -> bool:
+    return re.match(r"https?://", source) is not None
+
+
+def _check_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate < math.inf:
+        raise ValueError(f"a rate of {rate:g} bytes a second: expected a number above 0, or none")
+
+
 def _local(file: BinaryIO) -> tuple[int, Callable[[int], bytes]]:
     return os.fstat(file.fileno()).st_size, file.read
 
 
 def _slow(fetch: Callable[[int], bytes], rate: float) -> Callable[[int], bytes]:
-    if not rate > 0:
-        raise ValueError(f"{rate:g} bytes a second: expected a number above 0")
     begin, given = 0.0, 0
 
     def slow(count: int) -> bytes:

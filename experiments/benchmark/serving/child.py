@@ -53,7 +53,10 @@ def wait_for(address: str, status: str) -> float:
     start = time.perf_counter()
     with httpx.Client(verify=False, timeout=10) as client:
         while time.perf_counter() - start < PATIENCE:
-            answer = client.get(f"{address}healthz").json()
+            try:
+                answer = client.get(f"{address}healthz").json()
+            except httpx.TransportError as error:
+                raise ValueError(f"{address}: the server has ended ({error})") from None
             if status in answer.get("status", ""):
                 return time.perf_counter() - start
             time.sleep(0.05)

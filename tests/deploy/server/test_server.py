@@ -19,6 +19,7 @@ from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
 from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
 from dual_precision.deploy.server.sources import PrefixFile, opened_source
 from dual_precision.deploy.server.uploads import Refused, decode_upload
+from experiments.deploy import serve
 
 LIMITS = Limits(rows=8, waiting=256, read=1.0, window=0.02)
 
@@ -240,11 +241,34 @@ def test_planes(path):
     assert engine.answer(images, "w4a8").logits.shape[0] == 9
     costs = [own.bit_operations for own in engine.priced]
     assert costs == [costs[0], 4 * costs[0]]
-    with pytest.raises(ValueError, match="expected some of 1 to 8"):
-        PlanesEngine(path, (8, 2))
+    for wrong in ((8, 2), (99,), ()):
+        with pytest.raises(ValueError, match="expected some of 1 to 8"):
+            PlanesEngine(path, wrong)
 
 
 @pytest.mark.parametrize("text", ["latency", "latency:x", "colour:3", ":", "latency:-1"])
 def test_budgets_of_words(text, engine):
     with pytest.raises(ValueError, match=r"expected one such as latency:50|a target above 0"):
         BudgetSettings.parse(text).budget_of(engine[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"file": "none.safetensors"}, "No such file"),
+        ({"file": "."}, "not a file"),
+        ({"rate": -1.0}, "a rate of -1 bytes a second: expected"),
+        ({"budget": "latency:-5"}, "a target of -5: expected"),
+        ({"planes": ["8", "2"]}, r"planes \[8, 2\]: expected"),
+        ({"port": "taken"}, r"cannot listen on 127.0.0.1, port .*expected"),
+        # Loading alone shows these: of an address nothing is asked before.
+        ({"budget": "energy:0.001"}, r"net.safetensors: .*cannot be loaded: a mean of 0.001"),
+        ({"file": "http://127.0.0.1:1/x"}, "http://127.0.0.1:1/x: .*cannot be loaded"),
+    ],
+)
+def test_a_server_of_nothing_ends_with_an_error(path, flags, message, monkeypatch):
+    monkeypatch.setattr(serve, "compute_in_calling_thread", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if "port" in flags else 0
+        with pytest.raises((ValueError, OSError), match=message):
+            serve.serve_command(**{"file": str(path), "samples": False, **flags, "port": port})
