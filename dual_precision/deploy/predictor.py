@@ -21,7 +21,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.deploy.batching import batches, checked_inputs, filled, row_count, taken
+from dual_precision.deploy.batching import (
+    batches,
+    checked_inputs,
+    filled,
+    is_whole,
+    row_count,
+    taken,
+)
 from dual_precision.deploy.cascade.rule import Answer, Cascade, answer, mirrored
 from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
 from dual_precision.deploy.integer.chaining import chained
@@ -58,9 +65,9 @@ class Predictor:
         oneDNN has in a layout of its own.
 
     Raises:
-      ValueError: a batch size below 1; a mode that the file has not; a network that gives more
-        than one array; a cascade of other modes, or of a network that gives no logits of two
-        classes or more, whose distance is the margin.
+      ValueError: a batch size that is no whole number from 1; a mode that the file has not; a
+        network that gives more than one array; a cascade of other modes, or of a network that gives
+        no logits of two classes or more, whose distance is the margin.
       PackedError, OSError: as `load_packed`.
     """
 
@@ -224,8 +231,10 @@ def _chosen(info: PackedInfo, precisions: Sequence[str] | None) -> tuple[str, ..
 
 
 def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"batch_sizes {list(sizes)}: expected at least one, each 1 or more")
+    if not sizes or not all(is_whole(size) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"batch_sizes {list(sizes)}: expected at least one whole number, each 1 or more"
+        )
     return tuple(sorted(set(sizes)))
 
 

@@ -166,11 +166,13 @@ def test_a_switch_between_modes_of_other_inputs(tmp_path, monkeypatch, name):
 
 
 def test_forms_that_are_none(tmp_path):
-    path, _ = packed(tmp_path, "mlp")
+    path, images = packed(tmp_path, "mlp")
     with pytest.raises(ValueError, match="form 'int4' is unknown: expected one of"):
         save_onnx(tmp_path / "net.onnx", path, form="int4")
     with pytest.raises(ValueError, match="form 'integer' without calibration images: expected"):
         save_onnx(tmp_path / "net.onnx", path, form="integer")
+    with pytest.raises(ValueError, match="with 0 calibration images: expected one or more"):
+        save_onnx(tmp_path / "net.onnx", path, form="integer", calibration=images[:0])
     with pytest.raises(ValueError, match=r"form 'nibbles' of the modes .*: expected one or two"):
         save_onnx(tmp_path / "net.onnx", path, form="nibbles")
 

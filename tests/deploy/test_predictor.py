@@ -213,6 +213,7 @@ def test_one_class_has_no_cascade(images, tmp_path):
     [
         ({"batch_sizes": ()}, "at least one"),
         ({"batch_sizes": (0, 8)}, "each 1 or more"),
+        ({"batch_sizes": (1.5,)}, r"batch_sizes \[1.5\]: expected at least one whole number"),
         ({"precisions": ["float"]}, r"expected some of \['low', 'high'\]"),
         ({"precisions": ["low"], "cascade": CASCADE}, r"modes that are loaded, \['low'\]"),
     ],

@@ -67,17 +67,12 @@ def save_onnx(
       calibration: of "integer" and "vnni", images such as those of training.
 
     Raises:
-      ValueError: onnx is missing; no such mode; a network that is not exported, and why.
+      ValueError: onnx is missing; no such mode; calibration without an image; a network that is
+        not exported, and why.
       PackedError, OSError: as `load_packed`.
     """
     needed("onnx", "an ONNX export")
-    if form not in FORMS:
-        raise ValueError(f"form {form!r} is unknown: expected one of {list(FORMS)}")
-    if (calibration is not None) != (form in (INTEGER, VNNI)):
-        raise ValueError(
-            f"form {form!r} with{'' if calibration is not None else 'out'} calibration images:"
-            f" expected them for {INTEGER!r} and {VNNI!r} alone"
-        )
+    _check_form(form, calibration)
     with PackedFile(source) as file:
         names = [*file.info.bytes_read] if precisions is None else [*precisions]
         if not names or not {*names} <= {*file.info.bytes_read}:
@@ -104,6 +99,18 @@ def save_onnx(
         network = OnnxNetwork(graph, steps, structure, integers, name, ranges, form)
         outputs[name] = network.output()
     write_graph(path, graph, shape, example, outputs, names)
+
+
+def _check_form(form: str, calibration: np.ndarray | None) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form {form!r} is unknown: expected one of {list(FORMS)}")
+    if (calibration is not None) != (form in (INTEGER, VNNI)):
+        raise ValueError(
+            f"form {form!r} with{'' if calibration is not None else 'out'} calibration images:"
+            f" expected them for {INTEGER!r} and {VNNI!r} alone"
+        )
+    if calibration is not None and not len(calibration):
+        raise ValueError(f"form {form!r} with 0 calibration images: expected one or more")
 
 
 def write_traced(
