@@ -203,6 +203,12 @@ def test_what_cannot_be_generated(prompts, how, message):
         generator().rounds(prompts, **{"count": 12, **how})
 
 
+def test_a_stream_is_refused_before_its_first_bytes():
+    """Whoever writes the prompt down first would leave it there without a text."""
+    with pytest.raises(ValueError, match="expected bytes, one or more"):
+        generator().stream(b"", 12)
+
+
 def test_a_network_that_is_no_decoder():
     model = build("mlp", num_classes=3, modes=modes(low="w2a2"))
     with pytest.raises(ValueError, match="expected a decoder with a cache"):

@@ -104,8 +104,7 @@ class Generator:
 
     def stream(self, prompt: bytes, count: int, **how: Any) -> Iterator[bytes]:
         """What comes behind one prompt, up to 64 bytes at a time; as `rounds`."""
-        for (part,) in self.rounds([prompt], count, **how):
-            yield part
+        return (part for (part,) in self.rounds([prompt], count, **how))
 
     def rounds(
         self,
