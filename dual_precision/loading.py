@@ -101,7 +101,7 @@ def load_trained(source: str | Path, example: Example) -> Trained:
         if not checkpoints.steps():
             raise CheckpointError(f"no checkpoint in {checkpoints.folder}: expected a trained run")
         model, variables, config = checkpoints.newest(lambda step: _read(checkpoints, step))
-        return Trained(variables, trained_in(config), _stored_of(source, model, example))
+        return Trained(variables, trained_modes(config), _stored_of(source, model, example))
     from dual_precision.deploy.file.packed import PackedFile, is_packed
 
     if is_packed(source):
@@ -135,7 +135,7 @@ def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPa
     return {path: layer.stored for path, layer in layers.items() if layer.stored}
 
 
-def trained_in(config: Mapping[str, Any]) -> tuple[str, ...]:
+def trained_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The modes that a run trains, by its config; older ones do not list them."""
     if config.get("trained"):
         return tuple(config["trained"])

@@ -85,7 +85,8 @@ def fit(
             if stage.index > begun:
                 state = happen(_restarted(state, stage, task, options), stage.phase.start)
             program = compile_steps(network, stage, feed.key, feed.mesh)
-            while (step := int(state.step)) < stage.end:
+            step = int(state.step)
+            while step < stage.end:
                 state, metrics = program(state, feed.arrays, feed.order(step))
                 _check_finite(metrics["loss"], step, stage, checkpoints)
                 step = int(state.step)

@@ -17,7 +17,7 @@ from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, save_packed
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
-from dual_precision.loading import load, trained_in
+from dual_precision.loading import load, trained_modes
 from dual_precision.structure import Example
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
@@ -42,21 +42,24 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
     Raises:
       ValueError: `workdir` is not the folder of a run, or has no such layers.
     """
-    dataset = read_description(workdir)["experiment"].get("dataset")
+    description = read_description(workdir)
+    dataset = description["experiment"].get("dataset")
     if not isinstance(dataset, str):
         raise ValueError(f"{workdir / CONFIG} names the data set {dataset!r}: expected a name")
-    save_run(out, workdir, Classification(lookup(dataset).image_shape).example, widths)
+    example = Classification(lookup(dataset).image_shape).example
+    save_run(out, workdir, description, example, widths)
 
 
 def save_run(
     out: Path,
     workdir: Path,
+    description: Mapping[str, Any],
     example: Example,
     widths: LayerTexts = MappingProxyType({}),
     module: str = "experiments.deploy",
 ) -> None:
-    """As `pack_run`, of a task with such an example; `module` has the command that packs."""
-    description = read_description(workdir)
+    """As `pack_run`, of a run with this description and such an example; `module` has the command
+    that packs."""
     model, variables = load(workdir)
     metadata = run_metadata(workdir, description, module)
     network = description["network"]
@@ -74,7 +77,7 @@ def run_metadata(
     return {
         "command": recorded_command(sys.argv[1:], module),
         "run": {key: description[key] for key in ("preset", "experiment")},
-        "trained": list(trained_in(description)),
+        "trained": list(trained_modes(description)),
         # An unfinished run has none yet.
         "results": read_rows(workdir) if (workdir / RESULTS).exists() else [],
     }

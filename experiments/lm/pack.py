@@ -11,6 +11,7 @@ from experiments.deploy.pack import save_run
 from experiments.lm.trained import config_of_text_run
 from experiments.lm.training import language_task
 from experiments.recipes.flags import read_widths_file
+from experiments.workdir import read_description
 
 
 def pack_text_command(*, workdir: str, out: str, widths: str | None = None) -> None:
@@ -19,7 +20,7 @@ def pack_text_command(*, workdir: str, out: str, widths: str | None = None) -> N
     check_replaceable(path)
     task = language_task(config_of_text_run(folder))
     others = read_widths_file(widths) if widths else {}
-    save_run(path, folder, task.example, others, "experiments.lm")
+    save_run(path, folder, read_description(folder), task.example, others, "experiments.lm")
     print(f"{path}: {path.stat().st_size:,} bytes")
     for mode, size in inspect_packed(path).bytes_read.items():
         print(f"{mode} reads {size:,} bytes")

@@ -26,13 +26,12 @@ from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
 from experiments import cli
 from experiments.figures.language import language_table, plot_bits
-from experiments.recipes.config import ORDERS, RECIPES, read_settings_as
-from experiments.recipes.flags import define_shared_flags, read_widths_file
+from experiments.recipes.config import every_field
+from experiments.recipes.flags import define_shared_flags, settings_asked
 from experiments.recipes.language_config import (
     TEXT_MODELS,
     TEXT_MODES,
     LanguageConfig,
-    language_fields,
     make_language_config,
 )
 from experiments.workdir import RESULTS, only_user, open_workdir, write_whole
@@ -60,27 +59,12 @@ def define_language_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def read_language_config(
     named: Mapping[str, Any], assigned: Sequence[str], widths: str | None, preset: str | None
 ) -> tuple[LanguageConfig, str]:
-    """The config that the flags ask for, and the name of its preset.
-
-    Args:
-      named: field -> value of the flag of that name; None is not given.
-      assigned: name=value, of --set.
-      widths: JSON file of the widths of layers.
+    """The config that the flags ask for, and the name of its preset; see `settings_asked`.
 
     Raises:
       ValueError: an unknown name or value, or a setting that the recipe does not have.
     """
-    known: dict[str, Any] = {}
-    for recipe in (*RECIPES.values(), *ORDERS.values()):
-        known |= language_fields(recipe)
-    settings = read_settings_as(assigned, known)
-    for name, value in named.items():
-        if value is not None:
-            if name in settings:
-                raise ValueError(f"--{name} and --set {name}=...: expected one of them")
-            settings[name] = value
-    if widths is not None:
-        settings["widths"] = read_widths_file(widths)
+    settings = settings_asked(assigned, named, widths, every_field(LanguageConfig))
     preset = preset or ("quick" if jax.default_backend() == "cpu" else "paper")
     return make_language_config(preset, settings), preset
 
@@ -113,7 +97,7 @@ def train(
         say_run(config, preset, folder)
         text = load_text(config.dataset, data_dir=data_dir, archive=archive)
         say_text(text, test)
-        rows = train_in(folder, config, preset, text, resume, test)
+        rows = _trained_rows(folder, config, preset, text, resume, test)
         picture = folder / "training.png"
         plot_bits(read_records(folder / "metrics.jsonl"), rows, picture)
         write_whole(folder / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
@@ -121,7 +105,7 @@ def train(
     print(f"use it: model, variables = dual_precision.load({str(folder)!r})")
 
 
-def train_in(
+def _trained_rows(
     folder: Path, config: LanguageConfig, preset: str, text: Text, resume: bool, test: bool
 ) -> list[dict[str, Any]]:
     """Trains in a folder that is held; see `language_rows`."""

@@ -189,9 +189,8 @@ def recipe_asked(values: Mapping[str, Any]) -> type[Recipe]:
 def assembled(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
     """A config of this class, its recipe in it, of the values of both; errors as `config_from`."""
     recipe = recipe_asked(values)
-    mode, order = values.get("mode", Config.mode), values.get("order", "")
-    if mode == ORDERED:
-        order = order or DEFAULT_ORDER
+    mode = values.get("mode", Config.mode)
+    order = values.get("order", "") or (DEFAULT_ORDER if mode == ORDERED else "")
     known = fields_of(recipe, kind)
     for name, value in values.items():
         if name in known:
@@ -234,11 +233,11 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name}={value!r:.99}: expected a value of type {names}")
 
 
-def every_field() -> dict[str, Any]:
-    """Name -> type of the fields of all recipes together."""
+def every_field(config: type = Config) -> dict[str, Any]:
+    """Name -> type of the fields of such a config, with all recipes together."""
     fields: dict[str, Any] = {}
     for recipe in (*RECIPES.values(), *ORDERS.values()):
-        fields |= fields_of(recipe)
+        fields |= fields_of(recipe, config)
     return fields
 
 

@@ -1,5 +1,6 @@
 """The flags of a training command, and the Config that they ask for."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from absl import flags
 
 from dual_precision.models import MODELS
 from experiments import cli
-from experiments.recipes.config import Config, make_config, read_settings, read_widths
+from experiments.recipes.config import (
+    Config,
+    every_field,
+    make_config,
+    read_settings_as,
+    read_widths,
+)
 from experiments.workdir import read_json
 
 FLAGS = cli.FLAGS
@@ -64,16 +71,37 @@ def read_config() -> tuple[Config, str]:
     Raises:
       ValueError: an unknown name or value, or a setting that the recipe does not have.
     """
-    settings = read_settings(FLAGS.set)
-    for name in FIELDS:
-        value = getattr(FLAGS, name)
+    named = {name: getattr(FLAGS, name) for name in FIELDS}
+    settings = settings_asked(FLAGS.set, named, FLAGS.widths, every_field())
+    return make_config(preset := _preset(settings.get("dataset")), settings), preset
+
+
+def settings_asked(
+    assigned: Sequence[str],
+    named: Mapping[str, Any],
+    widths: str | None,
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Field -> value of all that the flags of a training set.
+
+    Args:
+      assigned: name=value, of --set.
+      named: field -> value of the flag of that name; None is not given.
+      widths: JSON file of the widths of layers.
+      fields: name -> type of all that there are.
+
+    Raises:
+      ValueError: an unknown name, a value of another type, a field that is set twice.
+    """
+    settings = read_settings_as(assigned, fields)
+    for name, value in named.items():
         if value is not None:
             if name in settings:
                 raise ValueError(f"--{name} and --set {name}=...: expected one of them")
             settings[name] = value
-    if FLAGS.widths is not None:
-        settings["widths"] = read_widths_file(FLAGS.widths)
-    return make_config(preset := _preset(settings.get("dataset")), settings), preset
+    if widths is not None:
+        settings["widths"] = read_widths_file(widths)
+    return settings
 
 
 def read_widths_file(path: str) -> Any:

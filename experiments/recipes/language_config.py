@@ -14,7 +14,6 @@ from experiments.recipes.config import (
     assembled,
     check_choice,
     config_json,
-    fields_of,
     recipe_asked,
 )
 from experiments.recipes.recipe import Recipe
@@ -107,11 +106,6 @@ PRESETS_OF_TEXT: dict[str, dict[str, dict[str, Any]]] = {
         for name in TEXT_MODELS
     },
 }
-
-
-def language_fields(recipe: type[Recipe]) -> dict[str, Any]:
-    """Name -> type of every field that a run on text with this recipe may set."""
-    return fields_of(recipe, LanguageConfig)
 
 
 def make_language_config(preset: str, settings: Mapping[str, Any]) -> LanguageConfig:
