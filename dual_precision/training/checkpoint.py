@@ -143,7 +143,7 @@ class Checkpoints:
         step: int,
         state: Tree,
         progress: Mapping[str, Any],
-        score: float = 0.0,
+        score: float,
         validated: int = 1,
     ) -> None:
         """Starts writing; returns as soon as the state is copied.
