@@ -2,9 +2,9 @@
 
 from dual_precision.deploy.cascade.rule import Cascade
 from dual_precision.deploy.file.container import PackedError
+from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.packed import (
     PackedFile,
-    PackedInfo,
     amend_metadata,
     inspect_packed,
     load_packed,

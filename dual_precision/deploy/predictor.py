@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.batching import (
     batches,
@@ -30,7 +29,8 @@ from dual_precision.deploy.batching import (
     taken,
 )
 from dual_precision.deploy.cascade.rule import Answer, Cascade, answer, mirrored
-from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
+from dual_precision.deploy.file.info import PackedInfo
+from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.integer.chaining import chained
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.integer.layers import KEPT
@@ -88,7 +88,8 @@ class Predictor:
         """
         with PackedFile(source) as file:
             self.info = file.info
-            self.precisions = _chosen(self.info, precisions)
+            self.precisions = self.info.chosen(precisions)
+            _check_names(self.info)
             self.batch_sizes = _sizes(batch_sizes)
             self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
             apply, variables = _network(file, self.precisions)
@@ -218,16 +219,11 @@ class Predictor:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _chosen(info: PackedInfo, precisions: Sequence[str] | None) -> tuple[str, ...]:
-    names = list(info.bytes_read)
-    if AUTO in names:
+def _check_names(info: PackedInfo) -> None:
+    if AUTO in info.bytes_read:
         raise ValueError(
             f"a mode called {AUTO!r}: expected another name, as {AUTO!r} is the cascade"
         )
-    wanted = names if precisions is None else list(precisions)
-    if not wanted or set(wanted) - set(names):
-        raise ValueError(f"precisions {wanted}: expected some of {names}")
-    return tuple(name for name in names if name in wanted)
 
 
 def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -284,12 +280,9 @@ def _network(file: PackedFile, precisions: Sequence[str]) -> tuple[Apply, dict[s
 
     A file with layers of float weights runs the training forward, which keeps nothing.
     """
-    info, (model, variables) = file.info, file.load(precisions[-1])
-    leaves = flatten_dict(variables).items()
-    read = {path: leaf for path, leaf in leaves if file.structure.is_read(path, precisions)}
-    own = unflatten_dict(read)
-    if runs_on_codes(info):
-        model, own = to_integer(model, own, info.example)
+    _, model, own = file.load_modes(precisions)
+    if runs_on_codes(file.info):
+        model, own = to_integer(model, own, file.info.example)
 
     def apply(variables: Tree, rows: Rows, name: str, keep: bool) -> tuple[jax.Array, Tree]:
         output, kept = model.apply(variables, *rows, precision=name, mutable=[KEPT] * keep)

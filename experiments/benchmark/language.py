@@ -28,6 +28,7 @@ from dual_precision.deploy.generation.programs import (
 )
 from dual_precision.models import build
 from dual_precision.primitives.bitserial import plane_product
+from dual_precision.replacing import replace_file
 from experiments.benchmark.timing import time_rounds, timed_request
 
 STEPS = 20
@@ -67,7 +68,7 @@ def measure_language(
     print(table_of(times))
     print(f"\n{generator.weights:,} weights on planes: {costs_of(times)}")
     if out:
-        Path(out).write_text(json.dumps(times, indent=1) + "\n")
+        replace_file(Path(out), [f"{json.dumps(times, indent=1)}\n".encode()])
 
 
 def table_of(times: dict[str, list[float]]) -> str:

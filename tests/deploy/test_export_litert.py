@@ -31,6 +31,7 @@ def test_each_mode_answers_as_the_network(tmp_path):
         engine = LiteNetwork(tmp_path / mode)
         expected = model.apply(variables, jnp.asarray(images), precision=mode)
         np.testing.assert_allclose(engine.predict(images), expected, atol=1e-4)
+        assert engine.predict(images[:0]).shape == (0, expected.shape[1])
     with pytest.raises(ValueError, match=r"inputs uint8\[4, 8, 8, 2\]: expected uint8\[N, 8, 8, 3"):
         engine.predict(images[..., :2])
     with pytest.raises(ValueError, match=r"precision 'float': expected one of \['low', 'high'\]"):

@@ -173,6 +173,8 @@ def test_forms_that_are_none(tmp_path):
         save_onnx(tmp_path / "net.onnx", path, form="integer")
     with pytest.raises(ValueError, match="with 0 calibration images: expected one or more"):
         save_onnx(tmp_path / "net.onnx", path, form="integer", calibration=images[:0])
+    with pytest.raises(ValueError, match=r"inputs uint8 \[.*: expected uint8 \[N, 4, 4"):
+        save_onnx(tmp_path / "net.onnx", path, form="integer", calibration=images[:, :2])
     with pytest.raises(ValueError, match=r"form 'nibbles' of the modes .*: expected one or two"):
         save_onnx(tmp_path / "net.onnx", path, form="nibbles")
 

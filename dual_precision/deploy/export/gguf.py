@@ -54,8 +54,6 @@ def save_gguf(path: str | os.PathLike, source: Source, precision: str) -> None:
     gguf = needed("gguf", _PURPOSE)
     with PackedFile(source) as file:
         info, structure = file.info, file.structure
-        if precision not in info.bytes_read:
-            raise ValueError(f"precision {precision!r}: expected one of {[*info.bytes_read]}")
         _, variables = file.load(precision)
     leaves: dict[Any, Any] = dict(flatten_dict(variables))
     temporary = f"{os.fspath(path)}.writing"

@@ -32,8 +32,6 @@ def save_litert(path: str | os.PathLike, source: Source, precision: str) -> None
     """
     needed(_CONVERTER, "a LiteRT export", "litert")
     with PackedFile(source) as file:
-        if precision not in file.info.bytes_read:
-            raise ValueError(f"precision {precision!r}: expected one of {[*file.info.bytes_read]}")
         model, variables = file.load(precision)
         example = file.info.example
 
@@ -100,4 +98,5 @@ class LiteNetwork:
             self._engine.set_tensor(self._input["index"], images[start : start + 1])
             self._engine.invoke()
             found.append(self._engine.get_tensor(self._output["index"]))
-        return np.concatenate(found)
+        empty = np.zeros((0, *self._output["shape"][1:]), self._output["dtype"])
+        return np.concatenate([empty, *found])

@@ -35,7 +35,7 @@ from dual_precision.deploy.file.writer import write_parts
 from dual_precision.deploy.integer.conversion import has_integer_forms, stored_codes, to_integer
 from dual_precision.primitives import nested
 from dual_precision.primitives.convolution import xla_alone
-from dual_precision.structure import LayerPath, Structure, batch_of
+from dual_precision.structure import Structure, batch_of
 
 FORMAT = "dual_precision programs 1"
 PLATFORMS = ("cpu", "cuda")
@@ -64,20 +64,14 @@ def save_programs(
     needed("flatbuffers", _PURPOSE)
     with PackedFile(source) as file:
         info = file.info
-        names = [*info.bytes_read] if precisions is None else [*precisions]
-        if not names or not {*names} <= {*info.bytes_read}:
-            raise ValueError(f"precisions {names}: expected some of {[*info.bytes_read]}")
-        last = max(names, key=[*info.bytes_read].index)
-        model, variables = file.load(last)
+        names, model, variables = file.load_modes(precisions)
         structure = file.structure
-    leaves = flatten_dict(variables)
-    own = {p: leaf for p, leaf in leaves.items() if structure.is_read(p, names)}
     forward: Any
     if has_integer_forms(structure):
-        model, integers = to_integer(model, unflatten_dict(own), info.example)
+        model, integers = to_integer(model, variables, info.example)
         forward = model.apply
     else:
-        integers, forward = _to_codes(own, structure), partial(_from_codes, model, structure)
+        integers, forward = _to_codes(variables, structure), partial(_from_codes, model, structure)
     tensors = {"/".join(p): np.asarray(leaf) for p, leaf in flatten_dict(integers).items()}
     for name in names:
         program = _exported(forward, integers, info.example, name, platforms)
@@ -90,8 +84,9 @@ def save_programs(
     _write(path, tensors, about)
 
 
-def _to_codes(leaves: dict[LayerPath, Any], structure: Structure) -> Any:
+def _to_codes(variables: dict[str, Any], structure: Structure) -> Any:
     """The variables with int8 codes of the stored width in the place of each kernel."""
+    leaves = flatten_dict(variables)
     codes = {
         ("params", *path, "kernel"): jnp.asarray(stored_codes(path, layer, leaves))
         for path, layer in structure.layers.items()

@@ -10,75 +10,33 @@ the layers that it had.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.file import container, writer
 from dual_precision.deploy.file.container import Header, PackedError
 from dual_precision.deploy.file.contents import from_sections, to_sections
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
+from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.limits import check_example, check_network
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import (
     Example,
-    Layer,
-    LayerPath,
     Structure,
     mode_order,
     structure_of,
 )
 
 Source = str | os.PathLike | BinaryIO
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedInfo:
-    """What a packed file says about itself.
-
-    Attributes:
-      network: what `build_from` takes.
-      layers: path -> Layer, as `structure_of` gives.
-      example: what the network takes, see `structure_of`.
-      metadata: what `save_packed` was given.
-      bytes_read: mode -> bytes that `load_packed(path, mode)` reads, fewest first.
-    """
-
-    network: dict[str, Any]
-    layers: Mapping[LayerPath, Layer]
-    example: Example
-    metadata: dict[str, Any]
-    bytes_read: dict[str, int]
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """The modes that were trained, as its metadata say, an entry "trained"; else all."""
-        said, modes = self.metadata.get("trained"), tuple(self.bytes_read)
-        named = tuple(mode for mode in modes if isinstance(said, list) and mode in said)
-        return named or modes
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """[H, W, C] of the uint8 images that the network takes.
-
-        Raises:
-          ValueError: it takes something else.
-        """
-        own = self.example
-        if isinstance(own, tuple) or own.dtype != jnp.uint8 or len(own.shape) != 3:
-            raise ValueError(
-                f"a network that takes {example_to_json(own)}: expected one of uint8 images"
-                " [H, W, C]; ask for `example`"
-            )
-        return own.shape
 
 
 def save_packed(
@@ -207,6 +165,21 @@ class PackedFile:
         model, structure = self._rebuilt
         with container.consistent():
             return model, from_sections(tensors, structure, order, last)
+
+    def load_modes(
+        self, precisions: Sequence[str] | None = None
+    ) -> tuple[tuple[str, ...], nn.Module, dict[str, Any]]:
+        """Some modes: (their names, narrowest first; the model; the variables that they compute
+        with). None is all.
+
+        Raises:
+          ValueError: one that the file does not hold, or none at all.
+        """
+        names = self.info.chosen(precisions)
+        model, variables = self.load(names[-1])
+        leaves, structure = flatten_dict(variables), self.structure
+        read = {path: leaf for path, leaf in leaves.items() if structure.is_read(path, names)}
+        return names, model, unflatten_dict(read)
 
 
 def is_packed(path: str | os.PathLike) -> bool:

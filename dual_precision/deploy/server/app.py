@@ -90,6 +90,8 @@ async def _loaded(service: Service, load: Load) -> None:
         await load()
     except Exception as error:  # a file may be damaged in any way; the server says so
         service.failed = f"the network cannot be loaded: {error}"
+        if not isinstance(error, ValueError | OSError):  # no word of ours about the file
+            _log.error("%s", service.failed, exc_info=error)
         if not service.hopeless:  # else the server ends, and its command says so
             _log.warning("%s; the modes that are there go on", service.failed)
 

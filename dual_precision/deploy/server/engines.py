@@ -12,7 +12,8 @@ import numpy as np
 
 from dual_precision.costs import EnergyModel, mode_cost, mode_energy
 from dual_precision.deploy.batching import batches, checked_inputs, filled
-from dual_precision.deploy.file.packed import PackedFile, PackedInfo, Source
+from dual_precision.deploy.file.info import PackedInfo
+from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.deploy.planes.packing import STORED
 from dual_precision.deploy.predictor import AUTO, Predictor

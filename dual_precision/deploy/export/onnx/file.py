@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.export.extras import needed
@@ -74,17 +73,14 @@ def save_onnx(
     needed("onnx", "an ONNX export")
     _check_form(form, calibration)
     with PackedFile(source) as file:
-        names = [*file.info.bytes_read] if precisions is None else [*precisions]
-        if not names or not {*names} <= {*file.info.bytes_read}:
-            raise ValueError(f"precisions {names}: expected some of {[*file.info.bytes_read]}")
-        last = max(names, key=[*file.info.bytes_read].index)
-        model, variables = file.load(last)
+        names, model, variables = file.load_modes(precisions)
         structure, example = file.structure, file.info.example
+    if calibration is not None:
+        (calibration,) = checked_inputs(calibration, batch_of(example, 1))
     if form == PLAIN or not has_integer_forms(structure):
         write_traced(path, model, variables, example, names, form)
         return
-    read = {p: v for p, v in flatten_dict(variables).items() if structure.is_read(p, names)}
-    _, integers = to_integer(model, unflatten_dict(read), example)
+    _, integers = to_integer(model, variables, example)
     steps = trace_steps(model, structure, example)
     graph, outputs, shape = Graph(), {}, steps.output.aval.shape[1:]
     if form == NIBBLES and len(names) > 1:
