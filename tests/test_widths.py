@@ -90,6 +90,15 @@ def test_widths_out_of_range(bits):
             layer.apply(variables, jnp.ones((1, 6)), precision=widths)
 
 
+@pytest.mark.parametrize("bits", [-1, 0, 9, 40])
+def test_traced_widths_out_of_range_give_no_numbers(bits):
+    layer, variables = dense(DUAL)
+    apply, traces = one_program(layer)
+    for widths in (Widths("low", bits, 2), Widths("low", 2, bits)):
+        assert jnp.isnan(apply(variables, jnp.ones((1, 6)), widths)).all(), widths
+    assert len(traces) == 1
+
+
 def test_signed_inputs_have_widths_too():
     """The range of the own width stays: codes -8 to 7 of 0.1 become -2 to 1 of 0.7."""
     layer = Dense(1, modes(low="w32a4"), signed=True, use_bias=False)
@@ -174,7 +183,7 @@ def test_one_trace_for_the_widths_of_each_layer(variables):
 
 def test_layers_that_a_mapping_does_not_name_keep_their_widths(variables, network):
     apply, _ = network
-    found = apply(variables, IMAGES, Widths("high", {"dense3": 3}))
+    found = apply(variables, IMAGES, Widths("high", {"dense3": 3, "dense2": None}))
     own = modes({"dense3": {"high": "w3a8"}}, low="w2a2", high="w8a8")
     np.testing.assert_array_equal(found, by_name(own, variables, "high"))
 

@@ -154,7 +154,7 @@ class Modes:
 
         def width(value: Any, default: int | None, pinned: bool) -> Bits | None:
             if isinstance(value, Mapping):
-                return value.get(layer, default)
+                value, pinned = value.get(layer), False  # named by itself
             return default if value is None or pinned else value
 
         weights = width(precision.weights, own.weights, self.pinned)

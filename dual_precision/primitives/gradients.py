@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+from dual_precision.primitives.nested import Bits, check_bits, top_of
 from dual_precision.primitives.shared_batch import own_key, whole_extremes
 from dual_precision.primitives.ste import in_steps
 
@@ -30,7 +30,7 @@ def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
     Array([-1.,  0.,  2.], dtype=float32)
     """
     check_bits(bits, 8)
-    top = power_of_two(bits) - 1
+    top = top_of(bits)
     least, most = whole_extremes(jnp.min(g), jnp.max(g))
     step = jnp.maximum((most - least) / top, _SMALLEST)
     noise = jax.random.uniform(own_key(key), g.shape, g.dtype, -0.5, 0.5)

@@ -6,7 +6,7 @@ Nothing of it is learned, and its codes do not nest: a narrower one is another g
 import jax
 import jax.numpy as jnp
 
-from dual_precision.primitives.nested import Bits, check_bits, power_of_two
+from dual_precision.primitives.nested import Bits, check_bits, top_of
 from dual_precision.primitives.shared_batch import whole_means
 from dual_precision.primitives.ste import in_steps
 
@@ -57,7 +57,7 @@ def quantize_between(x: jax.Array, least: jax.Array, span: jax.Array, bits: Bits
     Array([-1.,  0.,  2.], dtype=float32)
     """
     check_bits(bits, 8)
-    top = power_of_two(bits) - 1
+    top = top_of(bits)
     step = jnp.maximum(span / top, _SMALLEST)
     return jnp.round(jnp.clip(in_steps(x - least, step), 0.0, top)) * step + least
 

@@ -28,12 +28,26 @@ SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**126
 
 
 def power_of_two(exponent: Bits) -> jax.Array:
-    """2^exponent as float32, exact, for 0 <= exponent <= 30, traced or not.
+    """2^exponent as float32, exact, for 0 <= exponent <= 30, traced or not; else NaN.
+
+    So a traced width that does not exist, which nobody can refuse, gives no numbers.
 
     >>> float(power_of_two(3))
     8.0
     """
-    return (jnp.int32(1) << jnp.asarray(exponent, jnp.int32)).astype(jnp.float32)
+    power = jnp.asarray(exponent, jnp.int32)
+    known = (power >= 0) & (power <= 30)
+    return jnp.where(known, (jnp.int32(1) << power).astype(jnp.float32), jnp.nan)
+
+
+def top_of(bits: Bits) -> jax.Array:
+    """2^n - 1, the largest code without a sign, of 1 to 8 bits; NaN of another traced width.
+
+    >>> float(top_of(8))
+    255.0
+    """
+    width = jnp.asarray(bits, jnp.int32)
+    return power_of_two(jnp.where((width >= 1) & (width <= 8), width, -1)) - 1
 
 
 def cell_of(bits: Bits, stored: Bits) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives import nested
-from dual_precision.primitives.nested import Bits, power_of_two
+from dual_precision.primitives.nested import Bits, top_of
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.ste import midrise_ste, scale_gradient, uniform_code, uniform_ste
 
@@ -83,7 +83,8 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
 
     Signed codes have 2 bits at least. Of one bit the largest code is 0, so that no step covers a
     range: a concrete width of 1 is an error, and a traced one, which nobody can refuse, counts as
-    2. Cycles, range tests and searches may so ask all layers for 1 bit.
+    2. Cycles, range tests and searches may so ask all layers for 1 bit. Traced widths that are not
+    1 to 8 give NaN.
 
     Raises:
       ValueError: a width that is not 1 to 8; signed codes of one bit, of which none is positive.
@@ -93,12 +94,12 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
     """
     nested.check_bits(bits, 8)
     if not signed:
-        return jnp.float32(0.0), power_of_two(bits) - 1
+        return jnp.float32(0.0), top_of(bits)
     if isinstance(bits, jax.core.Tracer):
-        bits = jnp.maximum(bits, 2)
+        bits = jnp.where(bits == 1, 2, bits)
     elif int(bits) == 1:
         raise ValueError("signed activations of 1 bit: expected 2 or more; -1 and 0 are no range")
-    half = nested.half_of(bits)
+    half = (top_of(bits) + 1) / 2
     return -half, half - 1
 
 

@@ -42,17 +42,19 @@ class Classification:
       image_shape: [H, W, C], of uint8 pixels.
       augment: (key, uint8 images) -> uint8 images, of training batches.
       label_smoothing: of the training loss.
+      classes: labels are 0 .. classes - 1; None is not known.
     """
 
     image_shape: tuple[int, ...]
     augment: Augment = as_given
     label_smoothing: float = 0.0
+    classes: int | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, label_smoothing: float = 0.0) -> "Classification":
         """With the random crops and mirror images that suit a data set."""
         moved = partial(augment, padding=dataset.padding, flip=dataset.flip)
-        return cls(dataset.image_shape, moved, label_smoothing)
+        return cls(dataset.image_shape, moved, label_smoothing, dataset.num_classes)
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
@@ -63,6 +65,7 @@ class Classification:
         return ()
 
     def arrays(self, split: LabelledImages) -> dict[str, np.ndarray]:
+        check_labels(split.labels, len(split.images), self.classes)
         return {"images": split.images, "labels": split.labels.astype(np.int32)}
 
     def order(self, split: LabelledImages, batch_size: int, key: jax.Array) -> np.ndarray:
@@ -99,6 +102,23 @@ class Classification:
 
     def score(self, measured: Mapping[str, float]) -> float:
         return measured["accuracy"]
+
+
+def check_labels(labels: np.ndarray, images: int, classes: int | None) -> None:
+    """Raises ValueError unless there is a class for every image: a loss takes no notice of others.
+
+    Args:
+      classes: how many there are; None is not known.
+    """
+    most = "" if classes is None else f" to {classes - 1}"
+    expected = f"expected integers [{images}], one for each image, from 0{most}"
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (images,):
+        raise ValueError(f"labels {labels.dtype} {[*labels.shape]}: {expected}")
+    if not labels.size:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        raise ValueError(f"labels from {low} to {high}: {expected}")
 
 
 @partial(jax.jit, static_argnames="size")

@@ -98,6 +98,8 @@ def test_widths_as_values():
     for n in (2, 5):
         wanted = product(x, own["words"], own["scales"], n, 8)
         np.testing.assert_array_equal(run(jnp.int32(n)), wanted)
+    for n in (0, 9):  # traced, they cannot be refused
+        assert jnp.isnan(run(jnp.int32(n))).all()
     assert len(traces) == 1
     with pytest.raises(ValueError, match="width 9: expected 1 to 8 bits"):
         program(Widths("w8a8", weights=9))

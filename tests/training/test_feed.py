@@ -1,5 +1,7 @@
 """Which examples each update takes: all of it follows from the seed and the step."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -24,6 +26,30 @@ def feed(seed=0, most=64):
 
 def orders(own, steps=3 * STEPS):
     return [np.asarray(own.order(step)) for step in range(0, steps, own.chunk)]
+
+
+@dataclasses.dataclass
+class Unchecked:
+    """What a user may give in the place of `data.Images`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (np.arange(1, SIZE + 1), "from 1 to 100"),
+        (np.full(SIZE, -1), "from -1 to -1"),
+        (np.full(SIZE, 0.7), r"float64 \[100\]"),
+        (np.zeros(8, np.int8), r"int8 \[8\]"),
+    ],
+)
+def test_labels_that_no_class_has(labels, found):
+    """A loss would take no notice of them."""
+    task = dataclasses.replace(TASK, classes=SIZE)
+    with pytest.raises(ValueError, match=rf"labels {found}: expected integers \[100\].* 0 to 99"):
+        Feed(task, Unchecked(SPLIT.images, labels), FitOptions(BATCH))
 
 
 @pytest.mark.parametrize(("most", "chunk"), [(1, 1), (2, 2), (4, 3), (5, 3), (64, 6)])

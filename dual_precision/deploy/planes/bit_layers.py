@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
@@ -52,8 +53,8 @@ class BitLayer(QuantizedLayer):
     """The form of a matrix product that reads planes, see `forms.layer_form`.
 
     x [..., in] -> [..., features]. Its variables: `pack_dense`. A number of planes that is traced
-    compiles the products of all numbers, and reads the planes of one. All layers read what the
-    call says: those that a model pins to widths of their own, too.
+    compiles the products of all numbers, and reads the planes of one; one that is not 1 to 8 gives
+    NaN. All layers read what the call says: those that a model pins to widths of their own, too.
 
     Attributes:
       form: of `plane_product`; None is the fastest there is.
@@ -91,7 +92,9 @@ class BitLayer(QuantizedLayer):
         given = (held["words"], held["scales"])
         if isinstance(planes, int):
             return lambda *own: ways[planes - 1](*own, *given)
-        return lambda *own: jax.lax.switch(planes - 1, ways, *own, *given)
+        known = (planes >= 1) & (planes <= STORED)  # else `switch` takes the nearest
+        scales = jnp.where(known, held["scales"], jnp.nan)
+        return lambda *own: jax.lax.switch(planes - 1, ways, *own, held["words"], scales)
 
     def _check_inputs(self, inputs: int) -> None:
         """The last word of planes is filled up, so that they do not say how many inputs there are;
