@@ -26,11 +26,16 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
 
     Raises:
       CheckpointError: there is no checkpoint, or none that is sound.
-      ValueError: no checkpoint of that step; the message lists those there are.
+      ValueError: a file; no checkpoint of that step: the message lists those there are.
 
     >>> model, variables = load("runs/digits")  # doctest: +SKIP
     >>> model.apply(variables, images, precision="low")  # doctest: +SKIP
     """
+    if Path(workdir).is_file():
+        raise ValueError(
+            f"{workdir} is a file: expected the folder of a run; a packed file is read by"
+            " dual_precision.deploy.load_packed"
+        )
     checkpoints = Checkpoints(workdir)
     if not checkpoints.steps():
         raise CheckpointError(

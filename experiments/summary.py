@@ -30,17 +30,20 @@ def read_runs(workdirs: Sequence[Path]) -> list[list[dict[str, Any]]]:
     """The rows of the results of every run.
 
     Raises:
-      ValueError: a run is not finished, or the runs differ in more than their seed.
+      ValueError: a run is not finished, the runs differ in more than their seed, or two do not
+        differ in it.
     """
-    runs, configs = [], set()
+    runs, configs, seeds = [], set(), []
     for workdir in workdirs:
         runs.append(read_rows(workdir))
         experiment = read_description(workdir)["experiment"]
         configs.add(json.dumps({**experiment, "seed": None}))
+        seeds.append(experiment.get("seed"))
     if len(configs) != 1:
         raise ValueError(
             f"{len(configs)} configs in {len(runs)} runs: expected all but the seed alike"
         )
+    _check_apart(workdirs, seeds)
     for workdir, run in zip(workdirs, runs, strict=True):
         if _modes_of(run) != _modes_of(runs[0]):
             raise ValueError(
@@ -48,6 +51,18 @@ def read_runs(workdirs: Sequence[Path]) -> list[list[dict[str, Any]]]:
                 f" {_modes_of(runs[0])}: expected the same modes in every run"
             )
     return runs
+
+
+def _check_apart(workdirs: Sequence[Path], seeds: Sequence[Any]) -> None:
+    """Raises ValueError for two runs that would say how far seeds are apart, and are of one."""
+    for at, (workdir, seed) in enumerate(zip(workdirs, seeds, strict=True)):
+        if seed in seeds[:at]:
+            other = workdirs[seeds.index(seed)]
+            same = workdir.resolve() == other.resolve()
+            what = "are one folder" if same else f"have the same seed, {seed!r:.99}"
+            raise ValueError(
+                f"{other} and {workdir} {what}: expected runs of different seeds; name each once"
+            )
 
 
 def _modes_of(run: Rows) -> list[tuple[str, str]]:

@@ -308,3 +308,10 @@ def test_widths_of_layers_of_before_are_refused_where_they_could_mean_two_things
     save_run(tmp_path, network, described=old_layout(network))
     with pytest.raises(ValueError, match=r"\['dense2'\] have widths.*train it again"):
         load(tmp_path)
+
+
+def test_a_file_is_no_workdir(tmp_path):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is a file: expected the folder of a run; .*load_packed"):
+        load(path)

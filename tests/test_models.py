@@ -302,7 +302,7 @@ def test_space_to_depth_moves_pixels_only():
         ({"name": ["mlp"], "modes": {}}, "expected a name, modes and attributes"),
         ({"name": "mlp", "modes": ["low"]}, "expected a name, modes and attributes"),
         ({"name": "mlp", "modes": {"low": 2}, "num_classes": 3}, "precision 2: expected w<bits>"),
-        ({"name": "mlp", "modes": {}, "layers": [1], "stored": 8}, "network 'mlp': .*: expected"),
+        ({"name": "mlp", "modes": {}, "layers": [1], "stored": 8}, r"layers=\[1\]: expected {"),
         ({"name": "mlp", "modes": {}, "norms": 3, "stored": 8}, "network 'mlp': .*: expected"),
         ({"name": "mlp", "modes": {}, "stored": "8"}, "stored='8': expected an integer"),
         ({"name": "mlp", "modes": {}}, "network 'mlp': .*num_classes.*: expected what that model"),

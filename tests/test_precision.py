@@ -70,6 +70,17 @@ def test_equal_modes_are_one_static_value():
         one.default = {}
 
 
+@pytest.mark.parametrize("layers", ["w2a2", ["conv1"], {"conv1": "w2a2"}, 3])
+def test_widths_of_another_form_are_refused(layers):
+    with pytest.raises(ValueError, match=r"layers=.*: expected {layer or pattern: {mode: widths}}"):
+        modes(layers, low="w2a2")
+
+
+def test_texts_where_precisions_belong_are_refused():
+    with pytest.raises(ValueError, match=r"mode 'low' is 'w2a2': expected a Precision; modes\(\)"):
+        Modes({"low": "w2a2"})
+
+
 # -- layers of their own ---------------------------------------------------------------------------
 
 

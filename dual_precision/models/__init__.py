@@ -20,7 +20,7 @@ from dual_precision.models.resnet import (
     resnet56b,
 )
 from dual_precision.models.transformer import Transformer, transformer_512
-from dual_precision.precision import modes_from
+from dual_precision.precision import Modes, modes_from
 
 MODELS: dict[str, Any] = {
     "lstm": LSTM,
@@ -46,10 +46,14 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """The model called `name`, with `arguments` for its attributes (num_classes, modes, ...).
 
     Raises:
-      ValueError: unknown name; the message lists the known ones.
+      ValueError: unknown name; the message lists the known ones; modes that are none.
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown: expected one of {sorted(MODELS)}")
+    if not isinstance(own := arguments.get("modes", Modes()), Modes):
+        raise ValueError(
+            f"modes={own!r:.200}: expected Modes, as modes(low='w2a2', high='w8a8') gives"
+        )
     return MODELS[name](**arguments)
 
 

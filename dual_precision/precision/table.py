@@ -200,6 +200,11 @@ class Modes:
 
 def _check_widths(where: str, table: Mapping[str, Precision], stored: int) -> None:
     for name, precision in table.items():
+        if not isinstance(precision, Precision):
+            raise ValueError(
+                f"{where}: mode {name!r} is {precision!r:.99}: expected a Precision; modes() takes"
+                " texts"
+            )
         if (precision.weights or 0) > stored:
             raise ValueError(
                 f"{where}: mode {name!r} has {precision}, wider weights than the {stored} bits"
@@ -214,14 +219,23 @@ def modes(
     norms: Mapping[str, str] | None = None,
     **default: str,
 ) -> Modes:
-    """Modes from texts.
+    """Modes from texts: `layers` as in Modes, of those that have their own.
+
+    Raises:
+      ValueError: a text that is no precision, another form, or see Modes.
 
     >>> modes(low="w2a2", high="w8a8").at(("conv1",))["low"]
     Precision(weights=2, activations=2, gradients=None)
     """
+    given = {} if layers is None else layers
+    if not (isinstance(given, Mapping) and all(isinstance(e, Mapping) for e in given.values())):
+        raise ValueError(
+            f"layers={layers!r:.200}: expected {{layer or pattern: {{mode: widths}}}}, as in"
+            ' {"conv1": {"low": "w4a4"}}; the modes of all layers are named, modes(low="w2a2")'
+        )
     tables: dict[str, FrozenDict[str, Precision]] = {
         path: FrozenDict({name: parse(text) for name, text in entry.items()})
-        for path, entry in (layers or {}).items()
+        for path, entry in given.items()
     }
     return Modes(
         FrozenDict({name: parse(text) for name, text in default.items()}),

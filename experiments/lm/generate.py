@@ -10,7 +10,8 @@ import sys
 import time
 
 from dual_precision.deploy import Generator
-from dual_precision.deploy.generation.generator import DRAFT, Tally
+from dual_precision.deploy.generation.checks import DRAFT
+from dual_precision.deploy.generation.generator import Tally
 
 
 def generate_command(

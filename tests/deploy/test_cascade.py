@@ -118,6 +118,21 @@ def test_senseless_thresholds_are_refused(value):
         Cascade("low", "high", value)
 
 
+def test_numbers_of_numpy_are_written_as_any():
+    own = Cascade("low", "high", np.float32(1), np.bool_(True), np.float64(0.5))
+    assert Cascade.from_json(json.loads(json.dumps(own.to_json()))) == own
+    for wrong in ({"mirror": "no"}, {"mirror": 1}, {"first": 3}):
+        with pytest.raises(ValueError, match=r"expected (True or False|the name of a mode)"):
+            Cascade(**{"first": "low", "then": "high", "threshold": 1.0, **wrong})
+
+
+@pytest.mark.parametrize("label", [-1, 3, 1.5])
+def test_labels_of_no_class_are_refused(label):
+    own = evidence(mirror=False, blend=0.0)
+    with pytest.raises(ValueError, match="expected whole numbers from 0 to 2"):
+        Evidence(own.first, own.then, np.full(ROWS, label), own.costs)
+
+
 def test_logits_that_do_not_fit_are_refused():
     own = evidence(mirror=False, blend=0.0)
     with pytest.raises(ValueError, match="expected the same"):

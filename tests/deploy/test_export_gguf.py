@@ -96,3 +96,13 @@ def test_a_layer_of_float_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match="layer 'block1/up' has float weights in every mode"):
         save_gguf(tmp_path / "low.gguf", path, "low")
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_only_the_file_that_is_named_is_written(tmp_path):
+    path, neighbour = packed(tmp_path, 2), tmp_path / "low.gguf.writing"
+    neighbour.write_text("of others")
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    assert neighbour.read_text() == "of others"
+    assert {*tmp_path.iterdir()} == {path, neighbour, tmp_path / "low.gguf"}
+    with pytest.raises(ValueError, match=r"none.low\.gguf: there is no folder .*none: make it"):
+        save_gguf(tmp_path / "none" / "low.gguf", path, "low")

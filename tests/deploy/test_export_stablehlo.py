@@ -92,6 +92,9 @@ def test_what_is_refused(packed, programs):
         Programs(packed)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         Programs(packed.with_name("gone"))
+    for none in ("cpu", ["tpux"], []):
+        with pytest.raises(ValueError, match=r"platforms=.*: expected a list of one or more of"):
+            save_programs(programs, packed, platforms=none)
     other = packed.with_name("cuda.programs")
     save_programs(other, packed, ["low"], platforms=["cuda"])
     if jax.default_backend() == "cpu":

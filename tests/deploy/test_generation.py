@@ -186,21 +186,55 @@ def test_costs_of_a_size_lie_between_those_that_were_measured():
         ([b""], {}, "expected bytes, one or more"),
         (["text"], {}, "expected bytes"),
         ([b"x" * 60], {}, "60 bytes and 12 to follow"),
-        ([b"x"], {"drafts": 0}, "drafts=0: expected 1 to 7"),
-        ([b"x"], {"drafts": 8}, "drafts=8: expected 1 to 7"),
-        ([b"x"], {"precision": "middle"}, "precision 'middle' is unknown"),
+        ([b"x"], {"drafts": 0}, "drafts=0: expected a whole number from 1 to 7"),
+        ([b"x"], {"drafts": 8}, "drafts=8: expected a whole number from 1 to 7"),
+        ([b"x"], {"precision": "middle"}, "precision 'middle' of a generation: expected 'draft'"),
+        (
+            [b"x"],
+            {"precision": "float"},
+            r"one of \['low', 'high'\], the modes of codes",
+        ),
+        ([b"x"], {"precision": Widths("float")}, "precision 'float' of a generation"),
+        ([b"x"], {"precision": Widths("high", weights=0)}, "weights=0 .* whole number from 1 to 8"),
+        ([b"x"], {"precision": Widths("high", activations=9)}, "activations=9 .* from 1 to 8"),
+        ([b"x"], {"precision": Widths("high", weights={"head": 2})}, "with_layer_widths makes a"),
+        ([b"x"], {"precision": Widths("high", kept={"a": 1})}, "expected none of them"),
         ([b"x"], {"precision": "low", "drafts": 2}, "alone reads"),
         ([b"x"], {"temperature": -1.0}, "temperature of -1.0"),
+        ([b"x"], {"temperature": 1e-39}, "temperature of 1e-39: expected 1e-30 or more"),
         ([b"x"], {"seed": 3}, "seed=3 at a temperature of 0"),
         ([b"x"], {"temperature": 1.0, "seed": 2**32}, "seed=4294967296: expected 0 to"),
         ([b"x"], {"temperature": 1.0, "seed": -1}, "seed=-1: expected 0 to"),
         ([b"x"], {"count": 5.5}, "count=5.5: expected a whole number"),
         ([b"x"], {"count": True}, "count=True: expected a whole number"),
+        ([b"x" * 60], {"count": np.uint8(200)}, "60 bytes and 200 to follow"),
     ],
 )
 def test_what_cannot_be_generated(prompts, how, message):
     with pytest.raises(ValueError, match=message):
         generator().rounds(prompts, **{"count": 12, **how})
+
+
+def test_whole_numbers_of_numpy_are_as_those_of_python():
+    prompt, eight = PROMPTS[3:4], Widths("high", weights=np.int64(8))
+    asked = {"count": np.uint8(12), "drafts": np.int64(2), "temperature": 1e-30, "seed": np.int8(1)}
+    assert generator().generate(prompt, **asked) == alone("kernel", prompt, 0.0)
+    assert generator().generate(prompt, 12, precision=eight) == alone("kernel", prompt, 0.0)
+
+
+@pytest.mark.parametrize("context", [3, 16, 40])
+def test_a_context_that_a_pass_does_not_fill(context):
+    """A prompt is filled in parts of it, a round has no more rows; the text is that of a longer."""
+    model, variables = network()
+    short = jax.ShapeDtypeStruct((context,), jnp.uint8)
+    own = Generator.of(model.clone(context=context), variables, short)
+    prompts = [text(context - 2), text(1)]
+    expected = generator().generate(prompts, 2, precision="high")
+    assert own.generate(prompts, 2, precision="high") == expected
+    assert own.generate(prompts, 2, costs=DraftCosts([1.0] * 7)) == expected
+    if context == 3:
+        with pytest.raises(ValueError, match="drafts=3: expected a whole number from 1 to 2"):
+            own.rounds(prompts, 2, drafts=3)
 
 
 def test_a_stream_is_refused_before_its_first_bytes():

@@ -45,6 +45,15 @@ def test_refused(tmp_path):
         summary.main(one, two)
 
 
+def test_a_seed_counts_once(tmp_path):
+    one = finished_run(tmp_path / "a", 0, validation=80.0)
+    two = finished_run(tmp_path / "b", 0, validation=82.0)
+    with pytest.raises(ValueError, match=r"a and .*b have the same seed, 0: expected runs of diff"):
+        summary.main(one, two)
+    with pytest.raises(ValueError, match=r"a and .*a/\.\./a are one folder: expected runs of diff"):
+        summary.main(one, f"{one}/../a")
+
+
 ODD_ROWS = [
     "3",
     "[]",

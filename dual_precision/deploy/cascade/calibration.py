@@ -39,7 +39,7 @@ class Evidence:
 
     Attributes:
       first, then: float [N, classes].
-      labels: int [N].
+      labels: int [N], each of a class.
       costs: of one image.
       mirror: first's logits of the mirrored images, float [N, classes]; None is no second look.
       blend: see Cascade.
@@ -59,6 +59,14 @@ class Evidence:
             raise ValueError(
                 f"logits of shapes {sorted(shapes)} and {self.labels.shape} labels: expected the"
                 " same [N, classes] of all, and [N] labels, N at least 1"
+            )
+        classes = self.first.shape[-1]
+        whole = np.issubdtype(self.labels.dtype, np.integer)
+        if not whole or self.labels.min() < 0 or self.labels.max() >= classes:
+            raise ValueError(
+                f"labels {self.labels.dtype} from {self.labels.min()} to {self.labels.max()}:"
+                f" expected whole numbers from 0 to {classes - 1}, as the logits have {classes}"
+                " classes"
             )
 
 

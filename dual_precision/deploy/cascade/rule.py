@@ -29,8 +29,12 @@ SECOND_LOOK = 2.0
 
 def _is_number(value: Any) -> bool:
     """Finite and real: an int of hundreds of digits is none, as no float holds it."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and bool(-1e300 < value < 1e300)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return -1e300 < float(value) < 1e300
+    except OverflowError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +81,17 @@ class Cascade:
     expected: Point | None = None
 
     def __post_init__(self) -> None:
+        for name in ("first", "then"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected the name of a mode")
+        if not isinstance(self.mirror, bool | np.bool_):
+            raise ValueError(f"mirror={self.mirror!r}: expected True or False")
+        object.__setattr__(self, "mirror", bool(self.mirror))
         for name in ("threshold", "blend"):
             value = getattr(self, name)
             if not (_is_number(value) and value >= 0):
                 raise ValueError(f"{name}={value!r}: expected a finite number, 0 or more")
+            object.__setattr__(self, name, float(value))  # JSON has no numbers of NumPy
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, for a packed file's metadata."""
@@ -95,10 +106,6 @@ class Cascade:
         """
         try:
             expected = value["expected"]
-            if not (isinstance(value["first"], str) and isinstance(value["then"], str)):
-                raise TypeError("first and then must be names of modes")
-            if not isinstance(value.get("mirror", False), bool):
-                raise TypeError("mirror must be true or false")
             if expected is not None:
                 if not all(_is_number(number) for number in expected.values()):
                     raise TypeError("what is expected must be numbers")

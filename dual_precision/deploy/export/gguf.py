@@ -23,6 +23,8 @@ No engine knows the architecture: llama.cpp has none of these blocks, see docs/e
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
-from dual_precision.deploy.file.writer import write_parts
+from dual_precision.deploy.file.writer import check_replaceable, write_parts
 from dual_precision.deploy.integer.conversion import stored_codes
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
@@ -48,33 +50,43 @@ def save_gguf(path: str | os.PathLike, source: Source, precision: str) -> None:
     """Writes a mode of a packed file.
 
     Raises:
-      ValueError: gguf is missing; no such mode; layers of float weights.
+      ValueError: gguf is missing; no such mode; layers of float weights; see `check_replaceable`.
       PackedError, OSError: as `load_packed`.
     """
     gguf = needed("gguf", _PURPOSE)
+    check_replaceable(path)
     with PackedFile(source) as file:
         info, structure = file.info, file.structure
         _, variables = file.load(precision)
     leaves: dict[Any, Any] = dict(flatten_dict(variables))
-    temporary = f"{os.fspath(path)}.writing"
-    writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
-    writer.add_name(str(info.network["name"]))
-    writer.add_string(f"{ARCHITECTURE}.network", json.dumps(info.network))
-    writer.add_string(f"{ARCHITECTURE}.example", json.dumps(example_to_json(info.example)))
-    writer.add_string(f"{ARCHITECTURE}.precision", precision)
     widths = {"/".join(p): str(own.table[precision]) for p, own in structure.layers.items()}
-    writer.add_string(f"{ARCHITECTURE}.widths", json.dumps(widths))
-    for name, (array, kind) in _tensors(gguf, structure, leaves, precision).items():
-        writer.add_tensor(name, array, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    try:
-        with open(temporary, "rb") as made:
-            write_parts(path, [made.read()])
-    finally:
-        os.unlink(temporary)
+    about = {
+        "network": json.dumps(info.network),
+        "example": json.dumps(example_to_json(info.example)),
+        "precision": precision,
+        "widths": json.dumps(widths),
+    }
+    tensors = _tensors(gguf, structure, leaves, precision)
+    write_parts(path, [_content(gguf, str(info.network["name"]), about, tensors)])
+
+
+def _content(
+    gguf: Any, name: str, about: Mapping[str, str], tensors: Mapping[str, tuple[np.ndarray, Any]]
+) -> bytes:
+    """A whole file. The writer takes a name alone: it gets one in a folder of its own."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "content")
+        writer = gguf.GGUFWriter(path, ARCHITECTURE)
+        writer.add_name(name)
+        for key, text in about.items():
+            writer.add_string(f"{ARCHITECTURE}.{key}", text)
+        for tensor, (array, kind) in tensors.items():
+            writer.add_tensor(tensor, array, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path.read_bytes()
 
 
 def _tensors(

@@ -39,6 +39,7 @@ from dual_precision.structure import Structure, batch_of
 
 FORMAT = "dual_precision programs 1"
 PLATFORMS = ("cpu", "cuda")
+_KNOWN = (*PLATFORMS, "tpu")  # those of which `Programs` loads what was written
 _PROGRAMS, _SUM = "programs/", "sha256"
 _PURPOSE = "a StableHLO program"
 
@@ -55,12 +56,13 @@ def save_programs(
       path: of the new file.
       source: a packed file.
       precisions: its modes; None is all.
-      platforms: that the programs run on, as JAX names them.
+      platforms: that the programs run on: cpu, cuda, tpu.
 
     Raises:
-      ValueError: flatbuffers is missing; no such mode; layers of float weights.
+      ValueError: flatbuffers is missing; no such mode; other platforms; layers of float weights.
       PackedError, OSError: as `load_packed`.
     """
+    _check_platforms(platforms)
     needed("flatbuffers", _PURPOSE)
     with PackedFile(source) as file:
         info = file.info
@@ -82,6 +84,15 @@ def save_programs(
         "precisions": json.dumps(names),
     }
     _write(path, tensors, about)
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    # JAX writes for any name, the letters of a text too, what nothing can run.
+    if isinstance(platforms, str) or not platforms or {*platforms} - {*_KNOWN}:
+        raise ValueError(
+            f"platforms={platforms!r}: expected a list of one or more of {list(_KNOWN)}, as in"
+            ' ["cpu"]'
+        )
 
 
 def _to_codes(variables: dict[str, Any], structure: Structure) -> Any:

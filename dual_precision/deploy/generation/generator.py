@@ -15,8 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dual_precision.deploy.batching import is_whole
 from dual_precision.deploy.file.packed import PackedFile, Source
+from dual_precision.deploy.generation.checks import (
+    DRAFT,
+    check_samples,
+    checked_count,
+    checked_drafts,
+    checked_precision,
+)
 from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, costs_for
 from dual_precision.deploy.generation.programs import (
     FILLED,
@@ -30,10 +36,8 @@ from dual_precision.deploy.generation.programs import (
 )
 from dual_precision.deploy.planes.mode_layers import ModeLayer, to_plane_layers
 from dual_precision.layers import KVCache
-from dual_precision.precision import Asked, mode_of
+from dual_precision.precision import Asked
 from dual_precision.structure import Example, mode_order, structure_of
-
-DRAFT = "draft"
 
 
 @dataclasses.dataclass
@@ -54,6 +58,7 @@ class Generator:
       model, variables: on planes, see `to_plane_layers`.
       low, high: the modes with the fewest and the most weight bits: who drafts, who decides.
       context: the most bytes of a prompt and what follows it.
+      most_drafts: of a round, whose last pass has one row more.
       weights: those on planes.
       costs: of drafting one text with a model of so many weights, see `drafting.costs_for`.
     """
@@ -91,6 +96,7 @@ class Generator:
         self.model, planes = to_plane_layers(model, variables, example, form)
         self.variables = jax.device_put(planes)
         self.context: int = model.context
+        self.most_drafts = min(MOST_ROWS, self.context) - 1
         matrices = [layer for layer in structure.layers.values() if layer.matrix]
         self.weights = sum(math.prod(layer.kernel) for layer in matrices)
         self.costs = costs_for(self.weights)
@@ -124,10 +130,11 @@ class Generator:
         Args:
           prompts: one or more, each of one byte or more, of any lengths.
           count: bytes to add to each, a whole number.
-          precision: a mode of the file, or Widths; "draft" is the text of `high`, drafted.
-          drafts: bytes in a round of "draft", 1 to 7; None is as many as pay, plain bytes where
-            none do, or of several texts whose costs are not given.
-          temperature: 0 takes the most likely byte; else logits are divided by it, and sampled.
+          precision: a mode of codes, or Widths of one; "draft" is the text of `high`, drafted.
+          drafts: bytes in a round of "draft", 1 to 7, fewer than the context; None is as many as
+            pay, plain bytes where none do, or of several texts whose costs are not given.
+          temperature: 0 takes the most likely byte; else logits are divided by it, 1e-30 or more,
+            and sampled.
           seed: of the samples, 0 to 2^32 - 1, 0 if None; at a temperature of 0 there are none. A
             byte's random numbers depend on its place in its text, and the place of the text among
             the prompts, alone.
@@ -137,18 +144,21 @@ class Generator:
 
         Raises:
           ValueError: no prompt, an empty one, one that is no bytes, or too long for the context
-            with what is to follow; a count that is none; an unknown precision; a number of drafts
-            that is none; a seed of no samples, or that makes no key.
+            with what is to follow; a count that is none; a precision without codes, or Widths of no
+            whole numbers; a number of drafts that is none; a temperature that logits cannot be
+            divided by; a seed of no samples, or that makes no key.
         """
-        self._check(prompts, count, precision, drafts, costs)
-        _check_samples(temperature, seed)
+        count = checked_count(prompts, count, self.context)
+        precision = checked_precision(precision, self.model.modes)
+        drafts = checked_drafts(drafts, costs, precision, self.most_drafts)
+        check_samples(temperature, seed)
         return self._rounds(
             prompts,
             count,
             precision,
             self._adaptive(costs, len(prompts)) if drafts is None else drafts,
             Choice(
-                jax.random.key(seed or 0),
+                jax.random.key(int(seed or 0)),
                 jnp.arange(len(prompts), dtype=jnp.uint32),
                 jnp.float32(temperature or 1.0),
                 temperature == 0,
@@ -164,13 +174,14 @@ class Generator:
         """The last byte of each prompt [N], and a cache with all before it."""
         before = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
         cache = self.model.empty_cache(len(prompts))
-        size = -(-int(before.max()) // FILLED) * FILLED
+        part = min(FILLED, self.context)
+        size = -(-int(before.max()) // part) * part
         padded = np.zeros((len(prompts), size), np.uint8)
         for row, prompt in zip(padded, prompts, strict=True):
             row[: len(prompt) - 1] = np.frombuffer(prompt[:-1], np.uint8)
-        for first in range(0, size, FILLED):
-            lengths = jnp.asarray(np.clip(before - first, 0, FILLED))
-            tokens = jnp.asarray(padded[:, first : first + FILLED])
+        for first in range(0, size, part):
+            lengths = jnp.asarray(np.clip(before - first, 0, part))
+            tokens = jnp.asarray(padded[:, first : first + part])
             cache = fill(
                 self.variables, tokens, lengths, cache, model=self.model, precision=precision
             )
@@ -190,6 +201,7 @@ class Generator:
         left = np.full(len(prompts), count, np.int32)
         while left.any():
             chosen = drafts.drafts() if isinstance(drafts, Adaptive) else drafts
+            chosen = min(chosen, self.most_drafts)
             if precision != DRAFT or chosen == 0:
                 most = min(TOGETHER, int(left.max()))
                 out, token, cache = plain_bytes(
@@ -215,40 +227,6 @@ class Generator:
             tally.bytes += sum(map(len, parts))
             yield parts
 
-    def _check(
-        self,
-        prompts: Sequence[bytes],
-        count: int,
-        precision: Asked,
-        drafts: int | None,
-        costs: DraftCosts | None,
-    ) -> None:
-        if isinstance(prompts, bytes) or not prompts:
-            raise ValueError("no list of prompts: expected one or more, as in [b'It is']")
-        if not is_whole(count):
-            raise ValueError(f"count={count!r}: expected a whole number of bytes to follow")
-        for prompt in prompts:
-            if not isinstance(prompt, bytes) or not prompt:
-                raise ValueError(f"a prompt of {prompt!r}: expected bytes, one or more")
-            if count < 1 or len(prompt) + count > self.context:
-                raise ValueError(
-                    f"a prompt of {len(prompt)} bytes and {count} to follow: expected 1 or more to"
-                    f" follow, and at most {self.context} together, the context of this model"
-                )
-        if precision != DRAFT:
-            self.model.modes.check_name(mode_of(precision))
-            if drafts is not None or costs is not None:
-                raise ValueError(
-                    f"drafts={drafts} and costs={costs} with precision {precision!r}: expected"
-                    f" none of them, which {DRAFT!r} alone reads"
-                )
-        if drafts is not None and (type(drafts) is not int or not 1 <= drafts < MOST_ROWS):
-            raise ValueError(
-                f"drafts={drafts!r}: expected 1 to {MOST_ROWS - 1}, as a pass has {MOST_ROWS} rows"
-            )
-        if drafts is not None and costs is not None:
-            raise ValueError("costs with a fixed number of drafts: expected one of them")
-
 
 def _joined(found: np.ndarray, kept: np.ndarray) -> list[bytes]:
     """Of bytes [rounds, N, rows] the first `kept` [rounds, N] of each round, text by text."""
@@ -262,16 +240,3 @@ def _count_rounds(tally: Tally, drafts: int, agreed: Sequence[np.ndarray]) -> No
     tally.passes += len(agreed)
     tally.drafted += drafts * sum(len(own) for own in agreed)
     tally.kept += sum(int(own.sum()) for own in agreed)
-
-
-def _check_samples(temperature: float, seed: int | None) -> None:
-    if not np.isfinite(temperature) or temperature < 0:
-        raise ValueError(f"a temperature of {temperature}: expected 0, or more")
-    if temperature == 0 and seed is not None:
-        raise ValueError(
-            f"seed={seed} at a temperature of 0, which takes the likeliest byte and draws none:"
-            " expected no seed, or a temperature above 0"
-        )
-    # A key takes 32 bits: of a larger number the rest would be dropped without a word.
-    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**32):
-        raise ValueError(f"seed={seed}: expected 0 to 2^32 - 1, what makes a key")

@@ -20,7 +20,7 @@ from dual_precision.precision import Asked
 from dual_precision.primitives.attention import row_by_row
 
 MOST_ROWS = 8  # of a pass: what a tile of the kernel holds
-FILLED = 32  # bytes of a prompt in one pass
+FILLED = 32  # bytes of a prompt in one pass, or all of a shorter context
 TOGETHER = 8  # plain bytes of one program: to start one takes longer than a byte of a small model
 ROUNDS = 8  # of drafts in one program, for the same reason
 Variables = Any
@@ -77,7 +77,7 @@ def fill(
     model: nn.Module,
     precision: Asked,
 ) -> KVCache:
-    """The cache with bytes [N, FILLED] behind what is in it, of which `lengths` [N] count."""
+    """The cache with bytes [N, T] behind what is in it, of which `lengths` [N] count."""
     filled: Any = model.apply(variables, tokens, cache, precision=precision)[1]
     return KVCache(filled.keys, filled.values, cache.length + lengths)
 
