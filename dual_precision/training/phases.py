@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dual_precision.precision import Modes
+from dual_precision.precision import Modes, is_whole
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.state import TrainState
@@ -88,13 +88,17 @@ class Phase:
     passes: float = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"phase {self.name!r} has {self.epochs} epochs: expected at least 1")
+        if not is_whole(self.epochs) or self.epochs < 1:
+            raise ValueError(
+                f"phase {self.name!r} has {self.epochs!r} epochs: expected a whole number, 1 or"
+                " more"
+            )
         if not self.precisions:
             raise ValueError(f"phase {self.name!r} runs no mode: expected at least one")
-        if bad := [every for every, _ in self.events if every < 1]:
+        if bad := [every for every, _ in self.events if not is_whole(every) or every < 1]:
             raise ValueError(
-                f"phase {self.name!r} has an event every {bad[0]} epochs: expected 1 or more"
+                f"phase {self.name!r} has an event every {bad[0]!r} epochs: expected a whole"
+                " number, 1 or more"
             )
 
     def due(self, epoch: int) -> tuple[Event, ...]:

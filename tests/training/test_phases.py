@@ -41,9 +41,11 @@ def phase(name="p", epochs=1, precisions=("high",), **more):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"epochs": 0}, "'p' has 0 epochs: expected at least 1"),
+        ({"epochs": 0}, "'p' has 0 epochs: expected a whole number, 1 or more"),
+        ({"epochs": 1.5}, "'p' has 1.5 epochs: expected a whole number, 1 or more"),
         ({"precisions": ()}, "'p' runs no mode: expected at least one"),
-        ({"events": ((0, print),)}, "'p' has an event every 0 epochs: expected 1 or more"),
+        ({"events": ((0, print),)}, "'p' has an event every 0 epochs: expected a whole number"),
+        ({"events": ((1.5, print),)}, "'p' has an event every 1.5 epochs: expected a whole"),
     ],
 )
 def test_phases_that_cannot_be(fields, says):
@@ -115,11 +117,14 @@ def test_warmup_and_cosine(warmup, first):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"seed": -1}, "seed=-1: expected 0 to"),
-        ({"seed": 2**32}, "seed=4294967296: expected 0 to"),
-        ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
-        ({"steps_per_dispatch": -1}, "steps_per_dispatch=-1: expected 0 or more"),
-        ({"epochs_per_evaluation": 0}, "epochs_per_evaluation=0: expected 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number, 0 to"),
+        ({"seed": 2**32}, "seed=4294967296: expected a whole number, 0 to"),
+        ({"seed": 1.5}, "seed=1.5: expected a whole number"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, 1 or more"),
+        ({"batch_size": "16"}, "batch_size='16': expected a whole number, 1 or more"),
+        ({"batch_size": True}, "batch_size=True: expected a whole number, 1 or more"),
+        ({"steps_per_dispatch": -1}, "steps_per_dispatch=-1: expected a whole number, 0 or more"),
+        ({"epochs_per_evaluation": 1.5}, "epochs_per_evaluation=1.5: expected a whole number, 1"),
     ],
 )
 def test_options_that_cannot_be(fields, says):

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dual_precision.deploy.batching import is_whole
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.generation.drafting import Adaptive, DraftCosts, costs_for
 from dual_precision.deploy.generation.programs import (
@@ -30,7 +29,7 @@ from dual_precision.deploy.generation.programs import (
 )
 from dual_precision.deploy.planes.mode_layers import ModeLayer, to_plane_layers
 from dual_precision.layers import KVCache
-from dual_precision.precision import Asked, mode_of
+from dual_precision.precision import Asked, is_whole, mode_of
 from dual_precision.structure import Example, mode_order, structure_of
 
 DRAFT = "draft"
