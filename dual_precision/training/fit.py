@@ -243,7 +243,7 @@ def _evaluate(
     rates = stage.logged_values(jnp.int32(step - 1))
     record: Record = {"step": step, "epoch": step // stage.steps_per_epoch}
     record |= {"phase": stage.phase.name}
-    record |= {name: float(value) for name, value in rates.items() if name != "step"}
+    record |= {name: float(rates[name]) for name in stage.schedules}
     record |= {name: float(np.mean(value)) for name, value in metrics.items()}
     scores = {}
     for mode in stage.validated(step):

@@ -35,7 +35,8 @@ def test_the_log_reads_all_evaluations_of_a_phase_with_one_program(small):
 
 
 def phase(name="p", epochs=1, precisions=("high",), **more):
-    return Phase(name, epochs, precisions, Together(precisions), Sgd(), RATES, **more)
+    more = {"schedules": RATES, **more}
+    return Phase(name, epochs, precisions, Together(precisions), Sgd(), **more)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def phase(name="p", epochs=1, precisions=("high",), **more):
     [
         ({"epochs": 0}, "'p' has 0 epochs: expected a whole number, 1 or more"),
         ({"epochs": 1.5}, "'p' has 1.5 epochs: expected a whole number, 1 or more"),
+        ({"schedules": {"step": print}}, "a schedule of phase 'p' is called 'step', which"),
         ({"precisions": ()}, "'p' runs no mode: expected at least one"),
         ({"events": ((0, print),)}, "'p' has an event every 0 epochs: expected a whole number"),
         ({"events": ((1.5, print),)}, "'p' has an event every 1.5 epochs: expected a whole"),
