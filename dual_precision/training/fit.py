@@ -17,6 +17,7 @@ from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.task import Network, Task
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.feed import Feed
+from dual_precision.training.given import checked_config
 from dual_precision.training.log import Journal, Listener, Record, Silence
 from dual_precision.training.manifest import manifest
 from dual_precision.training.metrics import evaluate
@@ -58,14 +59,17 @@ def fit(
     Args:
       model: called as model.apply(variables, inputs, precision=..., train=...); has `modes`.
       train, validation: sets of examples of the task.
-      config: kept as JSON beside each checkpoint.
+      config: kept as JSON beside each checkpoint. Its entry "network", if it has one, describes
+        `model`, see `build_from`: `load` makes it of that.
       variables: start from these in the place of fresh ones.
       listeners: called with every record that goes to metrics.jsonl.
 
     Raises:
-      ValueError: a recipe or batch size that cannot work.
+      ValueError: a recipe or batch size that cannot work; a model or a task that is not hashable;
+        a config that is not JSON, or describes another network.
       NonFiniteLoss, CheckpointError, Interrupted: see there.
     """
+    config = checked_config(config, model, task)
     check_recipe(phases, model.modes)
     network, workdir = Network(model, task), Path(workdir)
     structure = structure_of(model, task.example)

@@ -485,6 +485,31 @@ def test_batch_larger_than_the_split(tmp_path):
         run(tmp_path, options=FitOptions())
 
 
+class Unhashable(Classification):
+    """As a dataclass is that is not frozen."""
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"config": {"rate": np.float32(1)}}, "config is not JSON .*float32.*: expected a dict"),
+        ({"config": "quick"}, "config is not JSON .*str, no entries.*: expected a dict"),
+        ({"config": {"network": "mlp"}}, "a network of mlp: expected a name"),
+        ({"config": {"network": {**NETWORK, "hidden": [8]}}}, "describes another model than the"),
+        ({"model": MODEL.clone(hidden=[16])}, r"model MLP\(hidden=\[16\]\) cannot be hashed"),
+        ({"task": Unhashable((8, 8, 1))}, "task Unhashable.* cannot be hashed: expected a frozen"),
+    ],
+)
+def test_what_would_fail_when_all_is_done_is_refused_at_the_start(tmp_path, given, says):
+    parts = {"model": MODEL, "task": TASK, **given}
+    options = {"train": TRAIN, "validation": VALIDATION, "options": OPTIONS}
+    with pytest.raises(ValueError, match=says):
+        fit(phases=PHASES, workdir=tmp_path / "run", **options, **parts)
+    assert not (tmp_path / "run").exists()
+
+
 @dataclasses.dataclass
 class Unchecked:
     images: np.ndarray
