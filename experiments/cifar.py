@@ -32,6 +32,7 @@ from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.options import FitOptions
 from dual_precision.training.processes import is_first, together
+from dual_precision.training.sharding import batch_mesh
 from dual_precision.training.state import initial_variables
 from experiments import cli
 from experiments.figures import training as pictures
@@ -59,8 +60,10 @@ def main() -> None:
         dataset = load_data(config, FLAGS.test)
         description = describe_run(config, preset, dataset)
         model, task = build_from(description["network"]), task_of(config, dataset)
-        structure = structure_of(model, task.example)
-        # Before the workdir is claimed: wrong widths, or a wrong --init, leave it free.
+        structure, options = structure_of(model, task.example), options_of(config, FLAGS.shard_data)
+        # Before the workdir is claimed: wrong widths, batches or --init leave it free.
+        batch_mesh(options.rows)
+        task.order(dataset.train, options.batch_size, jax.random.key(0))
         together("begin")  # until then, whatever another process finds there is not of this run
         start = None if has_begun(workdir) else first_variables(config, model, task, structure)
         if is_first():
@@ -73,7 +76,7 @@ def main() -> None:
             config.recipe.phases(),
             dataset.train,
             dataset.validation,
-            options_of(config, FLAGS.shard_data),
+            options,
             workdir,
             config=description,
             variables=start,

@@ -313,3 +313,8 @@ def test_space_to_depth_moves_pixels_only():
 def test_descriptions_of_no_network(description, says):
     with pytest.raises(ValueError, match=says):
         build_from(description)
+
+
+def test_a_list_is_as_good_as_a_tuple():
+    given, same = (build("mlp", num_classes=3, modes=DUAL, hidden=own) for own in ([8], (8,)))
+    assert (given, hash(given)) == (same, hash(same))

@@ -1,17 +1,11 @@
 """Requests of any size, cut into batches of the sizes that there are programs for. NumPy."""
 
 import contextlib
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-
-
-def is_whole(value: Any) -> bool:
-    """Whether this is a whole number, of Python or of NumPy; True and False are none."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def batches(count: int, sizes: Sequence[int]) -> list[int]:

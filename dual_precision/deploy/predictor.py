@@ -24,7 +24,6 @@ from dual_precision.deploy.batching import (
     batches,
     checked_inputs,
     filled,
-    is_whole,
     row_count,
     taken,
 )
@@ -35,6 +34,7 @@ from dual_precision.deploy.integer.chaining import chained
 from dual_precision.deploy.integer.conversion import to_integer
 from dual_precision.deploy.integer.layers import KEPT
 from dual_precision.deploy.integer.programs import CompiledProgram
+from dual_precision.precision import is_whole
 from dual_precision.structure import batch_of
 
 log = logging.getLogger(__name__)

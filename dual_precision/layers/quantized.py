@@ -6,7 +6,6 @@ in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shar
 """
 
 import math
-import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
-from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths
+from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths, is_whole
 from dual_precision.primitives.code_products import code_product
 from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes, conv2d_integers
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
@@ -151,8 +150,7 @@ class QuantizedLayer(nn.Module):
         return f"layer {'/'.join(self.path)!r}"
 
     def _check_count(self, what: str, value: Any) -> None:
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < 1:
+        if not is_whole(value) or value < 1:
             raise ValueError(f"{self._named} has {what}={value!r}: expected an integer, 1 or more")
 
     def _check_inputs(self, inputs: int) -> None:

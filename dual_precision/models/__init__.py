@@ -1,5 +1,6 @@
 """Networks that take their precision as an argument of the call, by name."""
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -45,6 +46,8 @@ MODELS: dict[str, Any] = {
 def build(name: str, **arguments: Any) -> nn.Module:
     """The model called `name`, with `arguments` for its attributes (num_classes, modes, ...).
 
+    A list becomes a tuple: a model is a static argument of compiled programs, and so hashable.
+
     Raises:
       ValueError: unknown name; the message lists the known ones; modes that are none.
     """
@@ -54,7 +57,8 @@ def build(name: str, **arguments: Any) -> nn.Module:
         raise ValueError(
             f"modes={own!r:.200}: expected Modes, as modes(low='w2a2', high='w8a8') gives"
         )
-    return MODELS[name](**arguments)
+    fixed = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
+    return MODELS[name](**fixed)
 
 
 def build_from(description: Mapping[str, Any]) -> nn.Module:
@@ -67,13 +71,14 @@ def build_from(description: Mapping[str, Any]) -> nn.Module:
     Raises:
       ValueError: no such model, or no description of one.
     """
-    name = description.get("name")
-    if not isinstance(name, str) or not isinstance(description.get("modes"), Mapping):
+    known = description if isinstance(description, Mapping) else {}
+    name = known.get("name")
+    if not isinstance(name, str) or not isinstance(known.get("modes"), Mapping):
         raise ValueError(
-            f"a network of {str(dict(description))[:200]}: expected a name, modes and attributes"
+            f"a network of {str(description)[:200]}: expected a name, modes and attributes"
         )
     arguments = {
-        key: tuple(value) if isinstance(value, list) else value
+        key: value
         for key, value in description.items()
         if key not in ("name", "modes", "layers", "stored", "norms")
     }
@@ -81,3 +86,12 @@ def build_from(description: Mapping[str, Any]) -> nn.Module:
         return build(name, modes=modes_from(description), **arguments)
     except (TypeError, AttributeError) as error:  # a list for a table, an unknown attribute
         raise ValueError(f"network {name!r}: {error}: expected what that model takes") from None
+
+
+def check_description(description: Mapping[str, Any], model: nn.Module) -> None:
+    """Raises ValueError where `build_from` makes another model of a description than this one."""
+    if build_from(json.loads(json.dumps(description))) != model:
+        raise ValueError(
+            f"network {dict(description)} describes another model than the one given:"
+            " expected build_from(network) == model"
+        )

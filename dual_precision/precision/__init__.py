@@ -16,6 +16,7 @@ from dual_precision.precision.widths import (
     Bits,
     Precision,
     Widths,
+    is_whole,
     mode_of,
     parse,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Precision",
     "Resolved",
     "Widths",
+    "is_whole",
     "mode_of",
     "modes",
     "modes_from",

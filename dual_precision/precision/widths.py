@@ -1,6 +1,7 @@
 """Widths of one layer or of all: a fixed set of them, its text, and widths that are values."""
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,11 @@ FLOAT_NAME = "float"
 Bits = int | jax.Array
 
 _SPEC = re.compile(r"w(\d{1,2})a(\d{1,2})(?:g(\d{1,2}))?", re.ASCII)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number, of Python or of NumPy; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,10 @@ State = dict[str, Any]  # {"batch_stats": ..., "carry": {mode: ...}}
 
 
 class Task(Protocol):
-    """What an example is and what is good; `Split` is any set of examples that it knows."""
+    """What an example is and what is good; `Split` is any set of examples that it knows.
+
+    A task is a static argument of compiled programs, and so hashable: a frozen dataclass.
+    """
 
     @property
     def example(self) -> Any:

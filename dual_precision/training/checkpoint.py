@@ -1,9 +1,9 @@
 """Checkpoints with Orbax: asynchronous, verified; the latest, the best and phase ends kept.
 
-Every checkpoint holds the state, and beside it as JSON the run's config, where the run stands,
-and a manifest: the sha256 of every array. The manifest is committed with the state in one atomic
-rename, so that a checkpoint that is there is complete. Restoring recomputes it: a damaged
-checkpoint is reported, and the one before it is used.
+Every checkpoint holds the state, and beside it as JSON the run's config, what decides its bits,
+where it stands, and a manifest: the sha256 of every array. The manifest is committed with the state
+in one atomic rename, so that a checkpoint that is there is complete. Restoring recomputes it: a
+damaged checkpoint is reported, and the one before it is used.
 """
 
 import errno
@@ -71,6 +71,7 @@ class Checkpoints:
       workdir: folder of the run; checkpoints go to its folder "checkpoints".
       config: what `load` needs to build the model again; JSON types only.
       milestones: steps that are kept whatever follows them.
+      run: what decides the bits of the run, see `given.description_of`; JSON types only.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Checkpoints:
         workdir: Path | str,
         config: Mapping[str, Any] | None = None,
         milestones: Sequence[int] = (),
+        run: Mapping[str, Any] | None = None,
     ):
         self.folder = Path(workdir).absolute() / _FOLDER
         self.milestones = list(milestones)
-        self.config = dict(config or {})
+        self.config, self.run = dict(config or {}), dict(run or {})
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -160,6 +162,7 @@ class Checkpoints:
         about: dict[str, Any] = {
             "step": step,
             "config": self.config,
+            "run": self.run,
             "progress": {**progress, **measured},
             "manifest": manifest(state),
         }

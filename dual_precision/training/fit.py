@@ -17,12 +17,18 @@ from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.task import Network, Task
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.feed import Feed
+from dual_precision.training.given import (
+    check_agreed,
+    check_same_run,
+    check_shapes,
+    checked_config,
+    description_of,
+)
 from dual_precision.training.log import Journal, Listener, Record, Silence
-from dual_precision.training.manifest import manifest
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Event, Moment, Phase, Stage, check_recipe, stages_of
-from dual_precision.training.processes import agree, digest_of, is_first, largest
+from dual_precision.training.processes import is_first, largest
 from dual_precision.training.sharding import replicate
 from dual_precision.training.signals import Interrupted, Signals
 from dual_precision.training.spending import spending_of
@@ -52,30 +58,35 @@ def fit(
 ) -> TrainState:
     """Trains `model` through all phases and returns the last state.
 
-    Continues from the newest sound checkpoint in `workdir`. All that is random follows from the
+    Continues from the newest sound checkpoint in `workdir`, if it was given the same (phases that
+    have not begun, devices and evaluations may be others). All that is random follows from the
     seed and the step alone: a run that was stopped anywhere ends with the same bits.
 
     Args:
       model: called as model.apply(variables, inputs, precision=..., train=...); has `modes`.
       train, validation: sets of examples of the task.
-      config: kept as JSON beside each checkpoint.
+      config: kept as JSON beside each checkpoint. Its entry "network", if it has one, describes
+        `model`, see `build_from`: `load` makes it of that.
       variables: start from these in the place of fresh ones.
       listeners: called with every record that goes to metrics.jsonl.
 
     Raises:
-      ValueError: a recipe or batch size that cannot work.
+      ValueError: a recipe or batch size that cannot work; a model or a task that is not hashable;
+        a config that is not JSON, or describes another network; a workdir of another run.
       NonFiniteLoss, CheckpointError, Interrupted: see there.
     """
+    config = checked_config(config, model, task)
     check_recipe(phases, model.modes)
     network, workdir = Network(model, task), Path(workdir)
     structure = structure_of(model, task.example)
-    _agree(task, options, train, validation, config, variables)
+    check_agreed(task, options, train, validation, config, variables)
     feed = Feed(task, train, options)
     stages = stages_of(phases, structure, feed.steps_per_epoch, options.accumulate)
     last = stages[-1].end
-    checkpoints = Checkpoints(workdir, config, milestones=[stage.end for stage in stages])
+    run = description_of(network, phases, options, feed.steps_per_epoch)
+    checkpoints = Checkpoints(workdir, config, [stage.end for stage in stages], run)
     fresh = partial(_fresh, network, options, feed, variables)
-    state, begun = resume(checkpoints, stages, task, options, feed) or (fresh(), -1)
+    state, begun = resume(checkpoints, stages, network, options, feed) or (fresh(), -1)
     spending = spending_of(stages, structure, options.rows)
     said = Journal if is_first() else Silence
     journal = said(workdir, last, int(state.step), options.rows, listeners, spending)
@@ -101,23 +112,6 @@ def fit(
     return state
 
 
-def _agree(
-    task: Task, options: FitOptions, train: Any, validation: Any, config: Any, variables: Any
-) -> None:
-    """Raises ProcessesDiffer where the processes of this run were given different things."""
-    if jax.process_count() == 1:
-        return
-    data = {"train": train, "validation": validation}
-    agree(
-        {
-            "options": dataclasses.asdict(options),
-            "config": config,
-            "data": {name: digest_of(task.arrays(split)) for name, split in data.items()},
-            "variables": variables and manifest(variables),
-        }
-    )
-
-
 def _is_evaluated(step: int, stage: Stage, feed: Feed, options: FitOptions) -> bool:
     epoch, rest = divmod(step, feed.steps_per_epoch)
     return rest == 0 and (epoch % options.epochs_per_evaluation == 0 or step == stage.end)
@@ -134,7 +128,7 @@ def _asked_to_stop(signals: Signals, dispatches: int) -> int:
 def resume(
     checkpoints: Checkpoints,
     stages: Sequence[Stage],
-    task: Task,
+    network: Network,
     options: FitOptions,
     feed: Feed,
 ) -> tuple[TrainState, int] | None:
@@ -144,10 +138,15 @@ def resume(
 
     Raises:
       CheckpointError: there are some, and none can be read.
+      ValueError: they are of another run.
     """
+    task, workdir = network.task, checkpoints.folder.parent
+    structure = structure_of(network.model, task.example)
 
     def read(step: int) -> tuple[TrainState, int]:
-        stage = stages[int(checkpoints.about(step)["progress"]["phase"])]
+        about = checkpoints.about(step)
+        check_same_run(about, checkpoints.run, workdir)
+        stage = stages[int(about["progress"]["phase"])]
         variables = checkpoints.shapes(step)
         state = TrainState(
             jax.eval_shape(lambda: jnp.int32(0)),
@@ -157,7 +156,9 @@ def resume(
             jax.eval_shape(stage.optimizer.init, variables["params"]),
         )
         target = replicate(_as_dict(state), feed.mesh)
-        return TrainState(**checkpoints.restore(step, target)), stage.index
+        restored = TrainState(**checkpoints.restore(step, target))
+        check_shapes(restored.variables, structure, workdir)
+        return restored, stage.index
 
     found: tuple[TrainState, int] | None = checkpoints.newest(read)
     if found is not None:
@@ -243,7 +244,7 @@ def _evaluate(
     rates = stage.logged_values(jnp.int32(step - 1))
     record: Record = {"step": step, "epoch": step // stage.steps_per_epoch}
     record |= {"phase": stage.phase.name}
-    record |= {name: float(value) for name, value in rates.items() if name != "step"}
+    record |= {name: float(rates[name]) for name in stage.schedules}
     record |= {name: float(np.mean(value)) for name, value in metrics.items()}
     scores = {}
     for mode in stage.validated(step):

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from dual_precision.precision import is_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
@@ -29,14 +31,15 @@ class FitOptions:
     shard_data: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
-        for name, least in (("batch_size", 1), ("steps_per_dispatch", 0), ("accumulate", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
-        if self.epochs_per_evaluation < 1:
-            raise ValueError(f"epochs_per_evaluation={self.epochs_per_evaluation}: expected 1")
-
+        if not is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"seed={self.seed!r}: expected a whole number, 0 to 2^32 - 1, what makes a key"
+            )
+        least = {"batch_size": 1, "steps_per_dispatch": 0, "epochs_per_evaluation": 1}
+        for name, lowest in (least | {"accumulate": 1}).items():
+            value = getattr(self, name)
+            if not is_whole(value) or value < lowest:
+                raise ValueError(f"{name}={value!r}: expected a whole number, {lowest} or more")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} in accumulate={self.accumulate} parts: expected a"

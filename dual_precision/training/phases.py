@@ -6,7 +6,7 @@ and in between is an event. A method of training is such values; nothing else kn
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dual_precision.precision import Modes
+from dual_precision.precision import Modes, is_whole
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.state import TrainState
@@ -26,6 +26,10 @@ Loss = Callable[
     tuple[jax.Array, tuple[State, dict[str, jax.Array]]],
 ]
 Schedule = Callable[[jax.Array], jax.Array]
+# What every record of the log has of its own.
+_RECORD = frozenset({"step", "epoch", "phase", "loss", "examples_per_second"})
+_RECORD |= {"relative_cost", "gigabitops"}
+_VALIDATION = "validation_"  # what is measured at an evaluation begins so
 # How a phase moves its parameters: (structure, the phase's modes, schedules by name) -> transform.
 Optimizer = Callable[
     [Structure, Sequence[str], Mapping[str, Schedule]], optax.GradientTransformation
@@ -68,7 +72,8 @@ class Phase:
         And `passes`, see there, where an example does not go through every mode of the phase.
       optimizer: see Optimizer.
       schedules: name -> (updates of the phase) -> (update -> value). The loss gets the values, the
-        optimizer the schedules, the log the last values before an evaluation.
+        optimizer the schedules, the log the last values before an evaluation. No name is one that
+        a record of the log has anyway; the same is true of the metrics of the loss.
       start, end: events before its first update, and after its last one.
       events: (every so many epochs, event); one that falls on the end comes before `end`.
       reports: more modes to validate at its end: those that an event has made.
@@ -88,14 +93,19 @@ class Phase:
     passes: float = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"phase {self.name!r} has {self.epochs} epochs: expected at least 1")
+        if not is_whole(self.epochs) or self.epochs < 1:
+            raise ValueError(
+                f"phase {self.name!r} has {self.epochs!r} epochs: expected a whole number, 1 or"
+                " more"
+            )
         if not self.precisions:
             raise ValueError(f"phase {self.name!r} runs no mode: expected at least one")
-        if bad := [every for every, _ in self.events if every < 1]:
+        if bad := [every for every, _ in self.events if not is_whole(every) or every < 1]:
             raise ValueError(
-                f"phase {self.name!r} has an event every {bad[0]} epochs: expected 1 or more"
+                f"phase {self.name!r} has an event every {bad[0]!r} epochs: expected a whole"
+                " number, 1 or more"
             )
+        check_names(self.schedules, f"a schedule of phase {self.name!r}")
 
     def due(self, epoch: int) -> tuple[Event, ...]:
         """The events after so many epochs of the phase."""
@@ -165,6 +175,17 @@ def stages_of(
         stages.append(Stage(*place, (*modes,), schedules, optimizer))
         start = end
     return tuple(stages)
+
+
+def check_names(names: Iterable[str], what: str, taken: Iterable[str] = ()) -> None:
+    """Raises ValueError where a name of what is logged stands for something else in a record."""
+    for name in names:
+        if name in {*_RECORD, *taken} or name.startswith(_VALIDATION):
+            raise ValueError(
+                f"{what} is called {name!r}, which means something else in every record: expected"
+                f" a name that is not one of {sorted({*_RECORD, *taken})}, and does not begin with"
+                f" {_VALIDATION!r}; give it another one"
+            )
 
 
 def check_recipe(phases: Sequence[Phase], modes: Modes) -> None:

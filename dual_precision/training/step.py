@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dual_precision.primitives.shared_batch import BATCH
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.compilation import compiler_options
-from dual_precision.training.phases import Loss, Stage
+from dual_precision.training.phases import Loss, Stage, check_names
 from dual_precision.training.state import TrainState
 
 Measured = dict[str, jax.Array]
@@ -52,7 +53,8 @@ def _gradients(loss: Loss, network: Network) -> Gradients:
 
     def gradients(*given: Any) -> tuple[Tree, State, Measured]:
         (value, (moving, metrics)), grads = gradient(network, *given)
-        return grads, moving, {"loss": value, **metrics}
+        check_names(metrics, "a metric of the loss", taken=given[-1])  # the names of the schedules
+        return grads, moving, {"loss": value, **jax.tree.map(jnp.asarray, metrics)}
 
     return gradients
 

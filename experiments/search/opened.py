@@ -85,7 +85,6 @@ class Opened:
             self.dataset.validation,
             dataclasses.replace(options_of(self.config), epochs_per_evaluation=1),
             workdir,
-            config={"network": self.config.model},
             variables=self.supernet.variables,
         )
         self.supernet.variables = dict(state.variables)

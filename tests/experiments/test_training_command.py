@@ -68,6 +68,7 @@ def test_batch_larger_than_the_split(parse, data_dir, tmp_path):
     parse("--dataset=digits", "--set=batch_size=2000", f"--workdir={tmp_path}", data_dir)
     with pytest.raises(ValueError, match="batch of 2000 images from a split of 1222: expected at"):
         cifar.main()
+    assert not (tmp_path / "config.json").exists(), "a smaller batch may have this folder"
 
 
 # -- widths of layers ------------------------------------------------------------------------------

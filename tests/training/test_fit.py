@@ -278,6 +278,52 @@ def test_all_checkpoints_damaged(finished):
         run(finished)
 
 
+def begun(number, **changes):
+    """PHASES with another one in one place."""
+    changed = dataclasses.replace(PHASES[number], **changes)
+    return (*PHASES[:number], changed, *PHASES[number + 1 :])
+
+
+RATES = {name: partial(warmup_cosine, peak=0.2, warmup=0.1) for name in (RATE, STEP_RATE)}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"options": dataclasses.replace(OPTIONS, seed=1)}, r"seed \(there 0, now 1\);"),
+        ({"options": FitOptions(batch_size=8)}, r"batch_size \(there 16, now 8\), steps_per_epoch"),
+        ({"train": split(64, 0)}, r"steps_per_epoch \(there 6, now 4\)"),
+        ({"phases": PHASES[:2]}, r"phases \(there 3 or more, now 2\)"),
+        ({"phases": begun(0, epochs=3)}, r"phases.0.epochs \(there 2, now 3\)"),
+        ({"phases": begun(2, schedules=RATES)}, r"learning_rate.peak \(there 0.1, now 0.2\)"),
+        ({"phases": begun(1, loss=Together(("high",)))}, "phases.1.loss.precisions"),
+        ({"phases": begun(2, optimizer=Sgd())}, r"optimizer.protect \(there 'low', now None\)"),
+    ],
+)
+def test_a_workdir_of_another_run_is_refused(uninterrupted, given, says):
+    with pytest.raises(ValueError, match=rf"of another run: .*{says}.* choose another workdir"):
+        run(uninterrupted.workdir, **given)
+
+
+def test_a_workdir_of_another_network_is_refused(finished, monkeypatch):
+    """By what is described, and where a checkpoint of before does not say it, by its shapes."""
+    model = MODEL.clone(hidden=(8,))
+    given = (model, TASK, PHASES, TRAIN, VALIDATION, OPTIONS, finished)
+    with pytest.raises(ValueError, match=r"model.hidden.0 \(there 16, now 8\)"):
+        fit(*given)
+    about = Checkpoints.about
+    monkeypatch.setattr(Checkpoints, "about", lambda *of: {**about(*of), "run": {}})
+    with pytest.raises(ValueError, match=r"norm1/float/mean \(there \(16,\), now \(8,\)\)"):
+        fit(*given)
+    assert int(run(finished, options=dataclasses.replace(OPTIONS, seed=1)).step) == 24
+
+
+def test_phases_to_come_and_evaluations_may_be_others(tmp_path, uninterrupted):
+    run(tmp_path, PHASES[:1], options=WHOLE)
+    longer = dataclasses.replace(PHASES[1], epochs=5)
+    assert int(run(tmp_path, (PHASES[0], longer), OPTIONS).step) == 7 * STEPS
+
+
 # -- data order and dispatch -----------------------------------------------------------------------
 
 
@@ -483,6 +529,31 @@ def test_parameters_that_the_last_update_broke_are_not_saved(tmp_path, monkeypat
 def test_batch_larger_than_the_split(tmp_path):
     with pytest.raises(ValueError, match="batch of 128 images from a split of 100: expected"):
         run(tmp_path, options=FitOptions())
+
+
+class Unhashable(Classification):
+    """As a dataclass is that is not frozen."""
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"config": {"rate": np.float32(1)}}, "config is not JSON .*float32.*: expected a dict"),
+        ({"config": "quick"}, "config is not JSON .*str, no entries.*: expected a dict"),
+        ({"config": {"network": "mlp"}}, "a network of mlp: expected a name"),
+        ({"config": {"network": {**NETWORK, "hidden": [8]}}}, "describes another model than the"),
+        ({"model": MODEL.clone(hidden=[16])}, r"model MLP\(hidden=\[16\]\) cannot be hashed"),
+        ({"task": Unhashable((8, 8, 1))}, "task Unhashable.* cannot be hashed: expected a frozen"),
+    ],
+)
+def test_what_would_fail_when_all_is_done_is_refused_at_the_start(tmp_path, given, says):
+    parts = {"model": MODEL, "task": TASK, **given}
+    options = {"train": TRAIN, "validation": VALIDATION, "options": OPTIONS}
+    with pytest.raises(ValueError, match=says):
+        fit(phases=PHASES, workdir=tmp_path / "run", **options, **parts)
+    assert not (tmp_path / "run").exists()
 
 
 @dataclasses.dataclass

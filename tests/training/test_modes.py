@@ -183,6 +183,10 @@ def test_smoothed_labels_are_in_the_loss_that_is_trained(small):
     ("loss", "says"),
     [
         (Split(("high",)), r"splits batches among \('high',\): expected two modes or more"),
+        (Split(("high", "high")), r"runs \('high', 'high'\): expected each mode once"),
+        (Together(("low", "low")), r"runs \('low', 'low'\): expected each mode once"),
+        (Split(BOTH, "high", 2.0), "distillation 2.0; expected a share, 0 to 1"),
+        (Together(BOTH, "high", -0.5), "distillation -0.5; expected a share, 0 to 1"),
         (Together(BOTH, teacher="high"), "teacher 'high' with distillation 0.0; expected both or"),
         (Together(BOTH, distillation=0.5), "teacher None with distillation 0.5; expected both or"),
         (Split(BOTH, "high"), "teacher 'high' with distillation 0.0; expected both or"),

@@ -35,15 +35,19 @@ def test_the_log_reads_all_evaluations_of_a_phase_with_one_program(small):
 
 
 def phase(name="p", epochs=1, precisions=("high",), **more):
-    return Phase(name, epochs, precisions, Together(precisions), Sgd(), RATES, **more)
+    more = {"schedules": RATES, **more}
+    return Phase(name, epochs, precisions, Together(precisions), Sgd(), **more)
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"epochs": 0}, "'p' has 0 epochs: expected at least 1"),
+        ({"epochs": 0}, "'p' has 0 epochs: expected a whole number, 1 or more"),
+        ({"epochs": 1.5}, "'p' has 1.5 epochs: expected a whole number, 1 or more"),
+        ({"schedules": {"step": print}}, "a schedule of phase 'p' is called 'step', which"),
         ({"precisions": ()}, "'p' runs no mode: expected at least one"),
-        ({"events": ((0, print),)}, "'p' has an event every 0 epochs: expected 1 or more"),
+        ({"events": ((0, print),)}, "'p' has an event every 0 epochs: expected a whole number"),
+        ({"events": ((1.5, print),)}, "'p' has an event every 1.5 epochs: expected a whole"),
     ],
 )
 def test_phases_that_cannot_be(fields, says):
@@ -115,11 +119,14 @@ def test_warmup_and_cosine(warmup, first):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"seed": -1}, "seed=-1: expected 0 to"),
-        ({"seed": 2**32}, "seed=4294967296: expected 0 to"),
-        ({"batch_size": 0}, "batch_size=0: expected 1 or more"),
-        ({"steps_per_dispatch": -1}, "steps_per_dispatch=-1: expected 0 or more"),
-        ({"epochs_per_evaluation": 0}, "epochs_per_evaluation=0: expected 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number, 0 to"),
+        ({"seed": 2**32}, "seed=4294967296: expected a whole number, 0 to"),
+        ({"seed": 1.5}, "seed=1.5: expected a whole number"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, 1 or more"),
+        ({"batch_size": "16"}, "batch_size='16': expected a whole number, 1 or more"),
+        ({"batch_size": True}, "batch_size=True: expected a whole number, 1 or more"),
+        ({"steps_per_dispatch": -1}, "steps_per_dispatch=-1: expected a whole number, 0 or more"),
+        ({"epochs_per_evaluation": 1.5}, "epochs_per_evaluation=1.5: expected a whole number, 1"),
     ],
 )
 def test_options_that_cannot_be(fields, says):

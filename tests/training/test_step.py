@@ -194,6 +194,30 @@ def test_gradients_of_a_width_train(small):
     assert not np.array_equal(kernel(KEY), kernel(jax.random.key(1)))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_metrics_are_numbers_under_names_of_their_own(small, steps):
+    """A plain float is one; a name that a record of the log has is refused, a schedule's too."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Measuring(Together):
+        name: str = "one"
+
+        def __call__(self, *given):
+            loss, (state, _) = super().__call__(*given)
+            return loss, (state, {self.name: 1.0})
+
+    def run(name):
+        stage = staged(small, Measuring(("float",), name=name))
+        arrays = {"images": small.batch["inputs"], "labels": small.batch["labels"]}
+        order = jnp.tile(jnp.arange(32), (steps, 1))
+        return compile_steps(small.network, stage, KEY)(fresh(small, stage), arrays, order)[1]
+
+    np.testing.assert_array_equal(run("one")["one"], np.ones(steps))
+    for name in ("loss", "epoch", "learning_rate", "validation_high_loss"):
+        with pytest.raises(ValueError, match=f"a metric of the loss is called '{name}', which"):
+            run(name)
+
+
 def test_several_updates_in_one_program(small):
     """They give what single ones give, each with its own batch."""
     stage = staged(small, Together(("float",)), rate=0.05)

@@ -11,7 +11,6 @@ the layers that it had.
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
@@ -27,7 +26,7 @@ from dual_precision.deploy.file.contents import from_sections, to_sections
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.limits import check_example, check_network
-from dual_precision.models import build_from
+from dual_precision.models import build_from, check_description
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import (
     Example,
@@ -63,11 +62,7 @@ def save_packed(
         codes in another; a weight would not come back with the same bits; not JSON.
       OSError: it cannot be written.
     """
-    if build_from(json.loads(json.dumps(network))) != model:
-        raise ValueError(
-            f"network {dict(network)} describes another model than the one given:"
-            " expected build_from(network) == model"
-        )
+    check_description(network, model)
     structure = structure_of(model, example)
     about = {
         "network": {**network, **model.modes.to_json()},  # with "stored", whatever was given

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.batching import is_whole
-from dual_precision.precision import MAX_BITS, Asked, Modes, Widths, mode_of
+from dual_precision.precision import MAX_BITS, Asked, Modes, Widths, is_whole, mode_of
 
 DRAFT = "draft"
 COLDEST = 1e-30  # temperature: logits up to 1e8 that are divided by it stay finite in float32

@@ -48,6 +48,7 @@ class Split:
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError where there is nothing to split, or where the teacher cannot teach."""
         del modes
+        _check_distinct(self, phase)
         if len(self.precisions) < 2:
             raise ValueError(
                 f"phase {phase.name!r} splits batches among {self.precisions}: expected two modes"
@@ -128,8 +129,9 @@ class Together:
         return len(self.precisions)
 
     def check(self, modes: Modes, phase: "Phase") -> None:
-        """Raises ValueError where the teacher does not run, or teaches nothing."""
+        """Raises ValueError where a mode runs twice, or the teacher not at all, or for nothing."""
         del modes
+        _check_distinct(self, phase)
         _check_teacher(self, phase)
 
     def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
@@ -171,7 +173,20 @@ class Together:
         return total, (state, metrics)
 
 
+def _check_distinct(loss: Split | Together, phase: "Phase") -> None:
+    if len({*loss.precisions}) < len(loss.precisions):
+        raise ValueError(
+            f"phase {phase.name!r} runs {loss.precisions}: expected each mode once, for a second"
+            " one takes the place of the first"
+        )
+
+
 def _check_teacher(loss: Split | Together, phase: "Phase") -> None:
+    if not 0 <= loss.distillation <= 1:
+        raise ValueError(
+            f"phase {phase.name!r}: distillation {loss.distillation}; expected a share, 0 to 1,"
+            " of what the teacher says in the loss"
+        )
     if (loss.teacher is None) != (loss.distillation == 0.0):
         raise ValueError(
             f"phase {phase.name!r}: teacher {loss.teacher!r} with distillation"
