@@ -30,10 +30,16 @@ def draw_sweep(rows: Rows, maps: Mapping[str, Mapping[str, int]], split: str) ->
     )
     for row in rows:
         left.annotate(
-            f" {row['alpha']:g}", (row["bits_per_weight"], row[split]), fontsize=7, color=GREY
+            f"alpha {row['alpha']:g}",
+            (row["bits_per_weight"], row[split]),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=GREY,
         )
     left.set(xlabel="bits per weight, signs not counted", ylabel=f"{split} accuracy %")
-    left.margins(x=0.12)  # the names stand to the right of their points
+    left.margins(0.2)  # the names stand above their points
     left.grid(alpha=0.25)
     _draw_bars(right, maps)
     return figure
