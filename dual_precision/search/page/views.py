@@ -290,6 +290,6 @@ def _by_accuracy(colours: Any) -> Any:
 
 def _button(named: tuple[str, Any]) -> Any:
     label, act = named
-    button = Button(label=label, name=label, width=80)
+    button = Button(label=label, name=label, width=max(80, 10 * len(label)))
     button.on_click(lambda: act())
     return button
