@@ -19,8 +19,8 @@ from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.feed import Feed
 from dual_precision.training.given import (
     check_agreed,
+    check_restored,
     check_same_run,
-    check_shapes,
     checked_config,
     description_of,
 )
@@ -86,7 +86,8 @@ def fit(
     run = description_of(network, phases, options, feed.steps_per_epoch)
     checkpoints = Checkpoints(workdir, config, [stage.end for stage in stages], run)
     fresh = partial(_fresh, network, options, feed, variables)
-    state, begun = resume(checkpoints, stages, network, options, feed) or (fresh(), -1)
+    found = resume(checkpoints, stages, task, structure, options, feed)
+    state, begun = found or (fresh(), -1)
     spending = spending_of(stages, structure, options.rows)
     said = Journal if is_first() else Silence
     journal = said(workdir, last, int(state.step), options.rows, listeners, spending)
@@ -128,7 +129,8 @@ def _asked_to_stop(signals: Signals, dispatches: int) -> int:
 def resume(
     checkpoints: Checkpoints,
     stages: Sequence[Stage],
-    network: Network,
+    task: Task,
+    structure: Structure,
     options: FitOptions,
     feed: Feed,
 ) -> tuple[TrainState, int] | None:
@@ -140,8 +142,7 @@ def resume(
       CheckpointError: there are some, and none can be read.
       ValueError: they are of another run.
     """
-    task, workdir = network.task, checkpoints.folder.parent
-    structure = structure_of(network.model, task.example)
+    workdir = checkpoints.folder.parent
 
     def read(step: int) -> tuple[TrainState, int]:
         about = checkpoints.about(step)
@@ -157,7 +158,7 @@ def resume(
         )
         target = replicate(_as_dict(state), feed.mesh)
         restored = TrainState(**checkpoints.restore(step, target))
-        check_shapes(restored.variables, structure, workdir)
+        check_restored(restored.variables, structure, workdir)
         return restored, stage.index
 
     found: tuple[TrainState, int] | None = checkpoints.newest(read)

@@ -114,7 +114,7 @@ def check_same_run(about: Mapping[str, Any], now: Mapping[str, Any], workdir: Pa
     _refuse(workdir, _differences(one, other) if there else [])
 
 
-def check_shapes(variables: Tree, structure: Structure, workdir: Path) -> None:
+def check_restored(variables: Tree, structure: Structure, workdir: Path) -> None:
     """Raises ValueError where restored values are not those that the model has."""
     found = {path: np.shape(leaf) for path, leaf in flatten_dict(variables).items()}
     wanted = {path: leaf.shape for path, leaf in structure.shapes.items()}

@@ -35,7 +35,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
-from dual_precision.deploy.file.writer import check_replaceable, write_parts
+from dual_precision.deploy.file.writer import write_parts
 from dual_precision.deploy.integer.conversion import stored_codes
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
@@ -50,11 +50,10 @@ def save_gguf(path: str | os.PathLike, source: Source, precision: str) -> None:
     """Writes a mode of a packed file.
 
     Raises:
-      ValueError: gguf is missing; no such mode; layers of float weights; see `check_replaceable`.
+      ValueError: gguf is missing; no such mode; layers of float weights; see `write_parts`.
       PackedError, OSError: as `load_packed`.
     """
     gguf = needed("gguf", _PURPOSE)
-    check_replaceable(path)
     with PackedFile(source) as file:
         info, structure = file.info, file.structure
         _, variables = file.load(precision)

@@ -89,12 +89,12 @@ class BitLayer(QuantizedLayer):
             partial(function, planes=n, activations=activations, form=self.form)
             for n in range(1, STORED + 1)
         ]
-        given = (held["words"], held["scales"])
+        words, scales = held["words"], held["scales"]
         if isinstance(planes, int):
-            return lambda *own: ways[planes - 1](*own, *given)
+            return lambda *own: ways[planes - 1](*own, words, scales)
         known = (planes >= 1) & (planes <= STORED)  # else `switch` takes the nearest
-        scales = jnp.where(known, held["scales"], jnp.nan)
-        return lambda *own: jax.lax.switch(planes - 1, ways, *own, held["words"], scales)
+        scales = jnp.where(known, scales, jnp.nan)
+        return lambda *own: jax.lax.switch(planes - 1, ways, *own, words, scales)
 
     def _check_inputs(self, inputs: int) -> None:
         """The last word of planes is filled up, so that they do not say how many inputs there are;
