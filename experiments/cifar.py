@@ -30,14 +30,14 @@ from dual_precision.tasks.classification import Classification
 from dual_precision.training.fit import fit
 from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
-from dual_precision.training.options import FitOptions
 from dual_precision.training.processes import is_first, together
 from dual_precision.training.sharding import batch_mesh
 from dual_precision.training.state import initial_variables
 from experiments import cli
 from experiments.figures import training as pictures
-from experiments.recipes.config import Config, read_channels
+from experiments.recipes.config import Config
 from experiments.recipes.flags import FLAGS, define_flags, read_config
+from experiments.recipes.settings import read_channels
 from experiments.workdir import (
     RESULTS,
     default_workdir,
@@ -60,7 +60,7 @@ def main() -> None:
         dataset = load_data(config, FLAGS.test)
         description = describe_run(config, preset, dataset)
         model, task = build_from(description["network"]), task_of(config, dataset)
-        structure, options = structure_of(model, task.example), options_of(config, FLAGS.shard_data)
+        structure, options = structure_of(model, task.example), config.fit_options(FLAGS.shard_data)
         # Before the workdir is claimed: wrong widths, batches or --init leave it free.
         batch_mesh(options.rows)
         task.order(dataset.train, options.batch_size, jax.random.key(0))
@@ -146,18 +146,6 @@ def describe_run(config: Config, preset: str, dataset: data.Dataset) -> dict[str
 def task_of(config: Config, dataset: data.Dataset) -> Classification:
     """The task of a run."""
     return Classification.of(dataset, config.recipe.label_smoothing)
-
-
-def options_of(config: Config, shard_data: bool = False) -> FitOptions:
-    """How the recipe is run."""
-    return FitOptions(
-        batch_size=config.batch_size,
-        seed=config.seed,
-        steps_per_dispatch=config.steps_per_dispatch,
-        epochs_per_evaluation=config.epochs_per_evaluation,
-        accumulate=config.accumulate,
-        shard_data=shard_data,
-    )
 
 
 def first_variables(

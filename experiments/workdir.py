@@ -9,14 +9,8 @@ from typing import Any
 
 from dual_precision.deploy.file.writer import write_parts
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.recipes.config import (
-    ORDERED,
-    Config,
-    config_from,
-    fields_of,
-    read_widths,
-    recipe_of,
-)
+from experiments.recipes.config import ORDERED, Config, config_from, fields_of, recipe_of
+from experiments.recipes.settings import read_widths
 from experiments.recipes.two_phase import usual_distillation
 
 CONFIG = "config.json"

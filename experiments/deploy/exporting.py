@@ -35,7 +35,7 @@ from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.precision import FLOAT_NAME
 from experiments.deploy.trials import Trial, compared, reads_text, trial_of
 from experiments.figures.tables import markdown_table
-from experiments.recipes.config import check_choice
+from experiments.recipes.settings import check_choice
 
 TARGETS = STABLEHLO, ONNX, LITERT, NNP, GGUF = "stablehlo", "onnx", "litert", "nnp", "gguf"
 _ONE_MODE = (LITERT, NNP, GGUF)

@@ -27,7 +27,7 @@ from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
 from experiments.figures.tables import markdown_table
-from experiments.recipes.config import read_channels
+from experiments.recipes.settings import read_channels
 from experiments.workdir import read_json
 
 _COLUMNS = (("theirs", "in the file", "{}"), ("ours", "here", "{}"), ("shape", "shape", "{}"))

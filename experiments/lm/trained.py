@@ -10,8 +10,8 @@ from dual_precision.data.text import Text, load_text
 from dual_precision.loading import load
 from dual_precision.tasks.language import NextByte
 from experiments.lm.training import language_task
-from experiments.recipes.config import read_widths
 from experiments.recipes.language_config import LanguageConfig, make_language_config
+from experiments.recipes.settings import read_widths
 from experiments.workdir import read_description
 
 SPLITS = ("validation", "test")

@@ -21,7 +21,7 @@ from dual_precision.data.text import TEXTS, Text, load_text
 from dual_precision.models import build_from
 from dual_precision.structure import structure_of
 from dual_precision.tasks.language import NextByte, perplexity
-from dual_precision.training.fit import FitOptions, fit
+from dual_precision.training.fit import fit
 from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
 from experiments import cli
@@ -128,11 +128,7 @@ def _trained_rows(
         config.recipe.phases(),
         text.train,
         text.validation,
-        FitOptions(
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epochs_per_evaluation=config.epochs_per_evaluation,
-        ),
+        config.fit_options(),
         folder,
         config=description,
     )

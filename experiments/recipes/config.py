@@ -5,19 +5,20 @@ the chosen recipe does not have is an unknown name.
 """
 
 import dataclasses
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from flax.core import FrozenDict
 
 from dual_precision.models import MODELS
-from dual_precision.precision import Modes, modes, parse
+from dual_precision.precision import Modes, modes
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import check_recipe
 from experiments.recipes.bsq import Bsq
 from experiments.recipes.cyclic import Cyclic, Static
 from experiments.recipes.recipe import Recipe
+from experiments.recipes.settings import LayerWidths, check_choice, check_type, read_channels
 from experiments.recipes.single import Float, High, Low, Truncate
 from experiments.recipes.supernet import SupernetRecipe
 from experiments.recipes.two_phase import Joint, Refine, TwoPhase
@@ -37,7 +38,6 @@ RECIPES: dict[str, type[Recipe]] = {
 ORDERS: dict[str, type[Recipe]] = {"joint": TwoPhase, "refine": Refine}
 ORDERED, DEFAULT_ORDER = "two_phase", "joint"  # the recipe that has an order
 
-LayerWidths = FrozenDict[str, FrozenDict[str, str]]  # layer or pattern -> mode -> "w4a4"
 AnyConfig = TypeVar("AnyConfig")
 _NO_WIDTHS: LayerWidths = FrozenDict()
 _DEFAULT = TwoPhase()
@@ -68,17 +68,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice("model", self.model, sorted(MODELS))
-        for name in ("batch_size", "epochs_per_evaluation", "accumulate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        if self.steps_per_dispatch < 0:
-            raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 0 or more")
+        self.fit_options()  # its errors name the settings too
         if bool(self.mean) != bool(self.std):
             raise ValueError(f"mean={self.mean!r} and std={self.std!r}: expected both or none")
         for name in ("mean", "std"):
             read_channels(name, getattr(self, name))
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
         if self.recipe.starts_trained and not self.init:
             raise ValueError(
                 f"mode {self.mode!r} starts from a trained network: expected --init, such as"
@@ -90,6 +84,17 @@ class Config:
     def modes(self) -> Modes:
         """What the names of modes mean."""
         return modes(self.widths, stored=self.stored, low=self.low, high=self.high)
+
+    def fit_options(self, shard_data: bool = False) -> FitOptions:
+        """How the recipe is run."""
+        return FitOptions(
+            batch_size=self.batch_size,
+            seed=self.seed,
+            steps_per_dispatch=self.steps_per_dispatch,
+            epochs_per_evaluation=self.epochs_per_evaluation,
+            accumulate=self.accumulate,
+            shard_data=shard_data,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, those of the recipe beside the others; JSON types."""
@@ -206,97 +211,9 @@ def assembled(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
     return kind(**{**rest, "order": order, "recipe": record})
 
 
-def read_channels(name: str, text: str) -> tuple[float, ...]:
-    """The numbers in a text such as "0.485,0.456,0.406"; none of "".
-
-    Raises:
-      ValueError: something else than numbers from 0 to 1; a deviation of 0.
-    """
-    try:
-        values = tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        values = (-1.0,)
-    if not all(0 <= value <= 1 and (value or name == "mean") for value in values):
-        raise ValueError(
-            f"{name}={text!r:.99}: expected a number for each channel, in units where white is 1,"
-            " as in 0.485,0.456,0.406"
-        )
-    return values
-
-
-def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError unless a field of this type can have the value; a float can be whole."""
-    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    kinds = [typing.get_origin(part) or part for part in parts]
-    if type(value) not in (*kinds, *([int] if float in kinds else [])):
-        names = " or ".join(part.__name__ for part in kinds)
-        raise ValueError(f"{name}={value!r:.99}: expected a value of type {names}")
-
-
 def every_field(config: type = Config) -> dict[str, Any]:
     """Name -> type of the fields of such a config, with all recipes together."""
     fields: dict[str, Any] = {}
     for recipe in (*RECIPES.values(), *ORDERS.values()):
         fields |= fields_of(recipe, config)
     return fields
-
-
-def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """["learning_rate=0.2"] -> {"learning_rate": 0.2}, typed as the field is.
-
-    Raises:
-      ValueError: a name that no recipe has, or a value of another type.
-    """
-    return read_settings_as(texts, every_field())
-
-
-def read_settings_as(texts: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """As `read_settings`, of these fields: name -> type."""
-    known = {name: kind for name, kind in fields.items() if name != "widths"}
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text!r}: expected name=value")
-        check_choice("setting", name, sorted(known))
-        kinds = [k for k in typing.get_args(known[name]) if k is not types.NoneType]
-        kind = kinds[0] if kinds else known[name]
-        try:
-            settings[name] = _read(kind, value)
-        except (ValueError, KeyError):
-            raise ValueError(f"--set {text!r}: expected a value of type {kind.__name__}") from None
-    return settings
-
-
-def _read(kind: type, text: str) -> Any:
-    """As `kind(text)`, but "true" and "false" for bool, which takes any text for true."""
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()]
-    return kind(text)
-
-
-def read_widths(value: Any) -> LayerWidths:
-    """Widths of layers from JSON: {layer or pattern: {mode: "w4a4"}}.
-
-    Raises:
-      ValueError: it has another form.
-    """
-    right = isinstance(value, dict) and all(
-        isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
-        for entry in value.values()
-    )
-    if not right:
-        raise ValueError(
-            'widths of layers: expected JSON {"layer or pattern": {"mode": "w4a4"}},'
-            ' as in {"stage3_*": {"low": "w1a2"}}'
-        )
-    for entry in value.values():
-        for text in entry.values():
-            parse(text)
-    return FrozenDict({path: FrozenDict(entry) for path, entry in value.items()})
-
-
-def check_choice(what: str, value: str, known: Sequence[str]) -> None:
-    """Raises ValueError where `value` is not among the known."""
-    if value not in known:
-        raise ValueError(f"{what} {value!r} is unknown: expected one of {list(known)}")

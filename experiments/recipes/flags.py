@@ -10,13 +10,8 @@ from absl import flags
 
 from dual_precision.models import MODELS
 from experiments import cli
-from experiments.recipes.config import (
-    Config,
-    every_field,
-    make_config,
-    read_settings_as,
-    read_widths,
-)
+from experiments.recipes.config import Config, every_field, make_config
+from experiments.recipes.settings import read_settings, read_widths
 from experiments.workdir import read_json
 
 FLAGS = cli.FLAGS
@@ -93,7 +88,7 @@ def settings_asked(
     Raises:
       ValueError: an unknown name, a value of another type, a field that is set twice.
     """
-    settings = read_settings_as(assigned, fields)
+    settings = read_settings(assigned, fields)
     for name, value in named.items():
         if value is not None:
             if name in settings:

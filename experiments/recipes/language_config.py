@@ -7,16 +7,11 @@ from typing import Any
 from dual_precision.data.text import check_text_name
 from dual_precision.precision import Modes, modes
 from dual_precision.training.methods.modes import Split
+from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import check_recipe
-from experiments.recipes.config import (
-    RECIPES,
-    LayerWidths,
-    assembled,
-    check_choice,
-    config_json,
-    recipe_asked,
-)
+from experiments.recipes.config import RECIPES, assembled, config_json, recipe_asked
 from experiments.recipes.recipe import Recipe
+from experiments.recipes.settings import LayerWidths, check_choice
 from experiments.recipes.two_phase import TwoPhase
 
 TEXT_MODELS = ("lstm", "transformer")
@@ -49,11 +44,10 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, TEXT_MODES)
         check_choice("model", self.model, TEXT_MODELS)
-        for name in ("features", "depth", "context", "epoch_bytes", "batch_size"):
+        self.fit_options()  # its errors name the settings too
+        for name in ("features", "depth", "context", "epoch_bytes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: expected 0 to 2^32 - 1, what makes a key")
         if self.recipe.label_smoothing:
             raise ValueError(f"label_smoothing={self.recipe.label_smoothing}: expected 0 on text")
         check_text_name(self.dataset)
@@ -69,6 +63,14 @@ class LanguageConfig:
     def modes(self) -> Modes:
         """What the names of modes mean."""
         return modes(self.widths, stored=self.stored, low=self.low, high=self.high)
+
+    def fit_options(self) -> FitOptions:
+        """How the recipe is run."""
+        return FitOptions(
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epochs_per_evaluation=self.epochs_per_evaluation,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, those of the recipe beside the others; JSON types."""

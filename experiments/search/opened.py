@@ -21,7 +21,7 @@ from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
 from dual_precision.training.log import read_records
 from dual_precision.training.methods.sampled import SampledLoss
-from experiments.cifar import options_of, task_of
+from experiments.cifar import task_of
 from experiments.recipes.config import Config
 from experiments.recipes.supernet import SupernetRecipe
 from experiments.workdir import config_of_run, read_description, read_rows
@@ -83,7 +83,7 @@ class Opened:
             (phase,),
             self.dataset.train,
             self.dataset.validation,
-            dataclasses.replace(options_of(self.config), epochs_per_evaluation=1),
+            dataclasses.replace(self.config.fit_options(), epochs_per_evaluation=1),
             workdir,
             variables=self.supernet.variables,
         )

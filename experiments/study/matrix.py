@@ -14,12 +14,12 @@ from experiments.recipes.config import (
     ORDERED,
     PRESETS,
     Config,
-    check_choice,
     config_from,
     every_field,
     fields_of,
     recipe_of,
 )
+from experiments.recipes.settings import check_choice
 from experiments.study.plans import Pair, Plan
 
 Settings = Mapping[str, Any]  # fields of experiments/recipes/ by name

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
 from dual_precision.search.state import State
-from experiments import cifar
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
@@ -113,11 +111,6 @@ def test_an_unfinished_supernet_is_refused(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps({"experiment": config.to_json()}))
     with pytest.raises(ValueError, match=r"no results\.json: expected a finished run; start its"):
         open_supernet(tmp_path, 0, True, None)
-
-
-def test_a_search_trains_on_without_the_flags_of_training(monkeypatch):
-    monkeypatch.setattr(cifar, "FLAGS", flags.FlagValues())
-    assert cifar.options_of(make_config("digits", {})).shard_data is False
 
 
 def test_intervals_and_ranks():

@@ -17,11 +17,10 @@ from experiments.recipes.config import (
     every_field,
     fields_of,
     make_config,
-    read_settings,
-    read_widths,
     recipe_of,
 )
 from experiments.recipes.recipe import Recipe
+from experiments.recipes.settings import read_settings, read_widths
 from experiments.recipes.two_phase import Joint, TwoPhase
 
 EVERY = [
@@ -52,11 +51,11 @@ def test_presets_make_a_config_for_every_recipe(preset, mode, order):
 
 
 def test_settings_override_the_preset_with_the_type_of_their_field():
-    settings = read_settings(["passes=2", "batch_size=32", "model=resnet8"])
+    settings = read_settings(["passes=2", "batch_size=32", "model=resnet8"], every_field())
     config = make_config("digits", settings)
     assert (config.recipe.passes, config.batch_size, config.model) == (2.0, 32, "resnet8")
     assert isinstance(config.recipe.passes, float)
-    several = read_settings(["mode=two_phase", "split=false", "distillation=0.25"])
+    several = read_settings(["mode=two_phase", "split=false", "distillation=0.25"], every_field())
     assert several == {"mode": "two_phase", "split": False, "distillation": 0.25}
 
 
@@ -75,7 +74,7 @@ def test_settings_override_the_preset_with_the_type_of_their_field():
 )
 def test_settings_refused(text, says):
     with pytest.raises(ValueError, match=says):
-        read_settings([text])
+        read_settings([text], every_field())
 
 
 @pytest.mark.parametrize(

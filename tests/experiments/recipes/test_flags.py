@@ -28,8 +28,11 @@ from experiments.recipes import flags as training_flags
         (["--set=stored=4"], "wider weights than the 4 bits that are stored"),
         (["--seed=1", "--set=seed=2"], "--seed and --set seed=...: expected one of them"),
         (["--set=passes=1e7"], "passes=10000000.0: expected more than 0, up to 1,000,000"),
-        (["--seed=99999999999999999999"], "seed=99999999999999999999: expected 0 to 2^32 - 1"),
-        (["--set=seed=4294967296"], "seed=4294967296: expected 0 to 2^32 - 1"),
+        (
+            ["--seed=99999999999999999999"],
+            "seed=99999999999999999999: expected a whole number, 0 to 2^32 - 1",
+        ),
+        (["--set=seed=4294967296"], "seed=4294967296: expected a whole number, 0 to 2^32 - 1"),
         (["--low=w\uff12a2"], "precision 'w\uff12a2': expected w<bits>a<bits>"),
         (["--mode=low", "--order=refine"], "order='refine' with mode 'low': expected mode 'two_p"),
         (["--mode=joint", "--order=joint"], "order='joint' with mode 'joint': expected mode 'two"),
