@@ -21,6 +21,7 @@ from dual_precision.training.given import (
     check_agreed,
     check_restored,
     check_same_run,
+    check_start,
     checked_config,
     description_of,
 )
@@ -72,13 +73,15 @@ def fit(
 
     Raises:
       ValueError: a recipe or batch size that cannot work; a model or a task that is not hashable;
-        a config that is not JSON, or describes another network; a workdir of another run.
+        a config that is not JSON, or describes another network; variables or a workdir of another.
       NonFiniteLoss, CheckpointError, Interrupted: see there.
     """
     config = checked_config(config, model, task)
     check_recipe(phases, model.modes)
     network, workdir = Network(model, task), Path(workdir)
     structure = structure_of(model, task.example)
+    if variables is not None:
+        check_start(variables, structure)
     check_agreed(task, options, train, validation, config, variables)
     feed = Feed(task, train, options)
     stages = stages_of(phases, structure, feed.steps_per_epoch, options.accumulate)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from dual_precision.models import check_description
-from dual_precision.structure import Structure
+from dual_precision.structure import LayerPath, Structure
 from dual_precision.tasks.task import Network, Task, Tree
 from dual_precision.training.manifest import manifest
 from dual_precision.training.options import FitOptions
@@ -116,16 +116,44 @@ def check_same_run(about: Mapping[str, Any], now: Mapping[str, Any], workdir: Pa
 
 def check_restored(variables: Tree, structure: Structure, workdir: Path) -> None:
     """Raises ValueError where restored values are not those that the model has."""
-    found = {path: np.shape(leaf) for path, leaf in flatten_dict(variables).items()}
-    wanted = {path: leaf.shape for path, leaf in structure.shapes.items()}
     _refuse(
         workdir,
         [
-            f"{'/'.join(path)} (there {found.get(path)}, now {shape})"
-            for path, shape in wanted.items()
-            if found.get(path) != shape
+            f"{'/'.join(path)} (there {found}, now {wanted})"
+            for path, found, wanted in _other_shapes(variables, structure)
+            if wanted  # events add leaves
         ],
     )
+
+
+def check_start(variables: Any, structure: Structure) -> None:
+    """Raises ValueError where values to start from are not those that the model has."""
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            f"variables: got {type(variables).__name__}, expected what model.init gives: a mapping"
+            " with params and batch_stats"
+        )
+    others = _other_shapes(variables, structure)
+    if others:
+        path, found, wanted = others[0]
+        more = f", and {len(others) - 1} other leaves" if len(others) > 1 else ""
+        raise ValueError(
+            f"variables are of another network: {'/'.join(path)} has the shape {found}, expected"
+            f" {wanted}{more} (None: there is none); start_from takes what fits of another network"
+        )
+
+
+def _other_shapes(
+    variables: Tree, structure: Structure
+) -> list[tuple[LayerPath, tuple[int, ...] | None, tuple[int, ...] | None]]:
+    """Paths with another shape than the model has, that shape and its own; None without a leaf."""
+    found = {path: np.shape(leaf) for path, leaf in flatten_dict(variables).items()}
+    wanted = {path: leaf.shape for path, leaf in structure.shapes.items()}
+    return [
+        (path, found.get(path), wanted.get(path))
+        for path in {**wanted, **found}
+        if found.get(path) != wanted.get(path)
+    ]
 
 
 def _refuse(workdir: Path, differences: Sequence[str]) -> None:

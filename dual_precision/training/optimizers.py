@@ -70,7 +70,12 @@ class Sgd:
         return optax.chain(partition, keep_in_cells(self.protect, structure))
 
     def check(self, modes: Modes, phase: "Phase") -> None:
-        """Raises ValueError where a mode that is to be protected cannot be."""
+        """Raises ValueError without a schedule, or where a mode cannot be protected as asked."""
+        if missing := [name for name in (RATE, STEP_RATE) if name not in phase.schedules]:
+            raise ValueError(
+                f"phase {phase.name!r} has the schedules {list(phase.schedules)}: expected"
+                f" {missing} too, which {type(self).__name__} follows"
+            )
         if self.protect is None:
             return
         modes.check_name(self.protect)

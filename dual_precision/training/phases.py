@@ -190,6 +190,8 @@ def check_names(names: Iterable[str], what: str, taken: Iterable[str] = ()) -> N
 
 def check_recipe(phases: Sequence[Phase], modes: Modes) -> None:
     """Raises ValueError where a phase names unknown modes or cannot keep what it promises."""
+    if not isinstance(phases, Sequence) or not all(isinstance(part, Phase) for part in phases):
+        raise ValueError(f"phases={phases!r:.80}: expected a tuple of Phase, as in (phase,)")
     if not phases:
         raise ValueError("a recipe of no phases: expected at least one")
     for phase in phases:

@@ -30,7 +30,7 @@ from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 from dual_precision.training.signals import Interrupted, Signals
-from dual_precision.training.state import initial_variables
+from dual_precision.training.state import TrainState, initial_variables
 
 SIZE, BATCH = 100, 16  # 6 updates in an epoch; 4 images of every epoch's permutation are left out
 STEPS = SIZE // BATCH
@@ -575,6 +575,20 @@ def test_images_of_a_wrong_shape_or_dtype(tmp_path, images, says):
         run(tmp_path, train=Unchecked(images, TRAIN.labels))
     assert "expected" in str(caught.value)
     assert not Checkpoints(tmp_path).steps()
+
+
+def test_values_to_start_from_that_the_model_does_not_have(tmp_path):
+    given = initial_variables(MODEL.clone(num_classes=5), TASK.example, 0)
+    with pytest.raises(ValueError, match=r"classifier/bias has the shape \(5,\), expected \(4"):
+        run(tmp_path, variables=given)
+    with pytest.raises(ValueError, match=r"variables are of another network: .* shape None, exp"):
+        run(tmp_path, variables={"params": {}})
+    with pytest.raises(ValueError, match="got TrainState, expected what model"):
+        run(tmp_path, variables=TrainState(jnp.int32(0), {}, {}, {}, ()))
+    own = initial_variables(MODEL, TASK.example, 0)
+    with pytest.raises(ValueError, match=r"params/more has the shape \(3,\), expected None"):
+        run(tmp_path, variables={**own, "params": {**own["params"], "more": jnp.zeros(3)}})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("images", [VALIDATION.images[..., 0], VALIDATION.images.astype(np.int16)])

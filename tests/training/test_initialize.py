@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -21,13 +22,14 @@ from dual_precision.training.initialize import (
     FitWeightSteps,
 )
 from dual_precision.training.methods.modes import Together
-from dual_precision.training.optimizers import Sgd
+from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
 from dual_precision.training.phases import Moment, Phase, check_recipe
 from dual_precision.training.state import TrainState, initial_variables
 
 KEY = jax.random.key(0)
 DUAL = modes(low="w2a3", high="w8a8")
 FEATURES = 5
+RATES = {name: lambda updates: optax.constant_schedule(0.1) for name in (RATE, STEP_RATE)}
 
 
 class Toy(nn.Module):
@@ -190,7 +192,7 @@ def test_estimated_statistics_of_a_norm_that_is_called_twice():
 @pytest.mark.parametrize("place", ["start", "end", "events"])
 def test_events_are_checked_before_anything_is_trained(event, says, place):
     given = {place: ((1, event),) if place == "events" else (event,)}
-    phase = Phase("p", 1, ("low",), Together(("low",)), Sgd(), **given)
+    phase = Phase("p", 1, ("low",), Together(("low",)), Sgd(), RATES, **given)
     with pytest.raises(ValueError, match=says):
         check_recipe((phase,), DUAL)
     check_recipe((dataclasses.replace(phase, **{place: ()}),), DUAL)
@@ -198,10 +200,13 @@ def test_events_are_checked_before_anything_is_trained(event, says, place):
 
 def test_events_of_the_whole_recipe_are_for_the_same_network():
     """A phase that is fine by itself is checked against the modes of the model at hand."""
-    make = partial(Phase, "p", 1, loss=Together(("low",)), optimizer=Sgd())
+    make = partial(Phase, "p", 1, loss=Together(("low",)), optimizer=Sgd(), schedules=RATES)
     with pytest.raises(ValueError, match="'low' is unknown"):
         check_recipe((make(precisions=("low",)),), modes(high="w8a8"))
     with pytest.raises(ValueError, match="'low' is unknown"):
         check_recipe((make(precisions=("high",), reports=("low",)),), modes(high="w8a8"))
     with pytest.raises(ValueError, match="a recipe of no phases"):
         check_recipe((), DUAL)
+    for wrong in (phase := make(precisions=("high",)), [phase, "low"], {phase.name: phase}):
+        with pytest.raises(ValueError, match=r"expected a tuple of Phase, as in \(phase,\)"):
+            check_recipe(wrong, DUAL)

@@ -24,6 +24,7 @@ from dual_precision.training.methods.modes import Together
 from dual_precision.training.optimizers import (
     RATE,
     STEP_RATE,
+    Adam,
     Sgd,
     in_log_domain,
     label_leaves,
@@ -234,8 +235,20 @@ def test_momentum_and_nesterov(small, optimizer, first):
 # -- what cannot be protected ----------------------------------------------------------------------
 
 
-def checked(optimizer, own, *precisions):
-    optimizer.check(own, Phase("refine", 1, precisions, Together(precisions), optimizer))
+SCHEDULES = {name: lambda updates: optax.constant_schedule(0.1) for name in (RATE, STEP_RATE)}
+
+
+def checked(optimizer, own, *precisions, schedules=SCHEDULES):
+    loss = Together(precisions)
+    optimizer.check(own, Phase("refine", 1, precisions, loss, optimizer, schedules))
+
+
+def test_an_optimizer_says_which_schedule_it_lacks():
+    own = modes(low="w2a2", high="w8a8")
+    with pytest.raises(ValueError, match=r"the schedules \[\]: expected \['learning_rate', 'step_"):
+        checked(Sgd(), own, "low", schedules={})
+    with pytest.raises(ValueError, match=r"expected \['step_learning_rate'\] too, which Adam"):
+        checked(Adam(), own, "low", schedules={RATE: SCHEDULES[RATE]})
 
 
 def test_what_a_phase_may_protect():
