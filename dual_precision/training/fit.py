@@ -27,6 +27,7 @@ from dual_precision.training.given import (
 )
 from dual_precision.training.log import Journal, Listener, Record, Silence
 from dual_precision.training.metrics import evaluate
+from dual_precision.training.optimizers import schedules_at
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Event, Moment, Phase, Stage, check_recipe, stages_of
 from dual_precision.training.processes import is_first, largest
@@ -213,6 +214,7 @@ def _events_of(
             state = event(state, moment)
         if state.opt_state is None:
             opt_state = jax.jit(stage.optimizer.init)(state.params)
+            opt_state = schedules_at(stage.update_after(step), opt_state)
             state = dataclasses.replace(state, opt_state=opt_state)
         return replicate(state, feed.mesh)
 

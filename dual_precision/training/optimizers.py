@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,18 @@ class Adam(Sgd):
     def moved(self) -> optax.GradientTransformation:
         adam = optax.scale_by_adam(self.momentum, self.second)
         return optax.chain(optax.clip_by_global_norm(1.0), adam)
+
+
+def schedules_at(update: int, opt_state: optax.OptState) -> optax.OptState:
+    """A new state of an optimizer whose schedules stand at `update`, the first of which is 0."""
+
+    def is_schedule(part: object) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    def moved(part: Any) -> Any:
+        return part._replace(count=jnp.int32(update)) if is_schedule(part) else part
+
+    return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
 def _check_wider(path: str, low: Precision, name: str, high: Precision) -> None:

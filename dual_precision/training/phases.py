@@ -8,7 +8,7 @@ and in between is an event. A method of training is such values; nothing else kn
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,14 @@ Loss = Callable[
     tuple[jax.Array, tuple[State, dict[str, jax.Array]]],
 ]
 Schedule = Callable[[jax.Array], jax.Array]
+AnyStep = TypeVar("AnyStep", int, jax.Array)
 # What every record of the log has of its own.
 _RECORD = frozenset({"step", "epoch", "phase", "loss", "examples_per_second"})
 _RECORD |= {"relative_cost", "gigabitops"}
 _VALIDATION = "validation_"  # what is measured at an evaluation begins so
 # How a phase moves its parameters: (structure, the phase's modes, schedules by name) -> transform.
+# It follows schedules by optax.scale_by_schedule, as optax.scale_by_learning_rate does: whose state
+# is made anew in the middle of a phase goes on in them.
 Optimizer = Callable[
     [Structure, Sequence[str], Mapping[str, Schedule]], optax.GradientTransformation
 ]
@@ -54,7 +57,7 @@ class Moment:
 
 
 # What is set, not learned. An event may drop the optimizer's state (opt_state=None): it is then
-# made anew, for parameters that are no longer those that it belonged to.
+# made anew, for parameters that are no longer those that it belonged to; schedules go on.
 Event = Callable[[TrainState, Moment], TrainState]
 
 
@@ -136,9 +139,13 @@ class Stage:
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformation
 
+    def update_after(self, step: AnyStep) -> AnyStep:
+        """The number of the update after `step`, from 0."""
+        return (step - self.start) // self.accumulate
+
     def values(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules give for the update after `step`, and its number as "step"."""
-        count = (step - self.start) // self.accumulate
+        count = self.update_after(step)
         rates = {name: rate(count.astype(jnp.float32)) for name, rate in self.schedules.items()}
         return {"step": count, **rates}
 
