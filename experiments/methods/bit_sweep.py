@@ -5,13 +5,13 @@
         --set alpha=$alpha --workdir=runs/bsq-$alpha; done
     python -m experiments.methods.bit_sweep runs/bsq-*
 
-Bits per weight are those of BSQ: of the layers whose bits are trained, the sign not counted.
+Bits per weight are those of BSQ: of the layers whose bits are trained, the sign not counted, 0 in a
+layer of zeros.
 Compression is of the network that the project stores: bytes of all weights in float, over bytes of
 all weights at the widths that were found, with the sign, the steps, and the layers that keep 8
-bits. Widths of a network that was trained on at them (--widths) are read the same way.
+bits.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from dual_precision import data
 from dual_precision.costs import mode_cost
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME, parse
-from dual_precision.structure import Structure, structure_of
+from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
+from dual_precision.training.methods.bsq import mean_bits
 from experiments import cli
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
-from experiments.recipes.bsq import Bsq
+from experiments.recipes.bsq import BITS_FILE, Bsq
 from experiments.recipes.flags import read_widths_file
-from experiments.workdir import config_of_run, read_description, read_rows
+from experiments.workdir import config_of_run, read_description, read_json, read_rows
 
 _COLUMNS = (
     ("alpha", "alpha", "{:g}"),
@@ -38,17 +39,6 @@ _COLUMNS = (
     ("validation", "validation %", "{:.2f}"),
     ("test", "test %", "{:.2f}"),
 )
-
-
-def bits_per_weight(structure: Structure, widths: dict[str, Any]) -> float:
-    """Mean over the weights of the layers in a map, without the sign."""
-    sizes = {
-        "/".join(path): math.prod(layer.kernel)
-        for path, layer in structure.layers.items()
-        if "/".join(path) in widths
-    }
-    bits = sum(sizes[name] * (_bits(entry) - 1) for name, entry in widths.items())
-    return bits / sum(sizes.values())
 
 
 def _bits(entry: dict[str, str]) -> int:
@@ -66,6 +56,8 @@ def row_of(folder: Path, example: Any) -> tuple[dict[str, Any], dict[str, int]]:
         raise ValueError(f"{folder} is a run of --mode={config.mode}: expected one of bsq")
     (result,) = read_rows(folder)
     widths = read_widths_file(str(folder / "widths.json"))
+    found = read_json(folder / BITS_FILE)
+    bits = {tuple(name.split("/")): count for name, count in found.items()}
     network = read_description(folder)["network"]
     own: dict[str, Any] = {"modes": {"low": "w2a2", "high": "w8a8"}, "layers": widths, "stored": 8}
     structure = structure_of(build_from(network | own), example)
@@ -73,7 +65,7 @@ def row_of(folder: Path, example: Any) -> tuple[dict[str, Any], dict[str, int]]:
     row: dict[str, Any] = {
         "alpha": config.recipe.alpha,
         "seed": config.seed,
-        "bits_per_weight": bits_per_weight(structure, widths),
+        "bits_per_weight": mean_bits(bits, structure.layers),
         "compression": sizes[0] / sizes[1],
         **{split: result[split] for split in ("validation", "test") if split in result},
     }

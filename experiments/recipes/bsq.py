@@ -15,22 +15,28 @@ from dual_precision.training.methods.bsq import (
     BitOptimizer,
     ToBits,
     WriteKernels,
+    bits_found,
     widths_found,
     widths_within,
 )
 from experiments.recipes.recipe import Phases, Recipe, phase
+
+BITS_FILE = "bits.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Bsq(Recipe):
     """The bits of a trained network (--init), each at a price, for half of the passes.
 
-    Leaves widths.json, which --widths takes to train on with the widths that it found, and
-    widths_low.json for the mode low: by the same bits, at the cost of a uniform width, `low_bits`.
+    Leaves bits.json: the bits that it found, layer by layer; widths.json, which --widths takes to
+    train on with them; and widths_low.json for the mode low: by the same bits, at the cost of a
+    uniform width, `low_bits`.
     """
 
     alpha: float = 5e-3  # price of a bit; the one hyper-parameter of the method
-    adjustments: int = 4  # times that bits are made exact, and unused ones dropped
+    # Times that bits are made exact and unused ones dropped, the last at the end; None is 4, or one
+    # for each epoch where these are fewer.
+    adjustments: int | None = None
     bits: int = 8  # of every weight at the start
     low_bits: float = 2.0  # per weight, in widths_low.json
     low_by: str = BYTES  # their cost: bytes, or bitops
@@ -45,6 +51,12 @@ class Bsq(Recipe):
             raise ValueError(f"low_bits={self.low_bits}: expected 1 to {MAX_BITS}")
         if self.low_by not in BIT_COSTS:
             raise ValueError(f"low_by={self.low_by!r}: expected one of {list(BIT_COSTS)}")
+        (own,) = self.phases()
+        if self.adjustments is not None and not 1 <= self.adjustments <= own.epochs:
+            raise ValueError(
+                f"adjustments={self.adjustments} in {own.epochs} epochs: expected 1 to"
+                f" {own.epochs}, for each comes after an epoch"
+            )
 
     def phases(self) -> Phases:
         own = phase(
@@ -56,11 +68,14 @@ class Bsq(Recipe):
             start=(FitInputSteps("high"), ToBits("high", self.bits)),
             end=(Adjust(),),
         )
-        every = max(own.epochs // max(self.adjustments, 1), 1)
-        events = ((1, WriteKernels()), (every, Adjust()))
+        times = min(4, own.epochs) if self.adjustments is None else self.adjustments
+        after = tuple(round(own.epochs * part / times) for part in range(1, times))
+        adjust = ((1, Adjust(after)),) if after else ()
+        events = ((1, WriteKernels()), *adjust)
         return (dataclasses.replace(own, optimizer=BitOptimizer(own.optimizer), events=events),)
 
     def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
         found = widths_found(params, structure, "high")
         low = widths_within(params, structure, "low", self.low_bits, self.low_by)
-        return {"widths.json": found, "widths_low.json": low}
+        bits = {"/".join(path): count for path, count in bits_found(params).items()}
+        return {BITS_FILE: bits, "widths.json": found, "widths_low.json": low}

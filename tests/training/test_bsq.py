@@ -28,6 +28,7 @@ from dual_precision.training.methods.bsq import (
     bits_found,
     bits_of,
     keep_bits_in_range,
+    mean_bits,
     price_of,
     widths_found,
     widths_within,
@@ -156,7 +157,7 @@ def test_bits_go_where_they_cost_something(trained, tmp_path):
     state, records, _ = trained
     free = run(tmp_path, bsq_phase(0.0))
     assert bits_found(state.params)[BITWISE] < bits_found(free.params)[BITWISE]
-    bits = [record["bits_per_weight"] for record in records]
+    bits = [record["trained_bits_per_weight"] for record in records]
     assert bits[0] == 8
     assert sorted(bits, reverse=True) == bits
     for part in ("positive", "negative"):
@@ -232,6 +233,18 @@ def test_widths_of_low_take_no_more_than_a_uniform_one():
         assert own_widths == {"dense2": {"low": wide}, "dense3": {"low": "w1a4"}}
     with pytest.raises(ValueError, match="a cost in 'flops': expected one of"):
         widths_within(params, structure, "low", 2.0, "flops")
+
+
+def test_bits_per_weight_count_eight_as_eight_and_zeros_as_none():
+    """As the map of widths cannot: the sign takes the last of 8 bits there, and zeros take one."""
+    own = MLP(num_classes=4, modes=OWN, hidden=(12, 12, 12))
+    layers = structure_of(own, TASK.example).layers
+    params = initial_variables(own, TASK.example, seed=0)["params"]
+    kernels = [params["dense2"]["kernel"], jnp.zeros_like(params["dense3"]["kernel"])]
+    found = {("dense2",): adjusted(to_signed_bits(kernels[0], 8))}
+    assert mean_bits(bits_found(with_bits(params, found)), layers) == 8
+    found["dense3",] = adjusted(to_signed_bits(kernels[1], 8))
+    assert mean_bits(bits_found(with_bits(params, found)), layers) == 4
 
 
 def test_a_layer_that_needs_no_bits():

@@ -136,11 +136,10 @@ def widths_within(
     return found
 
 
-def mean_bits(bits: Mapping[LayerPath, SignedBits]) -> float:
-    """Bits per weight, the sign not counted, of the layers that have them."""
-    sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
-    total = sum(own.positive.shape[0] * sizes[path] for path, own in bits.items())
-    return total / max(sum(sizes.values()), 1)
+def mean_bits(bits: Mapping[LayerPath, int], layers: Mapping[LayerPath, Layer]) -> float:
+    """Bits per weight of the layers that are given, as `bits_found` counts them."""
+    sizes = {path: math.prod(layers[path].kernel) for path in bits}
+    return sum(bits[path] * size for path, size in sizes.items()) / max(sum(sizes.values()), 1)
 
 
 def _check_mode(mode: str, modes: Modes, phase: "Phase") -> None:
@@ -180,17 +179,26 @@ class Adjust:
     """An event: bits become exact again, and those that are 0 in a whole layer are dropped.
 
     What the network computes stays, bit for bit; the optimizer begins anew.
+
+    Attributes:
+      after: it happens after so many epochs of the phase; () is whenever it is asked to.
     """
 
+    after: tuple[int, ...] = ()
+
     def __call__(self, state: TrainState, moment: "Moment") -> TrainState:
-        found = {path: adjusted(own) for path, own in bits_of(state.params).items()}
+        if self.after and moment.epoch not in self.after:
+            return state
+        adjusted_bits = {path: adjusted(own) for path, own in bits_of(state.params).items()}
+        params = with_bits(state.params, adjusted_bits)
+        found = bits_found(params)
         log.info(
             "epoch %d: %.2f bits per weight, layer by layer %s",
             moment.epoch,
-            mean_bits(found),
-            " ".join(str(own.positive.shape[0]) for own in found.values()),
+            mean_bits(found, moment.structure.layers),
+            " ".join(str(bits) for bits in found.values()),
         )
-        return dataclasses.replace(state, params=with_bits(state.params, found), opt_state=None)
+        return dataclasses.replace(state, params=params, opt_state=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,8 +243,15 @@ class BitLoss:
         bits = bits_of(params)
         weighted, price = with_bits(params, bits), price_of(bits)
         loss, (state, metrics) = trained_at(self.mode, network, weighted, state, batch, key)
-        metrics |= {"price": price, "bits_per_weight": jnp.float32(mean_bits(bits))}
+        metrics |= {"price": price, "trained_bits_per_weight": jnp.float32(_trained_bits(bits))}
         return loss + self.alpha * price, (state, metrics)
+
+
+def _trained_bits(bits: Mapping[LayerPath, SignedBits]) -> float:
+    """Mean of n_l over weights, see `BitLoss`: 1, not 0, in a layer that has become zeros."""
+    sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
+    total = sum(own.positive.shape[0] * sizes[path] for path, own in bits.items())
+    return total / max(sum(sizes.values()), 1)
 
 
 def price_of(bits: Mapping[LayerPath, SignedBits]) -> jax.Array:

@@ -154,6 +154,7 @@ ALTERNATIVES: dict[str, Any] = {
     "split": False,
     "passes": 50.0,
     "cycles": 8,
+    "adjustments": 8,
     "bits": 4,
     "low_bits": 3.0,
     "low_by": "bitops",

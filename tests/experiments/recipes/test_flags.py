@@ -57,6 +57,14 @@ from experiments.recipes import flags as training_flags
         (["--mode=bsq"], "mode 'bsq' starts from a trained network: expected --init, such as"),
         (["--mode=bsq", "--init=a", "--set=alpha=-1"], "alpha=-1.0: expected a finite number, 0"),
         (["--mode=bsq", "--init=a", "--high=w8a8"], "weights are float in 'high', which is w8a8"),
+        (
+            ["--mode=bsq", "--init=a", "--set=passes=4", "--set=adjustments=3"],
+            "adjustments=3 in 2 epochs: expected 1 to 2, for each comes after an epoch",
+        ),
+        (
+            ["--mode=bsq", "--init=a", "--set=adjustments=0"],
+            "adjustments=0 in 60 epochs: expected 1",
+        ),
         (["--mode=bsq", "--init=a", "--set=bits=9"], "width 9: expected 1 to 8 bits"),
         (["--mode=static", "--set=cycles=4"], "setting 'cycles' is unknown with mode 'static'"),
         (

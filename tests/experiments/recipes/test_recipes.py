@@ -7,6 +7,7 @@ import pytest
 
 from dual_precision import modes
 from dual_precision.training.initialize import EstimateNorms, FitWeightSteps
+from dual_precision.training.methods.bsq import Adjust
 from dual_precision.training.methods.cyclic import CYCLE, CyclicLoss
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, Sgd
@@ -89,6 +90,23 @@ def test_recipes_can_run(mode, order, low, high):
     trained = {name for phase in phases for name in (*phase.precisions, *phase.reports)}
     assert set(recipe.reported) <= trained
     assert len({phase.name for phase in phases}) == len(phases)
+
+
+@pytest.mark.parametrize(
+    ("passes", "asked", "after"),
+    [
+        (14.0, None, (2, 4, 5)),
+        (14.0, 7, (1, 2, 3, 4, 5, 6)),
+        (22.0, 4, (3, 6, 8)),
+        (8.0, 1, ()),
+        (2.0, None, ()),
+    ],
+)
+def test_bits_are_adjusted_so_many_times_and_the_last_time_at_the_end(passes, asked, after):
+    (own,) = made("bsq", "", passes=passes, adjustments=asked).phases()
+    between = [event.after for _, event in own.events if isinstance(event, Adjust)]
+    assert between == ([after] if after else [])
+    assert own.end == (Adjust(),)
 
 
 def test_refine_promises_low():
