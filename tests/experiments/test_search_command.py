@@ -12,6 +12,8 @@ from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
 from dual_precision.search.state import State
+from experiments.figures.drawing import pyplot_for_files
+from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
@@ -95,6 +97,18 @@ def test_a_map_of_another_method():
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
     assert text.startswith("the map of --widths: 71.00 %, 4.000e+01 BitOps, w8a32 w3a4 w1a1")
     assert text.endswith("beside it 70.00 % the best")
+
+
+def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
+    """No two texts are alike there, as pixels have no width: w8a32 and w2a2."""
+    space = Space("low", ("stem", "a"), (("w4a32", "w8a32"), ("w1a1", "w2a2")), (1, 2), 5)
+    paths = (("w8a32", "w1a1"), ("w4a32", "w2a2"), ("w8a32", "w2a2"))
+    found = [Evaluated(path, 50.0 + i, space.cost(path)) for i, path in enumerate(paths)]
+    pyplot_for_files()
+    figure = draw_front(State(space, Settings(), {}, tuple(found)))
+    parts = {part.get_label(): part for part in figure.axes[0].collections}
+    points = parts["one width for all layers"].get_offsets()
+    assert [tuple(point) for point in points] == [(71, 50.0), (77, 52.0)]
 
 
 def test_a_training_counts_when_the_log_has_it(tmp_path):
