@@ -50,6 +50,9 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
         state = replay(read_events(folder / "session.jsonl"))[-1]
         assert len(state.evaluated) == evaluations
     assert "the map of --widths: " in ended.stdout
+    # A map that names no layer is the network as it is: low with one width for all layers.
+    opened = open_supernet(supernet, 0, True, None)
+    assert candidate_of(opened.space, {}, opened.own_path()) == ("w2a2",) * 2
     rows = json.loads((folder / "front.json").read_text())["rows"]
     assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
     widths = read_widths_file(str(folder / "widths.json"))
@@ -87,11 +90,12 @@ def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path)
 def test_a_map_of_another_method():
     choices = ("w1a1", "w2a2")
     space = Space("low", ("stem", "a", "b"), (("w4a32", "w8a32"), choices, choices), (1, 2, 3), 5)
-    assert candidate_of(space, {"a": {"low": "w3a4"}}) == ("w8a32", "w3a4", "w1a1")
-    assert candidate_of(space, {"stem": {"low": "w4a32"}}) == ("w4a32", "w1a1", "w1a1")
+    own = ("w8a32", "w2a3", "w2a3")  # of low: no alternative of this space
+    assert candidate_of(space, {"a": {"low": "w3a4"}}, own) == ("w8a32", "w3a4", "w2a3")
+    assert candidate_of(space, {"stem": {"low": "w4a32"}}, own) == ("w4a32", "w2a3", "w2a3")
     for wrong in ({"z": {"low": "w2a2"}}, {"a": {"high": "w2a2"}}, {"a": {"low": "w2a32"}}):
         with pytest.raises(ValueError, match="expected"):
-            candidate_of(space, wrong)
+            candidate_of(space, wrong, own)
     seen = [Evaluated(("w8a32", "w2a2", "w1a1"), 70.0, 24.0)]
     state = State(space, Settings(), {}, tuple(seen))
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
