@@ -1,5 +1,6 @@
 """The command of the search, from a supernet to widths that training takes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
 from experiments.search.opened import LOG, open_supernet, trained_in
 from experiments.search.results import beside, candidate_of
-from experiments.search.steering import evaluations_needed, interval, run_strategy
+from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,77 @@ def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path)
     ends = (space.cost(("w1a1",) * 3), space.cost(("w4a4",) * 3))
     assert evaluations_needed(state.evaluated, 0.0, ends) == 1
     assert np.isinf(evaluations_needed(state.evaluated, 1e9, ends))
+
+
+@pytest.fixture
+def table():
+    """A space of three layers, and an accuracy for each path."""
+    choices = tuple(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
+    space = Space("low", ("a", "b", "c"), (choices,) * 3, (1, 2, 3), 5)
+
+    def score(_, candidate):
+        bits = [int(text[1]) * int(text[3]) for text in candidate]
+        return sum(k * own**0.3 for k, own in zip((9, 1, 4), bits, strict=True))
+
+    return space, score
+
+
+def test_a_strategy_that_was_stopped_anywhere_goes_on_the_same(tmp_path, table):
+    """After any line of its log, between two edits too. A run of fewer evaluations, or the same
+    one again, changes nothing of what comes after."""
+    space, score = table
+
+    def run(name, evaluations):
+        session = Session(tmp_path / name, space, Settings(population=10), {}, score)
+        run_strategy(session, "steered", evaluations, 0.25)
+        return session
+
+    whole = run("whole", 35)
+    text = whole.path.read_text()
+    assert len(whole.state.evaluated) == 35
+    assert len(whole.state.history) > 10
+    lines = text.splitlines(keepends=True)
+    for count in range(1, len(lines) + 1):
+        (tmp_path / "stopped").write_text("".join(lines[:count]))
+        assert run("stopped", 35).path.read_text() == text
+    for evaluations in (10, 15, 20, 35, 20):
+        run("longer", evaluations)
+    assert (tmp_path / "longer").read_text() == text
+
+
+def test_strategies_are_compared_at_as_many_evaluations_as_asked(tmp_path, table):
+    """No multiple of a generation either; logs that go further have the same row."""
+    space, score = table
+    rows = {}
+    for count in (10, 35, 40):
+        rows[count] = compare(space, {}, score, 0, count, 0.25, tmp_path / f"{count}")
+        for path in (tmp_path / f"{count}").iterdir():
+            assert len(replay(read_events(path))[-1].evaluated) == count
+        assert rows[count]["evolve"] > 0
+        assert not np.isnan(rows[count]["needed"])
+    for count in (10, 35):
+        assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40") == rows[count]
+
+
+def test_logs_of_another_supernet_are_refused(tmp_path, table):
+    """Their accuracies were taken for those of the one that was asked for."""
+    space, score = table
+    evaluated = []
+
+    def other(space, candidate):
+        evaluated.append(candidate)
+        return score(space, candidate)
+
+    compare(space, {"losses": [1.0]}, score, 0, 20, 0.25, tmp_path)
+    bounded = dataclasses.replace(space, most=50.0)
+    for own, about, quantile, what in (
+        (space, {"losses": [2.0]}, 0.25, r"losses \(there \[1.0\], here \[2.0\]\)"),
+        (space, {"losses": [1.0]}, 0.5, "quantile"),
+        (bounded, {"losses": [1.0]}, 0.25, "bound"),
+    ):
+        with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another --workdir"):
+            compare(own, about, other, 0, 20, quantile, tmp_path)
+    assert not evaluated
 
 
 def test_a_map_of_another_method():
