@@ -5,6 +5,7 @@ line written before it takes effect anywhere else. It is replayed without evalua
 without a page; a search goes on from its log as if it had never stopped.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ from dual_precision.search.state import Event, State, begin_event, moved, state_
 Evaluate = Callable[[Space, Candidate], float]  # accuracy in percent
 Train = Callable[[Space], Sequence[float]]  # trains the shared weights on, gives the losses
 LARGEST_LOG = 256 << 20  # bytes
+_MOST_TOLD = 8  # differences that an error lists: a network has many layers
 
 
 def read_events(path: Path) -> list[Event]:
@@ -100,7 +102,7 @@ class Session:
         """Begins a session, or goes on with the one in `path`.
 
         Raises:
-          SpaceError: the log there is of another space, has other settings, or another `about`.
+          SpaceError: the log there began with another space, other settings, or another `about`.
         """
         self.path, self.version = Path(path), 0
         self._evaluate, self._train = evaluate, train
@@ -108,8 +110,9 @@ class Session:
         begin = begin_event(space, settings, about)
         if self.path.exists():
             events = read_events(self.path)
-            self.state = replay(events)[-1]
-            self._check_same(events[0], begin)
+            states = replay(events)
+            self._check_same(states[0], state_from(begin))
+            self.state = states[-1]
             self.version = len(events) - 1
             _end_last_line(self.path, len(events))
         else:
@@ -182,24 +185,39 @@ class Session:
                 log.truncate(before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
-    def _check_same(self, found: Event, wanted: Event) -> None:
-        if found["digest"] != wanted["digest"]:
+    def _check_same(self, found: State, wanted: State) -> None:
+        """Compares how two sessions began; what was edited since is no matter."""
+        if found.space.digest != wanted.space.digest:
             raise SpaceError(
-                f"{self.path} is a log of another space, of {found['space']['layers']}: expected"
+                f"{self.path} is a log of another space, of {[*found.space.layers]}: expected"
                 " one of this network and mode; give another --workdir"
             )
-        if found["settings"] != wanted["settings"]:
+        if found.settings != wanted.settings:
+            there, here = (dataclasses.asdict(state.settings) for state in (found, wanted))
             raise SpaceError(
-                f"{self.path} was begun with {found['settings']}, now {wanted['settings']}: give"
-                " the same, or another --workdir"
+                f"{self.path} was begun with {there}, now {here}: give the same, or another"
+                " --workdir"
             )
-        here = json.loads(json.dumps(wanted["about"]))
-        there = found["about"]
-        differ = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
-        if differ:
-            pairs = ", ".join(
-                f"{k} (there {there.get(k)!r:.60}, here {here.get(k)!r:.60})" for k in differ
+        if pairs := _differences(_choices_of(found.space), _choices_of(wanted.space)):
+            raise SpaceError(
+                f"{self.path} was begun with other choices: {pairs}; give the same, or another"
+                " --workdir; on the page a session that goes on can be given others"
             )
+        if pairs := _differences(found.about, json.loads(json.dumps(wanted.about))):
             raise SpaceError(
                 f"{self.path} is of something else: {pairs}; give the same, or another --workdir"
             )
+
+
+def _choices_of(space: Space) -> dict[str, Any]:
+    """What the digest of a space leaves out: what an edit may change."""
+    lists = zip(space.layers, space.alternatives, strict=True)
+    own = {f"alternatives of {layer}": " ".join(texts) for layer, texts in lists}
+    return {"bound": space.most, "cut": sorted(space.cut), **own}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The entries that two mappings do not share, in words; "" is none."""
+    names = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
+    pairs = [f"{k} (there {there.get(k)!r:.60}, here {here.get(k)!r:.60})" for k in names]
+    return ", ".join(pairs[:_MOST_TOLD]) + (", and more" if len(pairs) > _MOST_TOLD else "")

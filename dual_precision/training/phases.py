@@ -71,8 +71,9 @@ class Phase:
       precisions: the modes whose values it trains; validated after every evaluation's epochs.
       loss: see Loss. A loss, an optimizer or an event may have a method `check(modes)`, which is
         called before anything is trained and raises ValueError where it cannot work. A loss may
-        have `cost(modes, values)`, what its updates cost, as `costs.update_cost`; see spending.py.
-        And `passes`, see there, where an example does not go through every mode of the phase.
+        have `cost(structure, values)`, what its updates cost, as `costs.update_cost`; see
+        spending.py. And `passes`, see there, where an example does not go through every mode of
+        the phase.
       optimizer: see Optimizer.
       schedules: name -> (updates of the phase) -> (update -> value). The loss gets the values, the
         optimizer the schedules, the log the last values before an evaluation. No name is one that

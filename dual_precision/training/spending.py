@@ -39,7 +39,7 @@ def spending_of(stages: Sequence[Stage], structure: Structure, batch_size: int) 
 
         @jax.jit
         def of_all(steps: jax.Array, stage: Stage = stage, cost=cost) -> jax.Array:
-            found = cost(structure.modes, jax.vmap(stage.values)(steps))
+            found = cost(structure, jax.vmap(stage.values)(steps))
             return jnp.broadcast_to(jnp.asarray(found, jnp.float32), steps.shape)
 
         steps = jnp.arange(stage.start, stage.end, dtype=jnp.int32)

@@ -7,7 +7,8 @@
 The folder gets session.jsonl, the log, from which the same command goes on; front.json, front.png;
 and widths.json, the most accurate map of at most --bound BitOps, which --widths takes. With --page
 the search is watched and steered in a browser, at an address of this machine alone. `--widths` is
-a map of another method, such as BSQ leaves: it is evaluated beside the best one of its cost.
+a map of another method, such as BSQ leaves: it is evaluated beside the best one of its cost. A
+layer that it does not name has the widths of low, as in a training with that map.
 """
 
 import dataclasses
@@ -52,7 +53,7 @@ def main(
         bound = space.cost(space.same(opened.config.low))
     else:
         space = dataclasses.replace(space, most=bound)
-    given = candidate_of(space, read_widths_file(widths)) if widths else None
+    given = candidate_of(space, read_widths_file(widths), opened.own_path()) if widths else None
     with only_user(folder):
         opened.go_on(trained_in(folder))
 

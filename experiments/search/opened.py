@@ -15,7 +15,7 @@ from dual_precision.data.arrays import Images
 from dual_precision.loading import load
 from dual_precision.precision import parse
 from dual_precision.search.session import read_events
-from dual_precision.search.space import SKIP, Space, space_of
+from dual_precision.search.space import SKIP, Candidate, Space, space_of
 from dual_precision.search.supernet import Supernet
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
@@ -46,7 +46,14 @@ class Opened:
     space: Space
     losses: tuple[float, ...]
 
-    def evaluate(self, space: Space, candidate: tuple[str, ...]) -> float:
+    def own_path(self) -> Candidate:
+        """The widths that the network has in the mode that is searched, whatever is listed."""
+        layers = self.supernet.structure.layers
+        tables = [layers[tuple(name.split("/"))].table for name in self.space.layers]
+        own = [table[self.space.mode] for table in tables]
+        return tuple(str(dataclasses.replace(precision, gradients=None)) for precision in own)
+
+    def evaluate(self, space: Space, candidate: Candidate) -> float:
         """See `search.session.Evaluate`."""
         return self.supernet.accuracy(space, candidate)
 

@@ -38,14 +38,18 @@ def front_rows(state: State) -> list[dict[str, Any]]:
     return rows
 
 
-def candidate_of(space: Space, widths: Mapping[str, Mapping[str, str]]) -> Candidate:
-    """The path of a map of widths; a layer that it does not name keeps the first alternative, or
-    the widest where it reads pixels.
+def candidate_of(
+    space: Space, widths: Mapping[str, Mapping[str, str]], path: Candidate
+) -> Candidate:
+    """The path of a map of widths.
+
+    Args:
+      path: what a layer has that the map does not name. Training with --widths leaves such a layer
+        the widths of its mode, so these belong here, see `Opened.own_path`.
 
     Raises:
       ValueError: a layer, a mode or a width that the space does not have.
     """
-    path = space.same(space.alternatives[-1][0])
     for layer, own in widths.items():
         if layer not in space.layers or space.mode not in own:
             raise ValueError(

@@ -8,7 +8,8 @@ of the front has and whose fitness is below the --quantile of those of its layer
 two. What is compared is the mean accuracy of the front over the logarithm of BitOps, from the
 cheapest uniform path to the dearest, or to --bound; its validation images are the first --images,
 so that the test set is never read. Candidates that two strategies share are evaluated once. Writes
-steering.json.
+steering.json. The same command goes on from the logs in --workdir; logs of other supernets, or of
+another --images, --bound or --quantile, are refused.
 """
 
 import dataclasses
@@ -30,11 +31,12 @@ from dual_precision.search.evolve import (
     front_accuracy,
     front_of,
 )
-from dual_precision.search.session import Session
+from dual_precision.search.session import Evaluate, Session, read_events, replay
 from dual_precision.search.space import Candidate, Space
+from dual_precision.search.state import State
 from experiments import cli
 from experiments.figures.tables import markdown_table
-from experiments.search.opened import open_supernet
+from experiments.search.opened import describe_opened, open_supernet
 from experiments.study.results import spread
 from experiments.workdir import only_user, write_whole
 
@@ -48,9 +50,8 @@ _COLUMNS = (
 )
 
 
-def cuts_of(session: Session, quantile: float) -> list[Edit]:
-    """What the scripted analyst does now."""
-    state = session.state
+def cuts_of(state: State, quantile: float) -> list[Edit]:
+    """What the scripted analyst does after a generation."""
     fitness = fitness_of(state.space, state.evaluated)
     kept = {
         block
@@ -65,14 +66,30 @@ def cuts_of(session: Session, quantile: float) -> list[Edit]:
     return edits
 
 
+def cuts_left(session: Session, quantile: float) -> list[Edit]:
+    """The edits of the last generation that its log does not have.
+
+    They follow from the state in which the generation ended, before the first of them, so that a
+    run that was stopped between two edits goes on with those that it would have made.
+    """
+    states = replay(read_events(session.path))
+    ended = [len(state.evaluated) for state in states].index(len(states[-1].evaluated))
+    made = len(states) - 1 - ended  # nothing but edits comes after it
+    return cuts_of(states[ended], quantile)[made:]
+
+
 def run_strategy(session: Session, strategy: str, evaluations: int, quantile: float) -> None:
-    """Runs a session to its end; "steered" edits it between generations."""
+    """Runs a session until so many have been evaluated; "steered" edits it between generations.
+
+    Where its log goes further than a generation, the edits of that one are in it.
+    """
     every = session.state.settings.population
-    for count in range(every, evaluations + 1, every):
+    for count in range(every, evaluations, every):
         session.run(count)
-        if strategy == "steered" and count < evaluations:
-            for edit in cuts_of(session, quantile):
+        if strategy == "steered" and len(session.state.evaluated) == count:
+            for edit in cuts_left(session, quantile):
                 session.edit(edit, "script")
+    session.run(evaluations)
 
 
 def evaluations_needed(
@@ -86,9 +103,22 @@ def evaluations_needed(
 
 
 def compare(
-    space: Space, evaluate: Any, seed: int, evaluations: int, quantile: float, folder: Path
+    space: Space,
+    about: Mapping[str, Any],
+    evaluate: Evaluate,
+    seed: int,
+    evaluations: int,
+    quantile: float,
+    folder: Path,
 ) -> dict[str, Any]:
-    """A row: front accuracy of every strategy, and what steering saved."""
+    """A row: front accuracy of every strategy, and what steering saved.
+
+    Args:
+      about: what accuracies depend on beside the candidate: the supernet, the images.
+
+    Raises:
+      SpaceError: the folder has a log of this seed that is of something else.
+    """
     known: dict[Candidate, float] = {}
 
     def once(own: Space, candidate: Candidate) -> float:
@@ -101,11 +131,10 @@ def compare(
     found: dict[str, tuple[Evaluated, ...]] = {}
     for strategy in STRATEGIES:
         kind = "random" if strategy == "random" else "evolve"
-        session = Session(
-            folder / f"{strategy}{seed}.jsonl", space, Settings(kind, 20, seed), {}, once
-        )
+        path, settings = folder / f"{strategy}{seed}.jsonl", Settings(kind, 20, seed)
+        session = Session(path, space, settings, {**about, "quantile": quantile}, once)
         run_strategy(session, strategy, evaluations, quantile)
-        found[strategy] = session.state.evaluated
+        found[strategy] = session.state.evaluated[:evaluations]  # a log may have more
     uniform = [one for one in found["random"] if space.is_uniform(one.candidate)]
     row: dict[str, Any] = {"seed": seed}
     row |= {name: front_accuracy(own, *ends, 0.0) for name, own in found.items()}
@@ -143,7 +172,8 @@ def main(
         for seed, source in enumerate(supernets):
             opened = open_supernet(Path(source), images, True, data_dir)
             space = dataclasses.replace(opened.space, most=bound)
-            row = compare(space, opened.evaluate, seed, evaluations, quantile, folder)
+            about = describe_opened(opened, Path(source)) | {"images": images}
+            row = compare(space, about, opened.evaluate, seed, evaluations, quantile, folder)
             rows.append(row)
             print(json.dumps(row), flush=True)
             write_whole(folder / "steering.json", json.dumps({"rows": rows}, indent=1) + "\n")
@@ -155,7 +185,7 @@ def main(
 
 if __name__ == "__main__":
     flags.DEFINE_list("supernets", None, "workdirs of --mode=supernet, one for every seed")
-    flags.DEFINE_integer("evaluations", 100, "candidates of every strategy")
+    flags.DEFINE_integer("evaluations", 100, "candidates of every strategy", lower_bound=1)
     flags.DEFINE_float("quantile", 0.25, "of fitness, below which the analyst removes")
     flags.DEFINE_integer("images", 1000, "of the validation split, for one candidate")
     flags.DEFINE_float("bound", None, "the most BitOps of a candidate", lower_bound=1.0)

@@ -1,5 +1,6 @@
 """The command of the search, from a supernet to widths that training takes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
 from dual_precision.search.state import State
+from experiments.figures.drawing import pyplot_for_files
+from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
 from experiments.search.opened import LOG, open_supernet, trained_in
 from experiments.search.results import beside, candidate_of
-from experiments.search.steering import evaluations_needed, interval, run_strategy
+from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +51,9 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
         state = replay(read_events(folder / "session.jsonl"))[-1]
         assert len(state.evaluated) == evaluations
     assert "the map of --widths: " in ended.stdout
+    # A map that names no layer is the network as it is: low with one width for all layers.
+    opened = open_supernet(supernet, 0, True, None)
+    assert candidate_of(opened.space, {}, opened.own_path()) == ("w2a2",) * 2
     rows = json.loads((folder / "front.json").read_text())["rows"]
     assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
     widths = read_widths_file(str(folder / "widths.json"))
@@ -82,19 +88,103 @@ def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path)
     assert np.isinf(evaluations_needed(state.evaluated, 1e9, ends))
 
 
+@pytest.fixture
+def table():
+    """A space of three layers, and an accuracy for each path."""
+    choices = tuple(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
+    space = Space("low", ("a", "b", "c"), (choices,) * 3, (1, 2, 3), 5)
+
+    def score(_, candidate):
+        bits = [int(text[1]) * int(text[3]) for text in candidate]
+        return sum(k * own**0.3 for k, own in zip((9, 1, 4), bits, strict=True))
+
+    return space, score
+
+
+def test_a_strategy_that_was_stopped_anywhere_goes_on_the_same(tmp_path, table):
+    """After any line of its log, between two edits too. A run of fewer evaluations, or the same
+    one again, changes nothing of what comes after."""
+    space, score = table
+
+    def run(name, evaluations):
+        session = Session(tmp_path / name, space, Settings(population=10), {}, score)
+        run_strategy(session, "steered", evaluations, 0.25)
+        return session
+
+    whole = run("whole", 35)
+    text = whole.path.read_text()
+    assert len(whole.state.evaluated) == 35
+    assert len(whole.state.history) > 10
+    lines = text.splitlines(keepends=True)
+    for count in range(1, len(lines) + 1):
+        (tmp_path / "stopped").write_text("".join(lines[:count]))
+        assert run("stopped", 35).path.read_text() == text
+    for evaluations in (10, 15, 20, 35, 20):
+        run("longer", evaluations)
+    assert (tmp_path / "longer").read_text() == text
+
+
+def test_strategies_are_compared_at_as_many_evaluations_as_asked(tmp_path, table):
+    """No multiple of a generation either; logs that go further have the same row."""
+    space, score = table
+    rows = {}
+    for count in (10, 35, 40):
+        rows[count] = compare(space, {}, score, 0, count, 0.25, tmp_path / f"{count}")
+        for path in (tmp_path / f"{count}").iterdir():
+            assert len(replay(read_events(path))[-1].evaluated) == count
+        assert rows[count]["evolve"] > 0
+        assert not np.isnan(rows[count]["needed"])
+    for count in (10, 35):
+        assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40") == rows[count]
+
+
+def test_logs_of_another_supernet_are_refused(tmp_path, table):
+    """Their accuracies were taken for those of the one that was asked for."""
+    space, score = table
+    evaluated = []
+
+    def other(space, candidate):
+        evaluated.append(candidate)
+        return score(space, candidate)
+
+    compare(space, {"losses": [1.0]}, score, 0, 20, 0.25, tmp_path)
+    bounded = dataclasses.replace(space, most=50.0)
+    for own, about, quantile, what in (
+        (space, {"losses": [2.0]}, 0.25, r"losses \(there \[1.0\], here \[2.0\]\)"),
+        (space, {"losses": [1.0]}, 0.5, "quantile"),
+        (bounded, {"losses": [1.0]}, 0.25, "bound"),
+    ):
+        with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another --workdir"):
+            compare(own, about, other, 0, 20, quantile, tmp_path)
+    assert not evaluated
+
+
 def test_a_map_of_another_method():
     choices = ("w1a1", "w2a2")
     space = Space("low", ("stem", "a", "b"), (("w4a32", "w8a32"), choices, choices), (1, 2, 3), 5)
-    assert candidate_of(space, {"a": {"low": "w3a4"}}) == ("w8a32", "w3a4", "w1a1")
-    assert candidate_of(space, {"stem": {"low": "w4a32"}}) == ("w4a32", "w1a1", "w1a1")
+    own = ("w8a32", "w2a3", "w2a3")  # of low: no alternative of this space
+    assert candidate_of(space, {"a": {"low": "w3a4"}}, own) == ("w8a32", "w3a4", "w2a3")
+    assert candidate_of(space, {"stem": {"low": "w4a32"}}, own) == ("w4a32", "w2a3", "w2a3")
     for wrong in ({"z": {"low": "w2a2"}}, {"a": {"high": "w2a2"}}, {"a": {"low": "w2a32"}}):
         with pytest.raises(ValueError, match="expected"):
-            candidate_of(space, wrong)
+            candidate_of(space, wrong, own)
     seen = [Evaluated(("w8a32", "w2a2", "w1a1"), 70.0, 24.0)]
     state = State(space, Settings(), {}, tuple(seen))
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
     assert text.startswith("the map of --widths: 71.00 %, 4.000e+01 BitOps, w8a32 w3a4 w1a1")
     assert text.endswith("beside it 70.00 % the best")
+
+
+def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
+    """No two texts are alike there, as pixels have no width: w8a32 and w2a2."""
+    space = Space("low", ("stem", "a"), (("w4a32", "w8a32"), ("w1a1", "w2a2")), (1, 2), 5)
+    paths = (("w8a32", "w1a1"), ("w4a32", "w2a2"), ("w8a32", "w2a2"))
+    found = [Evaluated(path, 50.0 + i, space.cost(path)) for i, path in enumerate(paths)]
+    pyplot_for_files()
+    figure = draw_front(State(space, Settings(), {}, tuple(found)))
+    parts = {part.get_label(): part for part in figure.axes[0].collections}
+    points = parts["one width for all layers"].get_offsets()
+    assert [tuple(point) for point in points] == [(71, 50.0), (77, 52.0)]
 
 
 def test_a_training_counts_when_the_log_has_it(tmp_path):

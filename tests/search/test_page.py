@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dual_precision.search.evolve import Settings
+from dual_precision.search.edits import Edit
+from dual_precision.search.evolve import Settings, front_of
 from dual_precision.search.page import shown
 from dual_precision.search.page.server import Worker, open_server
 from dual_precision.search.session import Session, read_events, replay
@@ -184,6 +185,25 @@ def timed(what, act, check):
     act()
     wait_for(check)
     print(f"{what}: {time.perf_counter() - start:.3f} s")
+
+
+def test_the_front_goes_through_the_rows_of_its_blocks(tmp_path):
+    """A block that was added keeps its row after undo, so that those above it keep theirs."""
+    session = Session(tmp_path / "log", SPACE, Settings(), {}, score)
+    session.run(30)
+    session.edit(Edit("add", "stage2_conv", "w2a5"))
+    blocks = shown.all_blocks([], session.state)
+    session.undo()
+    session.edit(Edit("cut", "stage2_conv", "w4a4", next="w4a3"))
+    state, blocks = session.state, shown.all_blocks(blocks, session.state)
+    assert ("stage2_conv", "w2a5") not in state.space.blocks
+    columns = shown.block_columns(state, blocks, set())
+    rows = dict(zip(blocks, columns["y"], strict=True))
+    lines = shown.path_columns(state, blocks)
+    front = [one.candidate for one in front_of(state.evaluated)]
+    for candidate, drawn in zip(front, lines["ys"], strict=False):
+        assert drawn == [rows[block] for block in zip(NAMES, candidate, strict=True)]
+    assert lines["ys"][len(front) :] == [[rows[NAMES[0], "w4a4"], rows[NAMES[1], "w4a3"]]]
 
 
 def test_an_analyst_steers(page, browser):

@@ -107,6 +107,23 @@ def test_leaving_out_is_a_value_and_gives_the_network_without_the_block():
         network.apply(variables, images, precision=Widths("low", kept={"stem": 0}))
 
 
+def test_choices_of_single_layers_leave_those_of_the_others_in_the_cost():
+    """Each layer counts by its MACs: a list that is the same for one of them changes nothing."""
+    structure = structure_of(small_resnet(), RGB.example)
+    choices, own = (parse("w2a2"), parse("w4a4")), (parse("w4a32"), parse("w8a32"))
+    means = {choices: (20 / 2 + 32 * 6) / 3072, own: (12 / 2 * 8 + 32 * 6 + 32 * 8) / 3072}
+    macs = {name: layer.macs for name, layer in structure.layers.items()}
+    share = macs["stem",] / sum(macs.values())
+    for layers, expected in (
+        ({}, means[choices]),
+        ({"stage2_conv": choices}, means[choices]),
+        ({"stem": own}, share * means[own] + (1 - share) * means[choices]),
+        ({"/".join(path): own for path in macs}, means[own]),
+    ):
+        loss = sampled.SampledLoss("low", choices, layers)
+        assert loss.cost(structure, {}) == pytest.approx(expected)
+
+
 def test_training_leaves_blocks_out():
     loss = sampled.SampledLoss("low", (parse("w2a2"),), skippable=BLOCKS)
     path = jax.jit(lambda key: loss.path(Network(small_resnet(), RGB), key).kept)

@@ -291,6 +291,42 @@ def test_logs_of_others(tmp_path):
             replay(read_events(path))
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"most": 3000.0}, r"other choices: bound \(there None, here 3000.0\); give the same"),
+        (
+            {"alternatives": (CHOICES, CHOICES[:2], CHOICES)},
+            r"alternatives of b \(there 'w1a1 w2a2 w4a4', here 'w1a1 w2a2'\); give the same",
+        ),
+        ({"cut": frozenset({(0, "w1a1", "w2a2")})}, r"cut \(there \[\], here .*; give the same"),
+    ],
+)
+def test_a_session_goes_on_with_the_choices_that_it_began_with(tmp_path, other, message):
+    """Another bound was ignored once, in silence. What has been edited since is no matter."""
+    path, others = tmp_path / "log", dataclasses.replace(SPACE, **other)
+    session = begun(path)
+    session.run(3)
+    with pytest.raises(SpaceError, match=message):
+        Session(path, others, Settings(), {}, score)
+    session.edit(Edit("bound", most=7000.0))
+    session.edit(Edit("remove", "b", "w4a4"))
+    assert begun(path).state == session.state
+    again = Session(tmp_path / "other", others, Settings(), {}, score)
+    assert Session(again.path, others, Settings(), {}, score).state == again.state
+
+
+def test_a_log_from_before_blocks_could_be_left_out(tmp_path):
+    """Its space says nothing of them, which is the same as none."""
+    session = begun(tmp_path / "log")
+    session.run(3)
+    first, *rest = session.path.read_text().splitlines(keepends=True)
+    event = json.loads(first)
+    del event["space"]["skippable"]
+    session.path.write_text(json.dumps(event) + "\n" + "".join(rest))
+    assert begun(session.path).state == session.state
+
+
 def test_training_on_makes_what_was_evaluated_old(tmp_path):
     session = Session(tmp_path / "log", SPACE, Settings(), {}, score, lambda space: [2.0, 1.0])
     session.run(5)

@@ -100,10 +100,11 @@ def test_fewer_updates_than_cycles(cycles):
         (4, 6, 8, 6, 19.96),
     ],
 )
-def test_savings_of_the_paper(low, high, gradients, static, saved):
+def test_savings_of_the_paper(small, low, high, gradients, static, saved):
     """In % of the static cost at the upper bound."""
     shares = cosine_cycles(UPDATES, CYCLES)(jnp.arange(UPDATES))
-    costs = LOSS.cost(between(low, high, gradients), {CYCLE: shares})
+    structure = dataclasses.replace(small.structure, modes=between(low, high, gradients))
+    costs = LOSS.cost(structure, {CYCLE: shares})
     cyclic = np.asarray(costs, np.float64).mean()
     assert 100 * (1 - cyclic / update_cost(static, static, gradients)) == pytest.approx(
         saved, abs=0.006
@@ -119,9 +120,9 @@ def test_savings_of_the_paper(low, high, gradients, static, saved):
         (Together(("float",)), 3 * 1024),
     ],
 )
-def test_what_modes_cost(loss, expected):
-    own = modes(low="w2a2", high="w8a8g8")
-    assert loss.cost(own, {}) == pytest.approx(expected / (3 * 1024))
+def test_what_modes_cost(small, loss, expected):
+    structure = dataclasses.replace(small.structure, modes=modes(low="w2a2", high="w8a8g8"))
+    assert loss.cost(structure, {}) == pytest.approx(expected / (3 * 1024))
 
 
 def stages(small, *losses, epochs=2):
@@ -203,13 +204,14 @@ def test_one_program_for_all_widths(small):
     assert len(traces) == 1
 
 
-def test_ends_may_differ_in_weights_and_activations():
+def test_ends_may_differ_in_weights_and_activations(small):
     own = modes(low="w2a4", high="w8a8")
     asked = LOSS.widths(own, {CYCLE: jnp.float32(0)})
     assert (int(asked.weights), int(asked.activations)) == (2, 4)
     weights_alone = modes(low="w2a32", high="w8a32")
     assert LOSS.widths(weights_alone, {CYCLE: jnp.float32(0)}).activations is None
-    cost = LOSS.cost(weights_alone, {CYCLE: jnp.float32(0)})
+    structure = dataclasses.replace(small.structure, modes=weights_alone)
+    cost = LOSS.cost(structure, {CYCLE: jnp.float32(0)})
     assert float(cost) == pytest.approx(update_cost(2, 32, 32))
 
 

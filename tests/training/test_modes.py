@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from dual_precision import Modes
-from dual_precision import modes as make_modes
 from dual_precision.costs import update_cost
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
@@ -144,7 +143,7 @@ def test_an_ensemble_teaches_each_of_its_modes_the_mean_of_what_all_say(found):
     assert np.abs(results["both"]["grads"]["classifier"]["bias"]).max() > 1e-2
 
 
-def test_a_teacher_of_split_batches_reads_the_rows_of_the_others_as_it_is_deployed(found):
+def test_a_teacher_of_split_batches_reads_the_rows_of_the_others_as_it_is_deployed(small, found):
     """Its labels are all that changes: not its statistics, nor the gradients of what it owns."""
     results, logits = found
     split, taught = results["split"], results["split taught"]
@@ -157,9 +156,9 @@ def test_a_teacher_of_split_batches_reads_the_rows_of_the_others_as_it_is_deploy
         if "high" in leaves:
             allclose(taught["grads"][layer]["high"], leaves["high"], atol=1e-7)
     assert Split(BOTH, "high", 0.5).passes == pytest.approx(1 + 1 / 2 / 3)
-    modes = make_modes(low="w2a2", high="w8a8")
     forward = update_cost(8, 8, 0) / 2
-    more = Split(BOTH, "high", 0.5).cost(modes, {}) - Split(BOTH).cost(modes, {})
+    costs = [loss.cost(small.structure, {}) for loss in (Split(BOTH, "high", 0.5), Split(BOTH))]
+    more = costs[0] - costs[1]
     assert more == pytest.approx(forward)
 
 

@@ -50,8 +50,7 @@ def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> 
     for one in state.evaluated:
         for block in zip(state.space.layers, one.candidate, strict=True):
             counts[block] = counts.get(block, 0) + 1
-    texts = sorted({text for _, text in blocks}, key=lambda t: (area(t), t))
-    rank = {text: index for index, text in enumerate(texts)}
+    rank = _ranks(blocks)
     return {
         "layer": [layer for layer, _ in blocks],
         "alternative": [text for _, text in blocks],
@@ -122,10 +121,13 @@ def front_columns(state: State) -> Columns:
     return {"cost": [one.cost for one in front], "accuracy": [one.accuracy for one in front]}
 
 
-def path_columns(state: State) -> Columns:
-    """Lines over the graph: the members of the front, and in red what is cut."""
-    texts = sorted({text for _, text in all_blocks([], state)}, key=lambda t: (area(t), t))
-    rank = {text: index for index, text in enumerate(texts)}
+def path_columns(state: State, blocks: Sequence[Block]) -> Columns:
+    """Lines over the graph: the members of the front, and in red what is cut.
+
+    Args:
+      blocks: those of `block_columns`, so that a line is drawn through them.
+    """
+    rank = _ranks(blocks)
     lines: Columns = {"xs": [], "ys": [], "colour": []}
     for one in front_of(state.evaluated):
         if all(text in rank for text in one.candidate):
@@ -152,3 +154,9 @@ def preset_edits(state: State, name: str) -> list[Edit]:
             edits += [Edit("add", layer, text) for text in wanted if text not in own]
             edits += [Edit("remove", layer, text) for text in own if text not in wanted]
     return edits
+
+
+def _ranks(blocks: Sequence[Block]) -> dict[str, int]:
+    """Alternative -> its row in the graph, the cheapest first."""
+    texts = sorted({text for _, text in blocks}, key=lambda t: (area(t), t))
+    return {text: index for index, text in enumerate(texts)}

@@ -75,7 +75,8 @@ class Views:
         self.candidates.data = shown.candidate_columns(self._candidates)
         known = [one.accuracy for one in state.evaluated] or [0.0]
         self._colours.update(low=min(known), high=max(max(known), min(known) + 1e-9))
-        self.front.data, self.paths.data = shown.front_columns(state), shown.path_columns(state)
+        self.front.data = shown.front_columns(state)
+        self.paths.data = shown.path_columns(state, self._blocks)
         self.losses.data = {"step": [*range(1, len(state.losses) + 1)], "loss": [*state.losses]}
         self.pause.active, self.pause.label = state.paused, "go on" if state.paused else "pause"
         doing = "training" if self.worker.training else "searching"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Widths
+from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.methods.modes import Metrics, trained_at
 
@@ -87,8 +88,9 @@ class CyclicLoss:
         )
         return Widths(self.upper, weights=weights, activations=activations)
 
-    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> jax.Array:
+    def cost(self, structure: Structure, values: Mapping[str, jax.Array]) -> jax.Array:
         """The cost of an update, see `costs.update_cost`."""
+        modes = structure.modes
         asked, gradients = self.widths(modes, values), modes.default[self.upper].gradients
         weights, activations = (
             jnp.full_like(values[CYCLE], FLOAT_BITS, jnp.int32) if bits is None else bits

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT, FLOAT_BITS, FLOAT_NAME, Asked, Modes, mode_of
 from dual_precision.primitives.shared_batch import is_shared
+from dual_precision.structure import Structure
 from dual_precision.tasks.losses import distillation, ensemble
 from dual_precision.tasks.task import Batch, Network, State, Tree
 
@@ -61,11 +62,11 @@ class Split:
             )
         _check_teacher(self, phase)
 
-    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
+    def cost(self, structure: Structure, values: Mapping[str, jax.Array]) -> float:
         """The cost of an update, see `costs.update_cost`: the mean of those of the modes, and
         forward alone that of the teacher on the rows of the others."""
         del values
-        count = len(self.precisions)
+        count, modes = len(self.precisions), structure.modes
         trained = sum(_cost_of(modes, mode) for mode in self.precisions) / count
         if self.teacher is None:
             return trained
@@ -134,10 +135,10 @@ class Together:
         _check_distinct(self, phase)
         _check_teacher(self, phase)
 
-    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
+    def cost(self, structure: Structure, values: Mapping[str, jax.Array]) -> float:
         """The cost of an update, see `costs.update_cost`: the sum of those of the modes."""
         del values
-        return sum(_cost_of(modes, mode) for mode in self.precisions)
+        return sum(_cost_of(structure.modes, mode) for mode in self.precisions)
 
     def __call__(
         self,

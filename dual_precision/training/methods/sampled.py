@@ -10,7 +10,7 @@ from flax.core import FrozenDict
 
 from dual_precision.costs import PIXEL_BITS, update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
-from dual_precision.structure import free_layers, structure_of
+from dual_precision.structure import Structure, free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.methods.modes import Metrics, trained_at
 
@@ -85,17 +85,20 @@ class SampledLoss:
         }
         return Widths(self.mode, weights, activations, kept=kept or None)
 
-    def cost(self, modes: Modes, values: Mapping[str, jax.Array]) -> float:
-        """The mean cost of an update, see `costs.update_cost`; blocks that are left out count."""
+    def cost(self, structure: Structure, values: Mapping[str, jax.Array]) -> float:
+        """The mean cost of an update, see `costs.update_cost`; blocks that are left out count.
+
+        Layers that `layers` does not name count as if they drew from `choices`, each by its
+        multiply-accumulates.
+        """
         del values
-        gradients = modes.default[self.mode].gradients or FLOAT_BITS
-        all_choices = [*self.layers.values()] or [self.choices]
-        costs = [
-            sum(update_cost(c.weights, c.activations or PIXEL_BITS, gradients) for c in choices)
-            / len(choices)
-            for choices in all_choices
-        ]
-        return float(sum(costs) / len(costs))
+        gradients = structure.modes.default[self.mode].gradients or FLOAT_BITS
+        total = 0.0
+        for path, layer in structure.layers.items():
+            choices = self.layers.get("/".join(path), self.choices)
+            each = [update_cost(c.weights, c.activations or PIXEL_BITS, gradients) for c in choices]
+            total += layer.macs * sum(each) / len(each)
+        return total / sum(layer.macs for layer in structure.layers.values())
 
     def __call__(
         self,
