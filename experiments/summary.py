@@ -1,5 +1,7 @@
 """Mean and spread of several finished runs that differ in their seed, one row per mode; seconds.
 
+Accuracy of runs on images, bits per byte of runs on text.
+
     for seed in 0 1 2; do python -m experiments.cifar --mode=two_phase --seed=$seed; done
     python -m experiments.summary runs/cifar10-two_phase-joint-w2a2-w8a8-quick-seed*
 
@@ -22,8 +24,12 @@ _COLUMNS = (
     ("bits", "bits", "{}"),
     ("validation", "validation %", "{}"),
     ("test", "test %", "{}"),
+    ("validation_bits", "validation bits/byte", "{}"),
+    ("test_bits", "test bits/byte", "{}"),
     ("runs", "runs", "{}"),
 )
+# What is measured of images, and of text -> digits behind the point.
+_DIGITS = {"validation": 2, "test": 2, "validation_bits": 3, "test_bits": 3}
 
 
 def read_runs(workdirs: Sequence[Path]) -> list[list[dict[str, Any]]]:
@@ -71,20 +77,29 @@ def _modes_of(run: Rows) -> list[tuple[str, str]]:
 
 def summary_table(runs: Sequence[Rows]) -> str:
     """Mean and sample standard deviation over the runs, in Markdown; a split that not all of them
-    read is left out."""
+    read is left out.
+
+    Raises:
+      ValueError: nothing is measured in all of them.
+    """
     rows = []
     for each in zip(*runs, strict=True):
-        splits = [s for s in ("validation", "test") if all(s in row for row in each)]
-        spreads = {split: _spread([row[split] for row in each]) for split in splits}
+        shared = [name for name in _DIGITS if all(name in row for row in each)]
+        if not shared:
+            raise ValueError(
+                f"the rows of {each[0]['mode']!r} have no results in common: expected one of"
+                f" {list(_DIGITS)} in every run; start the commands of these runs again"
+            )
+        spreads = {name: _spread([row[name] for row in each], _DIGITS[name]) for name in shared}
         about = {"mode": each[0]["mode"], "bits": each[0].get("bits", "")}
         rows.append({**about, **spreads, "runs": len(each)})
     return markdown_table(rows, _COLUMNS, left=("mode", "bits"))
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], digits: int) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def main(*folders: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,8 @@ def read_description(workdir: Path) -> dict[str, Any]:
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of results.json: a mode and its accuracies in percent, each a finite number.
+    """The rows of results.json: a mode and its accuracies in percent, or its bits per byte of a
+    text, each a finite number.
 
     Raises:
       ValueError: the run there is not finished, or the file is something else.
@@ -216,8 +218,12 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict):
         return False
     texts = row.get("mode"), row.get("bits", "")
-    numbers = [row[split] for split in ("validation", "test") if split in row]
-    right = all(type(value) in (int, float) and 0 <= value <= 100 for value in numbers)
+    finite = sys.float_info.max
+    most = {"validation": 100, "test": 100, "validation_bits": finite, "test_bits": finite}
+    right = all(
+        type(row[name]) in (int, float) and 0 <= row[name] <= most[name]
+        for name in most.keys() & row.keys()
+    )
     return right and all(isinstance(text, str) for text in texts)
 
 

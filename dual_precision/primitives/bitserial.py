@@ -128,14 +128,15 @@ def plane_product(
       form: "xla", everywhere; "native", a compiled CPU kernel, where `native.available()`;
         "pallas", a GPU kernel. None takes the fastest of the platform.
         They differ by the roundings at most.
-      grid: see `quantizers.input_grid`; codes of -128 to 127, and activations=8.
+      grid: see `quantizers.input_grid`; codes of -128 to 127, and activations=8. Traced codes
+        beyond give NaN.
 
     Returns:
       float32 [B, N].
 
     Raises:
-      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow; a form that
-        cannot run here.
+      ValueError: shapes or dtypes that do not fit; more inputs than int32 sums allow; concrete
+        codes of a grid that int8 does not hold; a form that cannot run here.
 
     >>> words = pack_words(jnp.array([[-2], [1]]), 2)  # weights -1.5 and 1.5, times a scale of 2
     >>> y = plane_product(jnp.array([[5.0, 7.0]]), words, jnp.full((2, 1), 2.0), 2, 32)

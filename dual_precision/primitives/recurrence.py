@@ -72,7 +72,7 @@ def plane_recurrence(
       h of every byte [N, T, H]; (c, h) after the last.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit; a form that cannot run here.
+      ValueError: as there; shapes or dtypes that do not fit.
     """
     c, h = carry
     check_product(h, words, scales, planes, activations, grid)

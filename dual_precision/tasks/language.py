@@ -13,8 +13,6 @@ import optax
 from dual_precision.data.text import as_bytes
 from dual_precision.tasks.task import Batch
 
-LETTERS = 256
-
 
 @dataclasses.dataclass(frozen=True)
 class NextByte:

@@ -30,13 +30,15 @@ def train_step(
     network: Network,
     stage: Stage,
     mesh: Mesh | None = None,
+    given: Mapping[str, jax.Array] | None = None,
 ) -> tuple[TrainState, Measured]:
     """One update on one batch, which the devices of a mesh share, if there is one.
 
     Args:
       key: is for the loss, see `phases.Loss`.
+      given: name -> value, in the place of what a schedule of this name gives the loss.
     """
-    loss, values = stage.phase.loss, stage.values(state.step)
+    loss, values = stage.phase.loss, {**stage.values(state.step), **(given or {})}
     gradients = _gradients(loss, network)
     if mesh is not None and mesh.size > 1:
         gradients = _shared_gradients(loss, network, mesh)
@@ -97,12 +99,13 @@ def _shared_gradients(loss: Loss, network: Network, mesh: Mesh) -> Gradients:
 
 def compile_steps(
     network: Network, stage: Stage, key: jax.Array, mesh: Mesh | None = None
-) -> Callable[[TrainState, Mapping[str, jax.Array], jax.Array], Any]:
-    """A jitted (state, arrays, order) -> (state, metrics [updates]) over several updates.
+) -> Callable[..., Any]:
+    """A jitted (state, arrays, order, given=None) -> (state, metrics [updates]), several updates.
 
     `arrays` are the whole training split, on the devices; `order` int32 [updates, batch] says
     which of its examples each update takes. Gathering, augmentation and the update run in one
-    program, so that the device does not wait for Python between updates.
+    program, so that the device does not wait for Python between updates. `given`: see
+    `train_step`; other values take no other program.
 
     Args:
       mesh: the devices that share each batch; None is one device.
@@ -112,8 +115,13 @@ def compile_steps(
         own = jax.random.fold_in(key, step)
         return network.task.draw(arrays, index, own), jax.random.fold_in(own, 1)
 
-    def several(state: TrainState, arrays: Mapping[str, jax.Array], order: jax.Array):
-        step = partial(train_step, network=network, stage=stage, mesh=mesh)
+    def several(
+        state: TrainState,
+        arrays: Mapping[str, jax.Array],
+        order: jax.Array,
+        given: Mapping[str, jax.Array] | None = None,
+    ):
+        step = partial(train_step, network=network, stage=stage, mesh=mesh, given=given)
         if order.shape[0] == 1:  # a loop of one would only cost XLA its parallel CPU kernels
             state, metrics = step(state, *drawn(state.step, arrays, order[0]))
             return state, jax.tree.map(lambda value: value[None], metrics)

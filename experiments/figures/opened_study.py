@@ -19,6 +19,7 @@ from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.initialize import FitWeightSteps, fit_weight_steps
 from dual_precision.training.state import initial_variables
 from experiments.figures.drawing import COLOURS, DASHES
+from experiments.study.disk import is_replaced
 from experiments.study.runner import finished
 from experiments.workdir import config_of_run
 
@@ -49,7 +50,7 @@ def find_network(study: Path, results: Mapping[str, Any]) -> Path:
       FileNotFoundError: none is finished; the message has the command that goes on.
     """
     pair, cells = results["pairs"][0], study / "cells"
-    others = [p for p in sorted(cells.glob("two_phase-*")) if p.suffix != ".replaced"]
+    others = [p for p in sorted(cells.glob("two_phase-*")) if not is_replaced(p.name)]
     for workdir in [cells / f"two_phase-joint-{pair['low']}-{pair['high']}-seed0", *others]:
         if finished(workdir) and Checkpoints(workdir).steps():
             return workdir

@@ -22,7 +22,7 @@ from dual_precision.costs import mode_cost
 from dual_precision.data.arrays import Images
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
-from dual_precision.deploy.planes.packing import STORED
+from dual_precision.deploy.planes.packing import STORED, plane_bytes
 from dual_precision.loading import load
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.primitives.fixed_point import WIDTHS
@@ -54,15 +54,6 @@ def activation_widths(names: Sequence[str]) -> list[int]:
     return [known[name] for name in names]
 
 
-def bytes_read(params: Mapping[str, Mapping[str, Any]], planes: int) -> int:
-    """What a forward pass reads of the weights: `planes` planes, 4 bytes for every scale."""
-    return sum(
-        planes * layer["words"][0].nbytes + layer["scales"][0].nbytes
-        for layer in params.values()
-        if "words" in layer
-    )
-
-
 def measure_planes(
     model: nn.Module,
     variables: Mapping[str, Any],
@@ -91,7 +82,7 @@ def measure_planes(
     rows = [row(FLOAT_NAME, mode_cost(layers, FLOAT_NAME).weight_bytes)]
     wanted = [(n, bits) for bits in activations for n in range(1, STORED + 1)]
     for n, bits in tqdm(wanted, unit=" precisions", disable=None):
-        size = bytes_read(packed["params"], n)
+        size = plane_bytes(packed["params"], n)
         rows.append(row(f"w{n}a{bits}", size, planes=n, activations=bits))
         last = list(splits)[-1]
         rows[-1]["difference"] = rows[-1][last] - rows[0][last]

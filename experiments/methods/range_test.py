@@ -4,10 +4,10 @@
 - `python -m experiments.methods.range_test`: CIFAR-10, preset quick, three minutes
 
 Every width trains a network of its own for --updates updates, from the same weights on the same
-batches, in one compiled program. What a width learned is its training accuracy, the mean over the
-last --window updates, above chance. The lower bound of the cycle is the narrowest width that
-learned at least --threshold of what the widest one did, as all wider ones must too. The folder gets
-range_test.json and range_test.png.
+batches, alike in all that is random, in one compiled program. What a width learned is its training
+accuracy, the mean over the last --window updates, above chance. The lower bound of the cycle is the
+narrowest width that learned at least --threshold of what the widest one did, as all wider ones must
+too. The folder gets range_test.json and range_test.png.
 
 The defaults: a window of 25 batches of 128 holds 3,200 answers, whose mean has a standard error of
 0.9 points or less; that is some 3 % of the 30 points that CIFAR-10 learns in 100 updates, and the
@@ -42,9 +42,10 @@ from experiments import cli
 from experiments.cifar import describe_run, load_data, task_of
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
-from experiments.recipes.config import Config
+from experiments.recipes.config import Config, every_field
 from experiments.recipes.cyclic import Cyclic
 from experiments.recipes.flags import FLAGS, define_config_flags, read_config
+from experiments.recipes.settings import read_settings
 from experiments.workdir import only_user, write_whole
 
 _COLUMNS = (
@@ -52,7 +53,12 @@ _COLUMNS = (
     ("accuracy", "training accuracy %", "{:.2f}"),
     ("share", "of what the widest learned", "{:.2f}"),
 )
+DEFAULTS = {"mode": "cyclic", "low": "w1a1g8"}  # all widths that there are
 _WARMUP = 0.25  # share of the updates
+# Settings of `cyclic` that say how long it trains, in which parts, and what comes after.
+_UNREAD = frozenset(
+    ("accumulate", "cycles", "epochs_per_evaluation", "passes", "reestimate", "steps_per_dispatch")
+) | {"warmup"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,33 +115,34 @@ def lower_bound(rows: Sequence[Mapping[str, Any]]) -> int:
     return bound
 
 
-def one_width_each(recipe: Cyclic, widths: int, updates: int) -> Phase:
-    """The phase of `cyclic` with a stair in the place of its cycle: one width after the other."""
+def phase_of_a_width(recipe: Cyclic, updates: int) -> Phase:
+    """The phase of `cyclic` without its cycle, and with rates for so few updates."""
     (own,) = recipe.phases()
 
     def rising(peak: float) -> Schedule:
-        return lambda count: (
-            peak * jnp.minimum((jnp.mod(count, updates) + 1) / max(_WARMUP * updates, 1), 1)
-        )
-
-    def stair(count: jax.Array) -> jax.Array:
-        return jnp.floor(count / updates) / max(widths - 1, 1)
-
-    rates = {RATE: recipe.learning_rate, STEP_RATE: recipe.step_learning_rate}
-    schedules: dict[str, Schedule] = {name: rising(peak) for name, peak in rates.items()}
-    schedules[CYCLE] = stair
+        return lambda count: peak * jnp.minimum((count + 1) / max(_WARMUP * updates, 1), 1)
 
     def whole(_: int, made: Schedule) -> Schedule:
         return made
 
-    made = {name: partial(whole, made=schedule) for name, schedule in schedules.items()}
+    rates = {RATE: recipe.learning_rate, STEP_RATE: recipe.step_learning_rate}
+    made = {name: partial(whole, made=rising(peak)) for name, peak in rates.items()}
     return dataclasses.replace(own, schedules=made)
+
+
+def way_to(bits: int, widths: Sequence[int]) -> jax.Array:
+    """What the loss of `cyclic` gets for a width: the share of the way from the narrowest, up to
+    the widest."""
+    return jnp.float32((bits - widths[0]) / max(widths[-1] - widths[0], 1))
 
 
 def training_curves(
     network: Network, train: Any, phase: Phase, config: Config, bits: Sequence[int], updates: int
 ) -> dict[int, list[float]]:
-    """bits -> training accuracy of every update; see `one_width_each`."""
+    """bits -> training accuracy of every update; see `phase_of_a_width`.
+
+    All that is random follows from the seed and the update, and is the same for every width.
+    """
     structure = structure_of(network.model, network.task.example)
     feed = Feed(
         network.task, train, FitOptions(config.batch_size, config.seed, steps_per_dispatch=1)
@@ -144,11 +151,11 @@ def training_curves(
     start = _first_state(network, phase, config, feed, structure)
     start = dataclasses.replace(start, opt_state=stage.optimizer.init(start.params))
     program, curves = compile_steps(network, stage, feed.key, feed.mesh), {}
-    for index, width in enumerate(tqdm(bits, unit=" widths", disable=None)):
+    for width in tqdm(bits, unit=" widths", disable=None):
         state, found = jax.tree.map(jnp.copy, start), []
-        state = dataclasses.replace(state, step=jnp.int32(index * updates))
+        given = {CYCLE: way_to(width, bits)}
         for update in range(updates):
-            state, metrics = program(state, feed.arrays, feed.order(update))
+            state, metrics = program(state, feed.arrays, feed.order(update), given)
             found.append(float(metrics["high_accuracy"][-1]))
         curves[width] = found
     return curves
@@ -185,7 +192,7 @@ def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> d
     """What range_test.json holds."""
     bits = widths_to_test(config)
     assert isinstance(config.recipe, Cyclic)
-    phase = one_width_each(config.recipe, len(bits), test.updates)
+    phase = phase_of_a_width(config.recipe, test.updates)
     chance = 1 / network.model.num_classes
     curves = training_curves(network, train, phase, config, bits, test.updates)
     rows = test.judge(curves, chance)
@@ -200,15 +207,18 @@ def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> d
 
 def main(*, updates: int, window: int, threshold: float) -> None:
     clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
-    for flag, value in (("mode", "cyclic"), ("low", "w1a1g8")):
-        FLAGS[flag].value = FLAGS[flag].value or value
-    config, preset = read_config()
+    config, preset = read_config(DEFAULTS)
     if not isinstance(config.recipe, Cyclic):
         raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")
     if config.init:
         raise ValueError(
             f"init={config.init}: expected none, as every width starts from fresh weights; leave it"
             " out"
+        )
+    if unread := sorted(_UNREAD & set(read_settings(FLAGS.set, every_field()))):
+        raise ValueError(
+            f"--set {unread[0]}=...: expected none of {sorted(_UNREAD)}, as a range test has"
+            " --updates of whole batches; leave it out"
         )
     widths_to_test(config)
     folder = Path(FLAGS.workdir or f"runs/range_test-{config.dataset}-{config.model}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -60,14 +61,17 @@ def define_shared_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("archive", None, "archive of the data set, where it cannot be fetched")
 
 
-def read_config() -> tuple[Config, str]:
+def read_config(defaults: Mapping[str, Any] = MappingProxyType({})) -> tuple[Config, str]:
     """The Config that the flags ask for, and the name of its preset.
+
+    Args:
+      defaults: field -> value of a command, where no flag says another.
 
     Raises:
       ValueError: an unknown name or value, or a setting that the recipe does not have.
     """
     named = {name: getattr(FLAGS, name) for name in FIELDS}
-    settings = settings_asked(FLAGS.set, named, FLAGS.widths, every_field())
+    settings = {**defaults, **settings_asked(FLAGS.set, named, FLAGS.widths, every_field())}
     return make_config(preset := _preset(settings.get("dataset")), settings), preset
 
 

@@ -17,7 +17,13 @@ from experiments import cli
 from experiments.recipes.config import every_field
 from experiments.recipes.flags import FLAGS, define_shared_flags
 from experiments.recipes.settings import read_settings
-from experiments.study.matrix import METHODS, base_settings, matrix_of, read_pairs
+from experiments.study.matrix import (
+    METHODS,
+    base_settings,
+    check_read,
+    matrix_of,
+    read_pairs,
+)
 from experiments.study.plans import PLANS
 from experiments.study.study import run_study
 
@@ -44,9 +50,11 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     clock = cli.Stopwatch()
     plan = PLANS[FLAGS.preset]
-    base = base_settings(plan, read_settings(FLAGS.set, every_field()))
+    settings = read_settings(FLAGS.set, every_field())
+    base = base_settings(plan, settings)
     pairs = None if FLAGS.pairs is None else read_pairs(FLAGS.pairs)
     matrix = matrix_of(plan, base, FLAGS.seeds, pairs, FLAGS.methods, FLAGS.ablations)
+    check_read(matrix, settings)
     workdir = Path(FLAGS.workdir or f"runs/study-{FLAGS.preset}")
     typed = [text for text in sys.argv[1:] if not text.startswith("--run=")]
     tables = run_study(

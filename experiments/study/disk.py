@@ -1,5 +1,6 @@
 """What a study finds on the disk before it runs: cells of an earlier start, and room for more."""
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def sort_out(cells: Sequence[Cell], folder: Path, run: bool = True) -> None:
         print(f"  runs {name} again: {why}; the old run is {_set_aside(folder, name)}")
     names = {cell.name for cell in cells}
     found = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG}"))]
-    outside = [name for name in found if name not in names and _REPLACED not in name]
+    outside = [name for name in found if name not in names and not is_replaced(name)]
     if outside:
         few = ", ".join([*outside[:3], *(["..."] if len(outside) > 3 else [])])
         print(f"  {len(outside)} cells are not in this matrix and stay unread: {few}")
@@ -60,9 +61,15 @@ def _why_again(workdir: Path, cell: Cell) -> str:
     return ""
 
 
+def is_replaced(name: str) -> bool:
+    """Whether a folder of this name is a run that a study has set aside."""
+    return _REPLACED in name
+
+
 def _set_aside(folder: Path, name: str) -> Path:
-    number = sum(1 for _ in folder.glob(f"{name}{_REPLACED}*")) + 1
-    aside = folder / f"{name}{_REPLACED}{number}"  # hours of work: for its owner to delete
+    """Under the first free number. It is hours of work: for its owner to delete, in any order."""
+    names = (folder / f"{name}{_REPLACED}{number}" for number in itertools.count(1))
+    aside = next(path for path in names if not path.exists())
     (folder / name).rename(aside)
     return aside
 

@@ -20,7 +20,7 @@ from experiments.recipes.config import (
     recipe_of,
 )
 from experiments.recipes.settings import check_choice
-from experiments.study.plans import Pair, Plan
+from experiments.study.plans import PLANS, Pair, Plan
 
 Settings = Mapping[str, Any]  # fields of experiments/recipes/ by name
 REESTIMATED = 20  # batches that the row "truncate re-estimated" estimates its statistics on
@@ -236,8 +236,15 @@ def matrix_of(
     What is asked for by name runs with every seed, whatever the plan leaves out by itself.
 
     Raises:
-      ValueError: an unknown method; a setting that some cell cannot have.
+      ValueError: an unknown method; ablations of a plan that has none; a setting that some cell
+        cannot have.
     """
+    if ablations and not plan.ablations:
+        having = [name for name, own in PLANS.items() if own.ablations]
+        raise ValueError(
+            f"--ablations with --preset={plan.preset}, whose plan has none: expected one of"
+            f" {having}; leave it out, or give another --preset"
+        )
     for method in methods or ():
         check_choice("--methods", method, list(METHODS))
     whole = not (pairs or methods)
@@ -249,6 +256,19 @@ def matrix_of(
     cells = ablation_cells(plan, base) if (whole if ablations is None else ablations) else {}
     compared = {title: (cell, plan.ablations[title].against) for title, cell in cells.items()}
     return Matrix(plan.preset, rows, compared)
+
+
+def check_read(matrix: Matrix, settings: Settings) -> None:
+    """Raises ValueError for settings that no cell has: they would change nothing.
+
+    Those of presets and plans are not asked that: they are for all methods, whichever run."""
+    known = {name for cell in matrix.cells for name in fields_of(type(cell.config.recipe))}
+    for name in settings:
+        if name not in known:
+            raise ValueError(
+                f"--set {name}=...: no network of this study reads it; expected one of"
+                f" {sorted(known - {*DECIDED})}; leave it out, or choose --methods that read it"
+            )
 
 
 def read_pairs(text: str) -> list[Pair]:

@@ -146,15 +146,23 @@ def test_wrong_flags_are_one_line(monkeypatch, command, argument):
     assert re.fullmatch(r"error: [^\n]+; --help lists the flags", str(stop.value.code))
 
 
-@pytest.mark.parametrize("argument", ["--pairs=", "--methods=", "--seeds=1000000000000"])
-def test_an_empty_choice_starts_no_study(tmp_path, argument):
+@pytest.mark.parametrize(
+    ("argument", "ends"),
+    [
+        ("--pairs=", "; --help lists the flags"),
+        ("--methods=", "; --help lists the flags"),
+        ("--seeds=1000000000000", "; --help lists the flags"),
+        ("--set=alpha=0.3", "choose --methods that read it"),
+    ],
+)
+def test_a_wrong_choice_starts_no_study(tmp_path, argument, ends):
     """Hours of work that nobody asked for."""
     command = [sys.executable, "-m", "experiments.study", argument, f"--workdir={tmp_path / 'w'}"]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
-    assert re.fullmatch(r"error: .*; --help lists the flags\n", done.stderr)
+    assert re.fullmatch(rf"error: .*{ends}\n", done.stderr)
     assert not [*tmp_path.iterdir()]
 
 

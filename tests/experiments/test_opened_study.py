@@ -40,7 +40,8 @@ def test_no_study_names_the_command(tmp_path: Path) -> None:
 def test_no_network_names_the_command(tmp_path: Path) -> None:
     make_cell(tmp_path, "joint-w2a2-w8a8-seed0")
     make_cell(tmp_path, "two_phase-joint-w2a2-w8a8-seed0", finished=False)
-    make_cell(tmp_path, "two_phase-joint-w2a2-w8a8-seed0.replaced")
+    make_cell(tmp_path, "two_phase-joint-w2a2-w8a8-seed0.replaced1")
+    make_cell(tmp_path, "two_phase-refine-w2a2-w8a8-seed0.replaced12")
     with pytest.raises(FileNotFoundError, match=f"--preset=digits --workdir={tmp_path}"):
         opened_study.find_network(tmp_path, RESULTS)
 

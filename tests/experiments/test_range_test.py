@@ -8,8 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.methods.range_test import RangeTest, lower_bound, widths_to_test
+from dual_precision import data, modes
+from dual_precision.models import build
+from dual_precision.tasks.task import Network
+from dual_precision.training.methods.cyclic import CYCLE, CyclicLoss
+from experiments.cifar import task_of
+from experiments.methods.range_test import (
+    DEFAULTS,
+    RangeTest,
+    lower_bound,
+    phase_of_a_width,
+    training_curves,
+    way_to,
+    widths_to_test,
+)
 from experiments.recipes.config import make_config
+from experiments.recipes.flags import read_config
 
 
 def rows(shares: dict[int, float], threshold: float = 0.8):
@@ -64,9 +78,51 @@ def test_widths_are_those_between_the_modes():
         widths_to_test(make_config("digits", {"mode": "cyclic", "low": "w2a4g8"}))
 
 
+@pytest.mark.parametrize(("low", "high"), [(low, 8) for low in range(1, 9)] + [(2, 5), (1, 2)])
+def test_the_loss_gets_each_width(low, high):
+    named = modes(low=f"w{low}a{low}g8", high=f"w{high}a{high}g8")
+    widths = range(low, high + 1)
+    loss = CyclicLoss("high", "low")
+    asked = [loss.widths(named, {CYCLE: way_to(bits, widths)}) for bits in widths]
+    assert [int(own.weights) for own in asked] == list(widths)
+    assert [int(own.activations) for own in asked] == list(widths)
+
+
+def test_what_a_width_learns_does_not_depend_on_others():
+    """The same weights, batches, augmentation and rounding, whichever widths are tested."""
+    dataset = data.load("digits")
+
+    def curves(low):
+        own = {"mode": "cyclic", "dataset": "digits", "low": f"w{low}a{low}g8", "high": "w4a4g8"}
+        config = make_config("digits", own)
+        model = build("mlp", num_classes=10, modes=config.modes)
+        network = Network(model, task_of(config, dataset))
+        phase, widths = phase_of_a_width(config.recipe, 4), widths_to_test(config)
+        return training_curves(network, dataset.train, phase, config, widths, 4)
+
+    more, fewer = curves(2), curves(3)
+    assert list(more) == [2, 3, 4]
+    assert fewer == {3: more[3], 4: more[4]}
+    assert more[2] != more[3] != more[4]
+
+
+@pytest.mark.parametrize(
+    ("argument", "low"),
+    [("--set=low=w2a2g8", "w2a2g8"), ("--low=w3a3g8", "w3a3g8"), ("--seed=0", "w1a1g8")],
+)
+def test_the_low_mode_may_be_a_setting_and_a_flag(argument, low, parse):
+    parse("--dataset=digits", argument)
+    config, _ = read_config(DEFAULTS)
+    assert (config.mode, config.low) == ("cyclic", low)
+
+
 @pytest.mark.parametrize(
     ("argument", "says"),
-    [("--noresume", "Unknown command line flag 'noresume'"), ("--init=net", "init=net: expected")],
+    [
+        ("--noresume", "Unknown command line flag 'noresume'"),
+        ("--init=net", "init=net: expected"),
+        ("--set=accumulate=4", "--set accumulate=...: expected none of ['accumulate', 'cycles'"),
+    ],
 )
 def test_a_flag_of_training_that_it_does_not_read_is_refused(argument, says, child_environment):
     command = [sys.executable, "-m", "experiments.methods.range_test", argument]

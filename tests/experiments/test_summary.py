@@ -7,11 +7,11 @@ import pytest
 from experiments import summary
 
 
-def finished_run(folder, seed, **accuracies):
+def finished_run(folder, seed, **results):
     folder.mkdir()
     config = {"experiment": {"mode": "two_phase", "passes": 4.0, "seed": seed}}
     (folder / "config.json").write_text(json.dumps(config))
-    rows = [{"mode": "low", "bits": "w2a2", **accuracies}]
+    rows = [{"mode": "low", "bits": "w2a2", **results}]
     (folder / "results.json").write_text(json.dumps({"rows": rows}))
     return str(folder)
 
@@ -30,6 +30,24 @@ def test_mean_and_sample_deviation_over_the_seeds(tmp_path, capsys):
 def test_runs_that_did_not_read_the_test_set(tmp_path, capsys):
     summary.main(finished_run(tmp_path / "a", 0, validation=80.0))
     assert capsys.readouterr().out.splitlines()[-1] == "| low  | w2a2 |        80.00 |    1 |"
+
+
+def test_runs_of_text(tmp_path, capsys):
+    """Their results are bits per byte; what else is in a row is no matter of seeds."""
+    one = finished_run(tmp_path / "a", 0, validation_bits=2.25, test_bits=2.5, test_accuracy=50.0)
+    two = finished_run(tmp_path / "b", 1, validation_bits=2.75, test_bits=2.502)
+    summary.main(one, two)
+    head, _, low = ([c.strip() for c in s.split("|")] for s in capsys.readouterr().out.splitlines())
+    titles = ["mode", "bits", "validation bits/byte", "test bits/byte", "runs"]
+    assert head[1:-1] == titles
+    assert low[1:-1] == ["low", "w2a2", "2.500 ± 0.354", "2.501 ± 0.001", "2"]
+
+
+def test_runs_without_a_result_in_common(tmp_path):
+    one = finished_run(tmp_path / "a", 0, validation_bits=2.25)
+    two = finished_run(tmp_path / "b", 1, validation=80.0)
+    with pytest.raises(ValueError, match="the rows of 'low' have no results in common: expected"):
+        summary.main(one, two)
 
 
 def test_refused(tmp_path):
@@ -67,6 +85,9 @@ ODD_ROWS = [
     '{"rows": [{"mode": "low", "validation": NaN}]}',
     '{"rows": [{"mode": "low", "validation": 1e400}]}',
     '{"rows": [{"mode": "low", "validation": 80.0, "test": true}]}',
+    '{"rows": [{"mode": "low", "validation_bits": NaN}]}',
+    '{"rows": [{"mode": "low", "test_bits": -1}]}',
+    '{"rows": [{"mode": "low", "test_bits": 1e400}]}',
     "[" * 100_000,
     '{"rows": ' + "[" * 100 + "]" * 100 + "}",
 ]

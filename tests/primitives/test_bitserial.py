@@ -20,6 +20,7 @@ from dual_precision.primitives.native import build
 from dual_precision.primitives.native import planes as native
 from dual_precision.primitives.nested import truncate
 from dual_precision.primitives.plane_operands import MOST_INPUTS
+from dual_precision.primitives.quantizers import InputGrid
 
 PLANES = range(1, 9)
 
@@ -268,6 +269,24 @@ def test_rows_that_are_not_finite(form):
 def test_no_rows(form):
     words = pack_words(jnp.asarray(some_codes(8, 40, 3)), 8)
     assert plane_product(jnp.zeros((0, 40)), words, jnp.ones((8, 3)), 2, 8, form).shape == (0, 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("low", "top"), [(0, 255), (-129, 127), (-128, 128)])
+def test_codes_of_a_grid_that_int8_does_not_hold(form, low, top):
+    """They would be other codes: an error where their ends are known, and NaN where not."""
+    words, scales = pack_words(jnp.asarray(some_codes(8, 40, 3)), 8), jnp.ones((8, 3))
+    x = jnp.full((2, 40), 100.0)
+
+    def product(*ends):
+        grid = InputGrid(jnp.float32(1), *ends)
+        return plane_product(x, words, scales, 8, 8, form, grid)
+
+    ends = jnp.float32(low), jnp.float32(top)
+    with pytest.raises(ValueError, match=f"a grid of codes {low} to {top}: expected codes within"):
+        product(*ends)
+    assert jnp.isnan(jax.jit(product)(*ends)).all()
+    assert jnp.isfinite(jax.jit(product)(jnp.float32(-128), jnp.float32(127))).all()
 
 
 @needs_native

@@ -236,3 +236,26 @@ def test_several_updates_in_one_program(small):
         together.variables,
         state.variables,
     )
+
+
+def test_a_given_value_goes_before_that_of_a_schedule(small):
+    """To the loss; and another value takes no other program."""
+
+    class Telling(Together):
+        def __call__(self, *given):
+            loss, (state, _) = super().__call__(*given)
+            return loss, (state, {"told": given[-1]["learning_rate"]})
+
+    stage = staged(small, Telling(("float",)), rate=0.1)
+    run = compile_steps(small.network, stage, KEY)
+    arrays = {"images": small.batch["inputs"], "labels": small.batch["labels"]}
+
+    def told(*given):
+        order = jnp.tile(jnp.arange(32), (2, 1))
+        return run(fresh(small, stage), arrays, order, *given)[1]["told"].tolist()
+
+    assert told() == pytest.approx([0.1, 0.1])
+    assert told({"learning_rate": jnp.float32(0.5)}) == [0.5, 0.5]
+    programs = run._cache_size()
+    assert told({"learning_rate": jnp.float32(0.25)}) == [0.25, 0.25]
+    assert run._cache_size() == programs

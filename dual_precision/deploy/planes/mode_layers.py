@@ -64,6 +64,7 @@ class ModeLayer(QuantizedLayer):
         planes, bits, wanted = asked.weights, asked.activations, asked.own.activations
         digits, grid = FLOAT_DIGITS, None
         if bits is not None and wanted is not None:
+            _check_int8(self.path, bits, self.signed)
             steps: Any = self.get_variable("params", "input_step")
             step = rescaled_step(steps[asked.mode], wanted, bits, self.signed)
             digits, grid = 8, input_grid(rows, step, bits, self.signed)
@@ -144,11 +145,17 @@ def _form_of(cls: type, layer: Layer, form: type[ModeLayer]) -> type:
 def _check_layer(structure: Structure, path: tuple[str, ...]) -> None:
     layer = structure.layers[path]
     widths = [own for name, own in layer.table.items() if name in structure.modes.default]
-    wide = [own for own in widths if (own.activations or 0) == 8]
     if layer.stored is None or any(own.weights is None for own in widths):
         raise ValueError(f"layer {'/'.join(path)!r} has float weights: expected codes")
-    if wide and not layer.signed:
+    for own in widths:
+        if own.activations is not None:
+            _check_int8(path, own.activations, layer.signed)
+
+
+def _check_int8(path: tuple[str, ...], bits: int, signed: bool) -> None:
+    """Raises ValueError for codes that int8 does not hold."""
+    if bits == 8 and not signed:
         raise ValueError(
             f"layer {'/'.join(path)!r} has unsigned inputs of 8 bits: expected signed ones, or at"
-            " most 7 bits, as the kernel takes int8; train it with signed=True"
+            " most 7 bits, as the kernel takes int8; ask for fewer, or train it with signed=True"
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from dual_precision.precision import MAX_BITS
 from dual_precision.primitives.bitserial import pack_words
@@ -43,6 +44,26 @@ def pack_dense(
     inputs = jnp.zeros((kernel.shape[0], 0), jnp.uint8)  # its shape is what is read of it
     packed = {"words": pack_words(codes, STORED), "scales": scales, "inputs": inputs}
     return packed if bias is None else {**packed, "bias": bias}
+
+
+def plane_bytes(params: Mapping[str, Any], planes: int) -> int:
+    """Bytes that a call reads of all weights on planes: so many planes, whose last word is filled
+    up, and one row of scales.
+
+    >>> packed = pack_dense(jnp.ones((40, 2)))  # two words for each of two outputs
+    >>> plane_bytes({"layer": packed}, 3)
+    56
+    """
+    leaves = flatten_dict(params)
+
+    def row(leaf: jax.Array) -> int:
+        return leaf.nbytes // len(leaf)
+
+    return sum(
+        planes * row(leaf) + row(leaves[*path[:-1], "scales"])
+        for path, leaf in leaves.items()
+        if path[-1] == "words"
+    )
 
 
 def _check_dense(kernel: jax.Array, bias: jax.Array | None, codes: jax.Array | None) -> None:

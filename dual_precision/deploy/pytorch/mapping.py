@@ -25,7 +25,6 @@ Orders = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
 
 NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
-_STATISTICS = ("mean", "var")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from dual_precision.deploy.batching import batches, checked_inputs, filled
 from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
-from dual_precision.deploy.planes.packing import STORED
+from dual_precision.deploy.planes.packing import STORED, plane_bytes
 from dual_precision.deploy.predictor import AUTO, Predictor
 from dual_precision.structure import batch_of
 
@@ -172,18 +172,17 @@ class PlanesEngine:
 
 
 def _priced_planes(info: PackedInfo, params: Mapping[str, Any], planes: int) -> Priced:
-    """Of a number of planes: 4 bytes for every scale; energy by the figures of costs.py."""
+    """Of a number of planes; energy by the figures of costs.py."""
     model = EnergyModel()
     layers = info.layers.values()
     macs = sum(layer.macs for layer in layers)
     bits = planes * sum(math.prod(layer.kernel) for layer in layers)
     inputs = sum(layer.inputs for layer in layers)
-    scales = sum(layer["scales"][0].nbytes for layer in params.values() if "scales" in layer)
     mac = model.multiply * planes * _ACTIVATIONS / 64 + model.add
     picojoules = macs * mac + bits / 64 * model.dram + inputs * 2 * _ACTIVATIONS / 64 * model.sram
     return Priced(
         f"w{planes}a{_ACTIVATIONS}",
-        bits // 8 + planes * scales,
+        plane_bytes(params, planes),
         macs * planes * _ACTIVATIONS,
         picojoules / 1000,
     )

@@ -13,7 +13,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADER_SECONDS = 10.0  # that a client has to send the header of a request
 GRACE = 10  # seconds that a request may take after SIGTERM
 MOST_CONNECTIONS = 512
-LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class PatientProtocol(H11Protocol):

@@ -1,6 +1,7 @@
 """The server: right answers, limits, what bad clients get, and that others do not notice them."""
 
 import io
+import math
 import socket
 import struct
 import time
@@ -241,6 +242,12 @@ def test_planes(path):
     assert engine.answer(images, "w4a8").logits.shape[0] == 9
     costs = [own.bit_operations for own in engine.priced]
     assert costs == [costs[0], 4 * costs[0]]
+    # Of each output of a layer, whole words of every plane, and one scale.
+    kernels = [layer.kernel for layer in inspect_packed(path).layers.values()]
+    assert [own.bytes for own in engine.priced] == [
+        sum(4 * outputs * (count * math.ceil(inputs / 32) + 1) for inputs, outputs in kernels)
+        for count in (1, 4)
+    ]
     for wrong in ((8, 2), (99,), ()):
         with pytest.raises(ValueError, match="expected some of 1 to 8"):
             PlanesEngine(path, wrong)

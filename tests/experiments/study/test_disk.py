@@ -34,6 +34,19 @@ def test_a_changed_matrix_says_what_stays_and_what_runs_again(tmp_path, capsys, 
     assert finished(tmp_path / f"{NAME}.replaced1")
 
 
+def test_what_was_set_aside_stays_whatever_its_owner_has_deleted(tmp_path, make_study):
+    base, name = tmp_path / NAME, f"{NAME}.replaced"
+    (tmp_path / f"{name}2").mkdir()
+    (tmp_path / f"{name}2" / "old").touch()
+    for number, passes in ((1, 8.0), (3, 10.0)):
+        make_study(tmp_path, matrix_of(PLAN, BASE, 1, [PLAN.main], ["joint"]))
+        longer = base_settings(PLAN, {"passes": passes})
+        disk.sort_out(matrix_of(PLAN, longer, 1, [PLAN.main], ["joint"]).cells, tmp_path)
+        assert not base.exists()
+        assert finished(tmp_path / f"{name}{number}")
+    assert (tmp_path / f"{name}2" / "old").exists()
+
+
 # config.json of an earlier version: every field of every recipe, whatever the recipe read.
 FLAT = {
     "mode": "two_phase",

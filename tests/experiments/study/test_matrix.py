@@ -9,6 +9,7 @@ from experiments.study.matrix import (
     Cell,
     Settings,
     base_settings,
+    check_read,
     config_of,
     entries,
     matrix_of,
@@ -148,6 +149,35 @@ def test_cost_is_of_the_epochs_that_are_run():
 def test_wrong_settings_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         base_settings(PLAN, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "methods", "unread"),
+    [
+        ({"first_share": 0.25, "passes": 8.0}, ["two_phase joint", "twins"], None),
+        ({"low_share": 0.9}, None, None),
+        ({"low_share": 0.9}, ["twins"], "low_share"),
+        ({"passes": 8.0, "alpha": 0.3}, ["twins"], "alpha"),
+        ({"alpha": 0.3}, None, "alpha"),
+    ],
+)
+def test_a_setting_that_no_cell_reads_is_refused(settings, methods, unread):
+    """Some cell is enough; of what a preset sets nobody asks that."""
+    matrix = matrix_of(PLAN, base_settings(PLAN, settings), 1, None, methods)
+    if unread is None:
+        check_read(matrix, settings)
+        return
+    says = rf"--set {unread}=\.\.\.: no network of this study reads it; expected one of \['acc"
+    with pytest.raises(ValueError, match=says):
+        check_read(matrix, settings)
+
+
+def test_ablations_are_asked_of_a_plan_that_has_some():
+    plan = PLANS["resnet20"]
+    base = base_settings(plan, {"init": "net"})
+    with pytest.raises(ValueError, match=r"--preset=resnet20, .* expected one of \['quick', 'pap"):
+        matrix_of(plan, base, 1, None, ["float"], ablations=True)
+    assert not matrix_of(plan, base, 1).ablations, "the whole matrix of this plan has none"
 
 
 def test_wrong_matrices_are_refused():
