@@ -81,8 +81,7 @@ def fit(
     check_recipe(phases, model.modes)
     network, workdir = Network(model, task), Path(workdir)
     structure = structure_of(model, task.example)
-    if variables is not None:
-        check_start(variables, structure)
+    check_start(variables, structure)
     check_agreed(task, options, train, validation, config, variables)
     feed = Feed(task, train, options)
     stages = stages_of(phases, structure, feed.steps_per_epoch, options.accumulate)
@@ -90,8 +89,7 @@ def fit(
     run = description_of(network, phases, options, feed.steps_per_epoch)
     checkpoints = Checkpoints(workdir, config, [stage.end for stage in stages], run)
     fresh = partial(_fresh, network, options, feed, variables)
-    found = resume(checkpoints, stages, task, structure, options, feed)
-    state, begun = found or (fresh(), -1)
+    state, begun = resume(checkpoints, stages, task, structure, options, feed) or (fresh(), -1)
     spending = spending_of(stages, structure, options.rows)
     said = Journal if is_first() else Silence
     journal = said(workdir, last, int(state.step), options.rows, listeners, spending)

@@ -127,7 +127,9 @@ def check_restored(variables: Tree, structure: Structure, workdir: Path) -> None
 
 
 def check_start(variables: Any, structure: Structure) -> None:
-    """Raises ValueError where values to start from are not those that the model has."""
+    """Raises ValueError where there are values to start from, and not those of the model."""
+    if variables is None:
+        return
     if not isinstance(variables, Mapping):
         raise ValueError(
             f"variables: got {type(variables).__name__}, expected what model.init gives: a mapping"

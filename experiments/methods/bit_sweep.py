@@ -6,10 +6,9 @@
     python -m experiments.methods.bit_sweep runs/bsq-*
 
 Bits per weight are those of BSQ: of the layers whose bits are trained, the sign not counted, 0 in a
-layer of zeros.
-Compression is of the network that the project stores: bytes of all weights in float, over bytes of
-all weights at the widths that were found, with the sign, the steps, and the layers that keep 8
-bits.
+layer of zeros. Compression is of the network that the project stores: bytes of all weights in
+float, over bytes of all weights at the widths that were found, with the sign, the steps, and the
+layers that keep 8 bits.
 """
 
 from pathlib import Path

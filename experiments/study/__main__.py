@@ -17,13 +17,7 @@ from experiments import cli
 from experiments.recipes.config import every_field
 from experiments.recipes.flags import FLAGS, define_shared_flags
 from experiments.recipes.settings import read_settings
-from experiments.study.matrix import (
-    METHODS,
-    base_settings,
-    check_read,
-    matrix_of,
-    read_pairs,
-)
+from experiments.study.matrix import METHODS, base_settings, check_read, matrix_of, read_pairs
 from experiments.study.plans import PLANS
 from experiments.study.study import run_study
 

@@ -138,8 +138,7 @@ def widths_within(
 
 def mean_bits(bits: Mapping[LayerPath, int], layers: Mapping[LayerPath, Layer]) -> float:
     """Bits per weight of the layers that are given, as `bits_found` counts them."""
-    sizes = {path: math.prod(layers[path].kernel) for path in bits}
-    return sum(bits[path] * size for path, size in sizes.items()) / max(sum(sizes.values()), 1)
+    return _mean(bits, {path: math.prod(layers[path].kernel) for path in bits})
 
 
 def _check_mode(mode: str, modes: Modes, phase: "Phase") -> None:
@@ -249,14 +248,21 @@ class BitLoss:
 
 def _trained_bits(bits: Mapping[LayerPath, SignedBits]) -> float:
     """Mean of n_l over weights, see `BitLoss`: 1, not 0, in a layer that has become zeros."""
-    sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
-    total = sum(own.positive.shape[0] * sizes[path] for path, own in bits.items())
-    return total / max(sum(sizes.values()), 1)
+    return _mean({path: own.positive.shape[0] for path, own in bits.items()}, _sizes(bits))
+
+
+def _sizes(bits: Mapping[LayerPath, SignedBits]) -> dict[LayerPath, int]:
+    return {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
+
+
+def _mean(bits: Mapping[LayerPath, int], sizes: Mapping[LayerPath, int]) -> float:
+    """Over weights, of what each layer has."""
+    return sum(bits[path] * size for path, size in sizes.items()) / max(sum(sizes.values()), 1)
 
 
 def price_of(bits: Mapping[LayerPath, SignedBits]) -> jax.Array:
     """What alpha is multiplied by, see `BitLoss`; shape ()."""
-    sizes = {path: math.prod(own.positive.shape[1:]) for path, own in bits.items()}
+    sizes = _sizes(bits)
     whole, price = sum(sizes.values()), jnp.float32(0)
     for path, own in bits.items():
         share = sizes[path] * own.positive.shape[0] / whole
