@@ -20,7 +20,12 @@ from experiments.figures.idea import (
 )
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "notebooks").glob("*/*_notes.md")),  # written by hand
+]
 EXPERIMENTS = ROOT / "experiments"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
