@@ -14,7 +14,6 @@ from dual_precision.tasks.language import NextByte
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import initial_variables
-from experiments.recipes.config import recipe_of
 from experiments.recipes.language_config import make_language_config
 
 TEXT = np.random.default_rng(0).integers(97, 123, 2000).astype(np.uint8)
@@ -164,5 +163,9 @@ def test_settings_that_text_does_not_have():
         make_language_config("smoke", {"mode": "bsq"})
     with pytest.raises(ValueError, match="split=false with it, or model 'transformer'"):
         make_language_config("smoke", {"model": "lstm", "distillation": 0.5})
+    with pytest.raises(
+        ValueError, match=r"'resnet20' reads images, .* `python -m experiments.cifar`"
+    ):
+        make_language_config("smoke", {"model": "resnet20"})
     with pytest.raises(ValueError, match="optimizer 'lion' is unknown"):
-        recipe_of("high")(optimizer="lion")
+        make_language_config("smoke", {"optimizer": "lion"})

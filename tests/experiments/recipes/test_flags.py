@@ -15,7 +15,8 @@ from experiments.recipes import flags as training_flags
     [
         (["--mode=dual"], "mode 'dual' is unknown: expected one of ['float', 'low',"),
         (["--order=up"], "order 'up' is unknown: expected one of ['joint', 'refine']"),
-        (["--model=vgg"], "model 'vgg' is unknown: expected one of ['lstm',"),
+        (["--model=vgg"], "model 'vgg' is unknown: expected one of ['mlp',"),
+        (["--model=lstm"], "model 'lstm' reads text, and this is a run on images: expected one"),
         (["--preset=fast"], "preset 'fast' is unknown: expected one of ['digits', 'paper',"),
         (["--low=w0a2"], "precision 'w0a2': expected w<bits>a<bits>"),
         (["--low=w9a9"], "precision 'w9a9': expected w<bits>a<bits>"),
