@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "resnet8_fast",
         "passes": 14.0,
     },
-    # For an accelerator: 200 epochs for each phase.
+    # For an accelerator, not run yet: 200 epochs for each phase.
     "paper": {},
     # The standard network, from a trained float one: --init=...
     "resnet20": {
