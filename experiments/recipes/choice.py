@@ -26,7 +26,7 @@ RECIPES: dict[str, dict[str, type[Recipe]]] = {
 }
 
 
-class Choice(NamedTuple):
+class Chosen(NamedTuple):
     """A recipe, and the names that choose it."""
 
     mode: str
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
     recipe: type[Recipe]
 
 
-def resolve(values: Mapping[str, Any]) -> Choice:
+def resolve(values: Mapping[str, Any]) -> Chosen:
     """The recipe that the values of a config ask for, by their mode and order, or the defaults.
 
     Raises:
@@ -50,4 +50,4 @@ def resolve(values: Mapping[str, Any]) -> Choice:
         raise ValueError(f"order={order!r} with mode {mode!r}: expected mode {having}, or none")
     order = order or next(iter(orders))
     check_choice("order", order, list(orders))
-    return Choice(mode, order, orders[order])
+    return Chosen(mode, order, orders[order])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.recipes.run_config import RunConfig, changes
+from experiments.recipes.run_config import RunConfig, changed_from
 
 _LONGEST = 60  # characters of what differs from the preset; the rest is in the hash
 _SHOWN = ("mode", "order", "low", "high", "seed")  # in every name
@@ -29,7 +29,7 @@ def run_folder(
     order = [config.order] if config.order else []
     differing = {
         name: value
-        for name, value in changes(config, values).items()
+        for name, value in changed_from(config, values).items()
         if name not in _SHOWN and value not in subject
     }
     parts = [*subject, config.mode, *order, config.low, config.high, preset, *_tail(differing)]

@@ -14,7 +14,7 @@ from flax.core import FrozenDict
 from dual_precision.precision import Modes, modes
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import check_recipe
-from experiments.recipes.choice import RECIPES, Choice, resolve
+from experiments.recipes.choice import RECIPES, Chosen, resolve
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.settings import LayerWidths, check_type
 from experiments.recipes.two_phase import TwoPhase
@@ -94,14 +94,14 @@ def every_field(kind: type[RunConfig]) -> dict[str, Any]:
     return fields
 
 
-def assembled(kind: type[AnyConfig], choice: Choice, values: Mapping[str, Any]) -> AnyConfig:
+def assembled(kind: type[AnyConfig], chosen: Chosen, values: Mapping[str, Any]) -> AnyConfig:
     """A config of this class with the chosen recipe, of the values of both; others by default.
 
     Raises:
       ValueError: a field that the recipe does not have; the message lists the known ones; a value
         of another type.
     """
-    mode, order, recipe = choice
+    mode, order, recipe = chosen
     known = fields_of(recipe, kind)
     for name, value in values.items():
         if name in known:
@@ -118,7 +118,7 @@ def assembled(kind: type[AnyConfig], choice: Choice, values: Mapping[str, Any]) 
     return kind(**{**rest, "mode": mode, "order": order, "recipe": record})
 
 
-def changes(config: RunConfig, preset: Mapping[str, Any]) -> dict[str, Any]:
+def changed_from(config: RunConfig, preset: Mapping[str, Any]) -> dict[str, Any]:
     """Field -> value, of what a run has otherwise than by default with the values of its preset;
     JSON types, in the order of the fields."""
     kind, recipe = type(config), type(config.recipe)

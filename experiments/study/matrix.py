@@ -104,11 +104,11 @@ def config_of(
     base: Settings, pair: Pair, seed: int, mode: str, order: str = "", **own: Any
 ) -> Config:
     """The config of a run: its own settings, and what its recipe has a use for of the base."""
-    choice = resolve({"mode": mode, "order": order})
-    known = fields_of(choice.recipe, Config)
+    chosen = resolve({"mode": mode, "order": order})
+    known = fields_of(chosen.recipe, Config)
     values = {name: value for name, value in base.items() if name in known}
     values |= {"low": pair[0], "high": pair[1], "seed": seed, **own}
-    return assembled(Config, choice, values)
+    return assembled(Config, chosen, values)
 
 
 def twin(base: Settings, width: str, seed: int, kind: str = "twin", **own: Any) -> Run:

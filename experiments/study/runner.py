@@ -21,7 +21,7 @@ from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.log import read_records
 from experiments.recipes.config import PRESETS, Config
 from experiments.recipes.flags import FIELDS
-from experiments.recipes.run_config import changes
+from experiments.recipes.run_config import changed_from
 from experiments.study.matrix import Run
 from experiments.workdir import RESULTS, in_use, read_rows
 
@@ -41,7 +41,7 @@ def command(run: Run, preset: str, workdir: Path, extra: Sequence[str] = ()) -> 
     """The command line that trains the run, as a user would type it: what the preset lacks."""
     arguments = [
         f"--{name}={value}" if name in FIELDS else f"--set={name}={value}"
-        for name, value in changes(run.config, PRESETS[preset]).items()
+        for name, value in changed_from(run.config, PRESETS[preset]).items()
     ]
     test = ["--test=false"] if run.ablation else []
     start = ["python", "-m", "experiments.cifar", f"--preset={preset}", f"--workdir={workdir}"]
