@@ -11,6 +11,7 @@ from experiments.recipes.run_config import RunConfig, changed_from
 
 _LONGEST = 60  # characters of what differs from the preset; the rest is in the hash
 _SHOWN = ("mode", "order", "low", "high", "seed")  # in every name
+_SUBJECT = ("dataset", "model")  # in it as a whole, in part (of a path), or not
 _UNSAFE = re.compile(r"[^\w.=+-]+", re.ASCII)
 
 
@@ -30,7 +31,7 @@ def run_folder(
     differing = {
         name: value
         for name, value in changed_from(config, values).items()
-        if name not in _SHOWN and value not in subject
+        if name not in _SHOWN and not (name in _SUBJECT and value in subject)
     }
     parts = [*subject, config.mode, *order, config.low, config.high, preset, *_tail(differing)]
     return Path("runs") / "-".join([*parts, f"seed{config.seed}"])

@@ -111,11 +111,11 @@ def test_runs_have_folders_of_their_own(settings, name):
 def test_what_is_no_name_of_a_folder_is_told_apart_by_a_hash():
     """As are paths, and whatever is long."""
     names = set()
-    for settings in ({"init": "a/b"}, {"init": "a_b"}, {"init": "a" * 300}, {"init": "a" * 301}):
-        name = default_workdir(make_config("quick", settings), "quick").name
+    for init in ("", "cifar10", "a/b", "a_b", "a" * 300, "a" * 301):
+        name = default_workdir(make_config("quick", {"init": init}), "quick").name
         assert re.fullmatch(r"[\w.=+-]{1,150}", name, re.ASCII)
         names.add(name)
-    assert len(names) == 4
+    assert len(names) == 6
     widths = [read_widths({"stage3_*": {"low": low}}) for low in ("w1a2", "w1a4")]
     own = {default_workdir(make_config("quick", {"widths": w}), "quick") for w in widths}
     assert len(own) == 2
