@@ -36,7 +36,7 @@ from dual_precision.training.state import initial_variables
 from experiments import cli
 from experiments.figures import training as pictures
 from experiments.recipes.config import Config
-from experiments.recipes.flags import FLAGS, define_flags, read_config
+from experiments.recipes.flags import define_flags, read_config
 from experiments.recipes.settings import read_channels
 from experiments.workdir import (
     RESULTS,
@@ -50,25 +50,35 @@ from experiments.workdir import (
 log = logging.getLogger("dual_precision")
 
 
-def main() -> None:
+def main(
+    *,
+    resume: bool,
+    test: bool,
+    tensorboard: bool,
+    shard_data: bool,
+    workdir: str | None = None,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """The command; its arguments are the flags, besides those that `read_config` reads."""
     clock = cli.Stopwatch()
     config, preset = read_config()
-    workdir = Path(FLAGS.workdir or default_workdir(config, preset))
+    folder = Path(workdir or default_workdir(config, preset))
     lookup(config.dataset)  # an unknown one leaves no folder behind
-    with only_user(workdir) if is_first() else nullcontext():
-        say_where(config, preset, workdir)
-        dataset = load_data(config, FLAGS.test)
+    with only_user(folder) if is_first() else nullcontext():
+        say_where(config, preset, folder)
+        dataset = load_data(config, test, data_dir, archive)
         description = describe_run(config, preset, dataset)
         model, task = build_from(description["network"]), task_of(config, dataset)
-        structure, options = structure_of(model, task.example), config.fit_options(FLAGS.shard_data)
+        structure, options = structure_of(model, task.example), config.fit_options(shard_data)
         # Before the workdir is claimed: wrong widths, batches or --init leave it free.
         batch_mesh(options.rows)
         task.order(dataset.train, options.batch_size, jax.random.key(0))
         together("begin")  # until then, whatever another process finds there is not of this run
-        start = None if has_begun(workdir) else first_variables(config, model, task, structure)
+        start = None if has_begun(folder) else first_variables(config, model, task, structure)
         if is_first():
-            open_workdir(workdir, description, FLAGS.resume)
-            write_overview(structure, workdir / "parameters.txt")
+            open_workdir(folder, description, resume)
+            write_overview(structure, folder / "parameters.txt")
         together("workdir")
         state = fit(
             model,
@@ -77,19 +87,19 @@ def main() -> None:
             dataset.train,
             dataset.validation,
             options,
-            workdir,
+            folder,
             config=description,
             variables=start,
-            listeners=listeners(workdir) if is_first() else [],
+            listeners=listeners(folder, tensorboard) if is_first() else [],
         )
-        rows = results(config, model, task, state.variables, dataset, FLAGS.test)
+        rows = results(config, model, task, state.variables, dataset, test)
         leaves = config.recipe.leaves(state.params, structure)
         if is_first():
             for name, found in leaves.items():
-                write_whole(workdir / name, json.dumps(found, indent=1) + "\n")
-            leave_results(rows, workdir)
+                write_whole(folder / name, json.dumps(found, indent=1) + "\n")
+            leave_results(rows, folder)
     print(f"{clock} in all")
-    print(f"use it: model, variables = dual_precision.load({str(workdir)!r})")
+    print(f"use it: model, variables = dual_precision.load({str(folder)!r})")
 
 
 def say_where(config: Config, preset: str, workdir: Path) -> None:
@@ -104,9 +114,11 @@ def say_where(config: Config, preset: str, workdir: Path) -> None:
     print(f"epochs: {parts}; {config.recipe.cost:g} passes (passes={config.recipe.passes:g})")
 
 
-def load_data(config: Config, test: bool) -> data.Dataset:
+def load_data(
+    config: Config, test: bool, data_dir: str | None = None, archive: str | None = None
+) -> data.Dataset:
     """The data set, and what each of its parts is for; `test`: its test set will be read."""
-    dataset = data.load(config.dataset, data_dir=FLAGS.data_dir, archive=FLAGS.archive)
+    dataset = data.load(config.dataset, data_dir=data_dir, archive=archive)
     last = "read once, at the end" if test else "not read (--test=false)"
     print(
         f"{dataset.name}: {len(dataset.train.images):,} images train,"
@@ -162,9 +174,9 @@ def first_variables(
     return variables
 
 
-def listeners(workdir: Path) -> list:
+def listeners(workdir: Path, tensorboard: bool) -> list:
     """Who else is told of every evaluation."""
-    if not FLAGS.tensorboard:
+    if not tensorboard:
         return []
     from experiments.figures.tensorboard import listener
 

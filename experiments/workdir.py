@@ -10,31 +10,15 @@ from typing import Any
 
 from dual_precision.deploy.file.writer import write_parts
 from dual_precision.training.checkpoint import Checkpoints
-from experiments.recipes.config import ORDERED, Config, config_from, fields_of, recipe_of
+from experiments.recipes.config import PRESETS, Config, config_from
+from experiments.recipes.names import run_folder
 from experiments.recipes.settings import read_widths
-from experiments.recipes.two_phase import usual_distillation
 
 CONFIG = "config.json"
 LARGEST_JSON = 64 << 20  # bytes
 DEEPEST_JSON = 32  # lists and objects in each other
 RESULTS = "results.json"  # that it is there says that the run is finished
 _LOCK = ".lock"
-# What runs did that were begun before these fields existed.
-_BEFORE: dict[str, Any] = {
-    "split": False,
-    "widths": {},
-    "stored": 8,
-    "init": "",
-    "mean": "",
-    "std": "",
-    "reestimate": 0,
-    "cycles": 0,
-    "optimizer": "sgd",
-    "accumulate": 1,
-    "skipped": "",
-    "teacher": "high",
-    "low_share": 0.5,
-}
 
 
 def in_use(workdir: Path) -> bool:
@@ -77,9 +61,7 @@ def only_user(workdir: Path) -> Iterator[None]:
 
 def default_workdir(config: Config, preset: str) -> Path:
     """runs/cifar10-two_phase-joint-w2a2-w8a8-quick-seed0"""
-    order = [config.order] if config.mode == "two_phase" else []
-    parts = [config.dataset, config.mode, *order, config.low, config.high]
-    return Path("runs") / "-".join([*parts, preset, f"seed{config.seed}"])
+    return run_folder([config.dataset], config, preset, PRESETS[preset])
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -112,22 +94,8 @@ def open_workdir(workdir: Path, description: dict[str, Any], resume: bool) -> No
         _check_same(path, description)
     else:
         write_whole(path, json.dumps(description, indent=2) + "\n")
-    if begun and not can_go_on(workdir):
-        raise ValueError(
-            f"workdir {workdir} was begun by an earlier version, whose checkpoints can be loaded"
-            f" but not trained on: start from it, --init={workdir}, in another --workdir"
-        )
     if begun:
         print(f"going on with the run in {workdir} (--resume=false refuses to)")
-
-
-def can_go_on(workdir: Path) -> bool:
-    """Whether this version can train on from the checkpoints of `workdir`.
-
-    Those of versions that did not say how wide weights are stored have another optimizer state.
-    """
-    network = read_description(workdir)["network"]
-    return "stored" in network or not has_begun(workdir)
 
 
 def _check_same(path: Path, description: Mapping[str, Any]) -> None:
@@ -143,18 +111,16 @@ def _check_same(path: Path, description: Mapping[str, Any]) -> None:
 
 
 def differences(path: Path, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Field -> (in the config.json at `path`, wanted), where they differ and it matters.
+    """Field -> (in the config.json at `path`, wanted), where they differ.
 
     Raises:
       ValueError: the file is not a run's config.
     """
-    found = _experiment(path)
-    # An older config may hold fields that its recipe did not read.
-    then, now = _meaning(found), _meaning(wanted)
+    found = read_description(path.parent)["experiment"]
     return {
         name: (found.get(name), value)
         for name, value in sorted(wanted.items())
-        if then.get(name) != now[name]
+        if found.get(name) != value
     }
 
 
@@ -262,33 +228,15 @@ def _check_depth(value: Any) -> None:
 
 
 def config_of_run(workdir: Path) -> Config:
-    """The Config of a run, of an earlier version too: the fields that its recipe has now.
+    """The Config of a run on images.
 
     Raises:
-      ValueError: not the folder of a run, or one of a recipe that this version does not have.
+      ValueError: not the folder of such a run, or one of a recipe that this version does not have.
     """
-    found = _meaning(_experiment(workdir / CONFIG))
-    mode = found.get("mode", "")
-    order = found.get("order", "") if mode == ORDERED else ""
-    known = fields_of(recipe_of(mode, order))
-    values = {name: value for name, value in found.items() if name in known}
-    values["widths"] = read_widths(found["widths"])
-    return config_from({**values, "order": order})
-
-
-def _experiment(path: Path) -> dict[str, Any]:
-    found = read_description(path.parent)["experiment"]
-    if found.get("split") and "optimizer" not in found:
-        found["distillation"] = None  # of before: split batches had no use for a share
-    return {**_BEFORE, **found}
-
-
-def _meaning(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with values that mean the same written in one way.
-
-    None is the share of distillation that the recipe takes by itself.
-    """
-    named = dict(experiment)
-    if named.get("distillation") == usual_distillation(bool(named.get("split"))):
-        named["distillation"] = None
-    return named
+    found = read_description(workdir)["experiment"]
+    try:
+        return config_from({**found, "widths": read_widths(found.get("widths"))})
+    except ValueError as error:
+        raise ValueError(
+            f"{workdir / CONFIG}: {error}; expected the folder of a run of experiments.cifar"
+        ) from None

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from experiments.figures.idea import (
     drawn_values,
     planes_of,
 )
+from experiments.lm.training import default_language_workdir
+from experiments.recipes.config import Config, make_config, preset_for
+from experiments.recipes.flags import FIELDS, settings_asked
+from experiments.recipes.language_config import LanguageConfig, make_language_config
+from experiments.recipes.run_config import every_field
+from experiments.recipes.settings import read_widths
+from experiments.workdir import default_workdir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -110,6 +118,53 @@ def test_settings_are_fields(page):
     fields = "\n".join(path.read_text() for path in (EXPERIMENTS / "recipes").glob("*.py"))
     for name in SETTING.findall(page.read_text()):
         assert re.search(rf"^    {name}: ", fields, re.MULTILINE), name
+
+
+# Command -> class of its config, config of a preset and settings, folder of a config and preset.
+TRAININGS: dict[str, tuple[Any, ...]] = {
+    "cifar": (Config, make_config, default_workdir),
+    "lm": (LanguageConfig, make_language_config, default_language_workdir),
+}
+
+
+def run_of(command: str, rest: str) -> tuple[Path, Any] | None:
+    """The default folder and the config of a documented training; None for other commands."""
+    words = shlex.split(rest.replace("--set ", "--set="))
+    if command not in TRAININGS or (words and not words[0].startswith("--")):
+        return None  # what stands first is a sub-command
+    kind, make, folder_of = TRAININGS[command]
+    given = [word.removeprefix("--").partition("=")[::2] for word in words if word[:2] == "--"]
+    named: dict[str, Any] = {name: value for name, value in given if name in FIELDS}
+    if "seed" in named:  # a page may have $seed there
+        named["seed"] = int(named["seed"]) if named["seed"].isdigit() else 0
+    assigned = [value for name, value in given if name == "set"]
+    settings = settings_asked(assigned, named, None, every_field(kind))
+    flags = dict(given)
+    if "widths" in flags:
+        settings["widths"] = read_widths({"stage3_*": {"low": "w1a2"}})
+    preset = flags.get("preset") or preset_for(flags.get("dataset"))
+    config = make(preset, settings)
+    return Path(flags.get("workdir") or folder_of(config, preset)), config
+
+
+def test_trainings_of_different_settings_have_different_folders():
+    """The second would end with "holds a run with another config"."""
+    found: dict[Path, Any] = {}
+    for page in PAGES:
+        for command, rest in COMMAND.findall(page.read_text()):
+            if run := run_of(command, rest):
+                folder, config = run
+                assert found.setdefault(folder, config) == config, f"{page.name}: {rest}"
+    assert len(found) >= 20
+
+
+def test_folders_that_pages_name_are_left_by_commands_of_pages():
+    """By a training with that --workdir, or one that has it by default."""
+    runs = [run_of(*found) for page in PAGES for found in COMMAND.findall(page.read_text())]
+    left = {str(run[0]) for run in runs if run}
+    for page in PAGES:
+        for name in re.findall(r"runs/[\w=.-]+-seed\d", page.read_text()):
+            assert name in left or name.startswith("runs/search-"), f"{page.name}: {name}"
 
 
 @each_page

@@ -1,5 +1,7 @@
 """Text: what a row reads, what counts, and a recurrent network that goes on where it ended."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,14 @@ import pytest
 from flax import linen as nn
 
 from dual_precision.layers import Recurrence
-from dual_precision.models import build
+from dual_precision.models import LSTM, MODELS, TEXT_MODELS, build
 from dual_precision.precision import Widths, modes
 from dual_precision.structure import structure_of
 from dual_precision.tasks.language import NextByte
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import initial_variables
-from experiments.recipes.config import recipe_of
+from experiments.lm.training import language_task
 from experiments.recipes.language_config import make_language_config
 
 TEXT = np.random.default_rng(0).integers(97, 123, 2000).astype(np.uint8)
@@ -157,6 +159,21 @@ def test_presets_make_a_recipe_of_each_mode(mode):
         assert config.low == ("w5a5g8" if mode in ("cyclic", "static") else "w2a8")
 
 
+def test_a_network_of_text_is_asked_for_what_it_has(monkeypatch):
+    """A new one is an entry in a table: its sizes, its context and what it carries are its own."""
+    for table in (MODELS, TEXT_MODELS):
+        monkeypatch.setitem(table, "small", partial(LSTM, features=8, depth=1))
+    config = make_language_config("quick", {"model": "small"})
+    assert (config.features, config.depth, config.recipe.passes) == (8, 1, 24.0)
+    assert "context" not in config.network()
+    assert language_task(config).carried == (((8,), (8,)),)
+    with pytest.raises(ValueError, match="on split batches of model 'small'"):
+        make_language_config("quick", {"model": "small", "distillation": 0.5})
+    plain = make_language_config("quick", {"model": "transformer_512", "context": 16})
+    assert (plain.features, plain.network()["context"]) == (512, 16)
+    assert language_task(plain).carried == ()
+
+
 def test_settings_that_text_does_not_have():
     with pytest.raises(ValueError, match="'mean' is unknown"):
         make_language_config("smoke", {"mean": "0.5"})
@@ -164,5 +181,9 @@ def test_settings_that_text_does_not_have():
         make_language_config("smoke", {"mode": "bsq"})
     with pytest.raises(ValueError, match="split=false with it, or model 'transformer'"):
         make_language_config("smoke", {"model": "lstm", "distillation": 0.5})
+    with pytest.raises(
+        ValueError, match=r"'resnet20' reads images, .* `python -m experiments.cifar`"
+    ):
+        make_language_config("smoke", {"model": "resnet20"})
     with pytest.raises(ValueError, match="optimizer 'lion' is unknown"):
-        recipe_of("high")(optimizer="lion")
+        make_language_config("smoke", {"optimizer": "lion"})

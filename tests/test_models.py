@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dual_precision import Modes, modes
-from dual_precision.models import MODELS, build, build_from
+from dual_precision.models import IMAGE_MODELS, build, build_from
 from dual_precision.models.resnet import shortcut, space_to_depth
 from dual_precision.structure import structure_of
 from dual_precision.training.compilation import RUNS_ONCE
@@ -28,7 +28,6 @@ TINY_RESNET = partial(
 )
 TINY = {"mlp": (MLP, (2, 8, 8, 1)), "resnet": (TINY_RESNET, (2, 8, 8, 3))}
 tiny = pytest.mark.parametrize("name", TINY)
-OF_TEXT = ("lstm", "transformer", "transformer_512")  # see test_lstm.py and test_transformer.py
 
 
 def layers_of(model, *image_shape: int):
@@ -155,7 +154,7 @@ def test_an_unknown_model_lists_the_known_ones():
         build("resnet18", num_classes=3, modes=DUAL)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in OF_TEXT])
+@pytest.mark.parametrize("name", [*IMAGE_MODELS])
 def test_every_model_runs(name):
     model = build(name, num_classes=3, modes=DUAL)
     images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.uint8)

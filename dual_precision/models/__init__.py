@@ -23,8 +23,7 @@ from dual_precision.models.resnet import (
 from dual_precision.models.transformer import Transformer, transformer_512
 from dual_precision.precision import Modes, modes_from
 
-MODELS: dict[str, Any] = {
-    "lstm": LSTM,
+IMAGE_MODELS: dict[str, Any] = {
     "mlp": MLP,
     "mlp_4096": mlp_4096,
     "resnet8": resnet8,
@@ -38,9 +37,13 @@ MODELS: dict[str, Any] = {
     "mlp_minmax": partial(MLP, dense=MinMaxDense),
     "resnet8_fast_minmax": partial(resnet8_fast, conv=MinMaxConv),
     "resnet20_minmax": partial(resnet20, conv=MinMaxConv),
+}
+TEXT_MODELS: dict[str, Any] = {
+    "lstm": LSTM,
     "transformer": Transformer,
     "transformer_512": transformer_512,
 }
+MODELS: dict[str, Any] = IMAGE_MODELS | TEXT_MODELS
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

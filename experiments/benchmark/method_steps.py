@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dual_precision.deploy.file.writer import check_replaceable
-from dual_precision.models import MODELS
+from dual_precision.models import IMAGE_MODELS
 from dual_precision.precision import modes
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
@@ -57,7 +57,7 @@ class TrainingStep(Program):
     def __init__(self, name: str, phase: Phase, model: str, batch_size: int, low: str, high: str):
         images, labels = random_batch(batch_size)
         task = Classification(IMAGE)
-        built = MODELS[model](num_classes=10, modes=modes(low=low, high=high))
+        built = IMAGE_MODELS[model](num_classes=10, modes=modes(low=low, high=high))
         network, structure = Network(built, task), structure_of(built, task.example)
         rates: dict[str, Any] = dict.fromkeys(phase.schedules, constant_rate)
         if CYCLE in rates:
@@ -100,8 +100,8 @@ def measure_method_steps(
     Raises:
       ValueError: an unknown model.
     """
-    if model not in MODELS:
-        raise ValueError(f"model {model!r}: expected one of {sorted(MODELS)}")
+    if model not in IMAGE_MODELS:
+        raise ValueError(f"model {model!r}: expected one of {sorted(IMAGE_MODELS)}")
     if out:
         check_replaceable(Path(out))
     make = partial(TrainingStep, model=model, batch_size=batch_size)

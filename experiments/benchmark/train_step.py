@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from dual_precision.deploy.file.writer import check_replaceable
-from dual_precision.models import MODELS
+from dual_precision.models import IMAGE_MODELS
 from dual_precision.models.resnet import ResNet
 from dual_precision.precision import modes
 from dual_precision.structure import structure_of
@@ -117,10 +117,10 @@ def build_resnet(name: str) -> ResNet:
     Raises:
       ValueError: not one of the residual networks.
     """
-    known = sorted(key for key in MODELS if key.startswith("resnet"))
+    known = sorted(key for key in IMAGE_MODELS if key.startswith("resnet"))
     if name not in known:
         raise ValueError(f"model {name!r}: expected one of {known}, which the peers have too")
-    return MODELS[name](num_classes=CLASSES, modes=modes(low="w2a2", high="w8a8"))
+    return IMAGE_MODELS[name](num_classes=CLASSES, modes=modes(low="w2a2", high="w8a8"))
 
 
 def random_batch(batch_size: int) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,7 @@ from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.initialize import FitWeightSteps, fit_weight_steps
 from dual_precision.training.state import initial_variables
 from experiments.figures.drawing import COLOURS, DASHES
-from experiments.study.disk import is_replaced
+from experiments.study.disk import RUNS_FOLDER, is_replaced
 from experiments.study.runner import finished
 from experiments.workdir import config_of_run
 
@@ -49,13 +49,13 @@ def find_network(study: Path, results: Mapping[str, Any]) -> Path:
     Raises:
       FileNotFoundError: none is finished; the message has the command that goes on.
     """
-    pair, cells = results["pairs"][0], study / "cells"
-    others = [p for p in sorted(cells.glob("two_phase-*")) if not is_replaced(p.name)]
-    for workdir in [cells / f"two_phase-joint-{pair['low']}-{pair['high']}-seed0", *others]:
+    pair, runs = results["pairs"][0], study / RUNS_FOLDER
+    others = [p for p in sorted(runs.glob("two_phase-*")) if not is_replaced(p.name)]
+    for workdir in [runs / f"two_phase-joint-{pair['low']}-{pair['high']}-seed0", *others]:
         if finished(workdir) and Checkpoints(workdir).steps():
             return workdir
     raise FileNotFoundError(
-        f"no finished two_phase network in {cells}: start `python -m experiments.study"
+        f"no finished two_phase network in {runs}: start `python -m experiments.study"
         f" --preset={results['preset']} --workdir={study}`, which goes on where the study stands"
     )
 

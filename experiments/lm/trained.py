@@ -10,7 +10,7 @@ from dual_precision.data.text import Text, load_text
 from dual_precision.loading import load
 from dual_precision.tasks.language import NextByte
 from experiments.lm.training import language_task
-from experiments.recipes.language_config import LanguageConfig, make_language_config
+from experiments.recipes.language_config import LanguageConfig, language_config_from
 from experiments.recipes.settings import read_widths
 from experiments.workdir import read_description
 
@@ -46,12 +46,10 @@ def config_of_text_run(workdir: Path) -> LanguageConfig:
     Raises:
       ValueError: `workdir` is not the folder of such a run.
     """
-    description = read_description(workdir)
-    found = description["experiment"]
+    found = read_description(workdir)["experiment"]
     if "epoch_bytes" not in found:
         raise ValueError(f"{workdir} is not a run on text: expected one of experiments.lm")
-    settings = {**found, "widths": read_widths(found.get("widths", {}))}
-    return make_language_config(description["preset"] or "quick", settings)
+    return language_config_from({**found, "widths": read_widths(found.get("widths"))})
 
 
 def read_trained(

@@ -18,7 +18,7 @@ from absl import flags
 
 from dual_precision.costs import mode_cost
 from dual_precision.data.text import TEXTS, Text, load_text
-from dual_precision.models import build_from
+from dual_precision.models import TEXT_MODELS, build_from
 from dual_precision.structure import structure_of
 from dual_precision.tasks.language import NextByte, perplexity
 from dual_precision.training.fit import fit
@@ -26,14 +26,16 @@ from dual_precision.training.log import read_records
 from dual_precision.training.metrics import evaluate
 from experiments import cli
 from experiments.figures.language import language_table, plot_bits
-from experiments.recipes.config import every_field
 from experiments.recipes.flags import define_shared_flags, settings_asked
 from experiments.recipes.language_config import (
-    TEXT_MODELS,
+    PRESETS_OF_TEXT,
     TEXT_MODES,
     LanguageConfig,
     make_language_config,
+    text_preset,
 )
+from experiments.recipes.names import run_folder
+from experiments.recipes.run_config import every_field
 from experiments.workdir import RESULTS, only_user, open_workdir, write_whole
 
 
@@ -50,7 +52,7 @@ def define_language_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("dataset", None, f"{', '.join(TEXTS)}, or the path of a file")
     about = "of initial weights, and of where windows begin"
     flags.DEFINE_integer("seed", None, about, flag_values=values)
-    string("preset", None, "quick (CPU), paper (accelerator) or smoke")
+    string("preset", None, f"{', '.join(PRESETS_OF_TEXT)}: defaults; quick if none is given")
     switch("resume", True, "go on where the workdir stands")
     switch("test", True, "read the test text, once, at the end")
     define_shared_flags(values)
@@ -65,7 +67,7 @@ def read_language_config(
       ValueError: an unknown name or value, or a setting that the recipe does not have.
     """
     settings = settings_asked(assigned, named, widths, every_field(LanguageConfig))
-    preset = preset or ("quick" if jax.default_backend() == "cpu" else "paper")
+    preset = preset or "quick"
     return make_language_config(preset, settings), preset
 
 
@@ -137,9 +139,8 @@ def _trained_rows(
 
 def default_language_workdir(config: LanguageConfig, preset: str) -> Path:
     """runs/austen-transformer-two_phase-joint-w2a8-w8a8-quick-seed0"""
-    order = [config.order] if config.order else []
-    parts = [Path(config.dataset).stem, config.model, config.mode, *order, config.low, config.high]
-    return Path("runs") / "-".join([*parts, preset, f"seed{config.seed}"])
+    subject = [Path(config.dataset).stem, config.model]
+    return run_folder(subject, config, preset, text_preset(preset, config.model))
 
 
 def say_run(config: LanguageConfig, preset: str, workdir: Path) -> None:
@@ -162,9 +163,10 @@ def say_text(text: Text, test: bool) -> None:
 
 
 def language_task(config: LanguageConfig) -> NextByte:
-    """The task of a run."""
-    state = ((config.features,), (config.features,))
-    carried = (state,) * config.depth if config.model == "lstm" else ()
+    """The task of a run; the network says whether a row carries something, and what."""
+    model: Any = build_from(config.network())
+    empty = jax.eval_shape(lambda: model.empty_carry(1)) if hasattr(model, "empty_carry") else ()
+    carried = tuple(tuple(state.shape[1:] for state in layer) for layer in empty)
     return NextByte(config.context, config.epoch_bytes, carried)
 
 

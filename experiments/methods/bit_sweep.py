@@ -48,18 +48,13 @@ def row_of(folder: Path, example: Any) -> tuple[dict[str, Any], dict[str, int]]:
     """The row of a run, and layer -> bits.
 
     Raises:
-      ValueError: it is no finished run of --mode=bsq, or one of an earlier version.
+      ValueError: it is no finished run of --mode=bsq.
     """
     config = config_of_run(folder)
     if not isinstance(config.recipe, Bsq):
         raise ValueError(f"{folder} is a run of --mode={config.mode}: expected one of bsq")
     (result,) = read_rows(folder)
     widths = read_widths_file(str(folder / "widths.json"))
-    if not (folder / BITS_FILE).exists():
-        raise ValueError(
-            f"{folder} has no {BITS_FILE}: expected a run of this version; train it again, with"
-            " another --workdir"
-        )
     found = read_json(folder / BITS_FILE)
     bits = {tuple(name.split("/")): count for name, count in found.items()}
     network = read_description(folder)["network"]

@@ -42,9 +42,10 @@ from experiments import cli
 from experiments.cifar import describe_run, load_data, task_of
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
-from experiments.recipes.config import Config, every_field
+from experiments.recipes.config import Config
 from experiments.recipes.cyclic import Cyclic
-from experiments.recipes.flags import FLAGS, define_config_flags, read_config
+from experiments.recipes.flags import define_config_flags, read_config
+from experiments.recipes.run_config import every_field
 from experiments.recipes.settings import read_settings
 from experiments.workdir import only_user, write_whole
 
@@ -205,7 +206,17 @@ def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> d
     }
 
 
-def main(*, updates: int, window: int, threshold: float) -> None:
+def main(
+    *,
+    updates: int,
+    window: int,
+    threshold: float,
+    set: Sequence[str],  # the name of the flag
+    workdir: str | None = None,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """The command; its arguments are the flags, besides those that `read_config` reads."""
     clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
     config, preset = read_config(DEFAULTS)
     if not isinstance(config.recipe, Cyclic):
@@ -215,15 +226,15 @@ def main(*, updates: int, window: int, threshold: float) -> None:
             f"init={config.init}: expected none, as every width starts from fresh weights; leave it"
             " out"
         )
-    if unread := sorted(_UNREAD & set(read_settings(FLAGS.set, every_field()))):
+    if unread := sorted(_UNREAD & read_settings(set, every_field(Config)).keys()):
         raise ValueError(
             f"--set {unread[0]}=...: expected none of {sorted(_UNREAD)}, as a range test has"
             " --updates of whole batches; leave it out"
         )
     widths_to_test(config)
-    folder = Path(FLAGS.workdir or f"runs/range_test-{config.dataset}-{config.model}")
+    folder = Path(workdir or f"runs/range_test-{config.dataset}-{config.model}")
     with only_user(folder):
-        dataset = load_data(config, test=False)
+        dataset = load_data(config, False, data_dir, archive)
         network = describe_run(config, preset, dataset)["network"]
         task: Task = task_of(config, dataset)
         found = run_test(config, Network(build_from(network), task), dataset.train, test)

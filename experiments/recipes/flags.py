@@ -6,12 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 from absl import flags
 
-from dual_precision.models import MODELS
+from dual_precision.models import IMAGE_MODELS
 from experiments import cli
-from experiments.recipes.config import Config, every_field, make_config
+from experiments.recipes.choice import RECIPES
+from experiments.recipes.config import PRESETS, Config, make_config, preset_for
+from experiments.recipes.run_config import every_field
 from experiments.recipes.settings import read_settings, read_widths
 from experiments.workdir import read_json
 
@@ -33,21 +34,18 @@ def define_flags() -> None:
 
 def define_config_flags() -> None:
     """The flags that `read_config` reads, and those of every training command."""
-    flags.DEFINE_string(
-        "mode",
-        None,
-        "recipe: float, low, high, truncate, joint, two_phase, static, cyclic, bsq, supernet",
-    )
+    flags.DEFINE_string("mode", None, f"recipe: {', '.join(RECIPES)}")
     flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
     flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
     flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
     flags.DEFINE_string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a4"}}')
-    flags.DEFINE_string("model", None, ", ".join(sorted(MODELS)))
+    flags.DEFINE_string("model", None, ", ".join(sorted(IMAGE_MODELS)))
     flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
     about = "start from this workdir, packed file, safetensors file or PyTorch state dict"
     flags.DEFINE_string("init", None, about)
     flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
-    flags.DEFINE_string("preset", None, "quick (CPU), paper (accelerator) or digits")
+    about = f"{', '.join(PRESETS)}: defaults; quick if none is given, digits for that data set"
+    flags.DEFINE_string("preset", None, about)
     define_shared_flags()
 
 
@@ -62,7 +60,8 @@ def define_shared_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def read_config(defaults: Mapping[str, Any] = MappingProxyType({})) -> tuple[Config, str]:
-    """The Config that the flags ask for, and the name of its preset.
+    """The Config that the flags ask for, and the name of its preset: here alone they are read from
+    FLAGS, for they are the same for several commands. All others are arguments of a command.
 
     Args:
       defaults: field -> value of a command, where no flag says another.
@@ -71,8 +70,9 @@ def read_config(defaults: Mapping[str, Any] = MappingProxyType({})) -> tuple[Con
       ValueError: an unknown name or value, or a setting that the recipe does not have.
     """
     named = {name: getattr(FLAGS, name) for name in FIELDS}
-    settings = {**defaults, **settings_asked(FLAGS.set, named, FLAGS.widths, every_field())}
-    return make_config(preset := _preset(settings.get("dataset")), settings), preset
+    settings = {**defaults, **settings_asked(FLAGS.set, named, FLAGS.widths, every_field(Config))}
+    preset = FLAGS.preset or preset_for(settings.get("dataset"))
+    return make_config(preset, settings), preset
 
 
 def settings_asked(
@@ -113,12 +113,3 @@ def read_widths_file(path: str) -> Any:
         return read_widths(read_json(Path(path)))
     except ValueError as error:
         raise ValueError(f"--widths={path}: {error}") from None
-
-
-def _preset(dataset: str | None) -> str:
-    if FLAGS.preset is not None:
-        preset: str = FLAGS.preset
-        return preset
-    if dataset == "digits":
-        return "digits"
-    return "quick" if jax.default_backend() == "cpu" else "paper"

@@ -7,15 +7,33 @@ from typing import Any
 
 from flax.core import FrozenDict
 
+from dual_precision.models import IMAGE_MODELS, TEXT_MODELS
 from dual_precision.precision import parse
 
 LayerWidths = FrozenDict[str, FrozenDict[str, str]]  # layer or pattern -> mode -> "w4a4"
+# What networks read -> those that do, and the command that trains them.
+_READERS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "images": (IMAGE_MODELS, "experiments.cifar"),
+    "text": (TEXT_MODELS, "experiments.lm"),
+}
 
 
 def check_choice(what: str, value: str, known: Sequence[str]) -> None:
     """Raises ValueError where `value` is not among the known."""
     if value not in known:
         raise ValueError(f"{what} {value!r} is unknown: expected one of {list(known)}")
+
+
+def check_model(model: str, reads: str) -> None:
+    """Raises ValueError where `model` is no network of what is read: "images" or "text"."""
+    known = sorted(_READERS[reads][0])
+    for other, (models, command) in _READERS.items():
+        if other != reads and model in models:
+            raise ValueError(
+                f"model {model!r} reads {other}, and this is a run on {reads}: expected one of"
+                f" {known}, or the command `python -m {command}`"
+            )
+    check_choice("model", model, known)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:

@@ -8,14 +8,16 @@ leaves results.json, results.md and plots in runs/study-<preset>, and every run 
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from experiments import cli
-from experiments.recipes.config import every_field
-from experiments.recipes.flags import FLAGS, define_shared_flags
+from experiments.recipes.config import Config
+from experiments.recipes.flags import define_shared_flags
+from experiments.recipes.run_config import every_field
 from experiments.recipes.settings import read_settings
 from experiments.study.matrix import METHODS, base_settings, check_read, matrix_of, read_pairs
 from experiments.study.plans import PLANS
@@ -38,29 +40,43 @@ def define_flags() -> None:
     define_shared_flags()
 
 
-def main() -> None:
+def main(
+    *,
+    preset: str,
+    seeds: int,
+    jobs: int,
+    run: bool,
+    set: Sequence[str],  # the name of the flag
+    pairs: str | None = None,
+    methods: Sequence[str] | None = None,
+    ablations: bool | None = None,
+    workdir: str | None = None,
+    data_dir: str | None = None,
+    archive: str | None = None,
+) -> None:
+    """The command; its arguments are the flags."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as for Ctrl-C
     # What computes is started as processes of its own; this one must not hold an accelerator.
     jax.config.update("jax_platforms", "cpu")
     clock = cli.Stopwatch()
-    plan = PLANS[FLAGS.preset]
-    settings = read_settings(FLAGS.set, every_field())
+    plan = PLANS[preset]
+    settings = read_settings(set, every_field(Config))
     base = base_settings(plan, settings)
-    pairs = None if FLAGS.pairs is None else read_pairs(FLAGS.pairs)
-    matrix = matrix_of(plan, base, FLAGS.seeds, pairs, FLAGS.methods, FLAGS.ablations)
+    asked = None if pairs is None else read_pairs(pairs)
+    matrix = matrix_of(plan, base, seeds, asked, methods, ablations)
     check_read(matrix, settings)
-    workdir = Path(FLAGS.workdir or f"runs/study-{FLAGS.preset}")
+    folder = Path(workdir or f"runs/study-{preset}")
     typed = [text for text in sys.argv[1:] if not text.startswith("--run=")]
     tables = run_study(
         matrix,
-        workdir,
+        folder,
         as_typed=shlex.join(["python", "-m", "experiments.study", *typed]),
-        train=FLAGS.run,
-        jobs=FLAGS.jobs,
-        data_dir=FLAGS.data_dir,
-        archive=FLAGS.archive,
+        train=run,
+        jobs=jobs,
+        data_dir=data_dir,
+        archive=archive,
     )
-    print(f"\n{tables}\n\nin {workdir}: results.json, results.md, plots; {clock} in all")
+    print(f"\n{tables}\n\nin {folder}: results.json, results.md, plots; {clock} in all")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def plot_courses(results: Mapping[str, Any], pair: Mapping[str, Any], path: Path
     A line is the mean over seeds. Returns False, and draws nothing, where there are no courses.
     """
     lines = {
-        mode: {method: _mean_course(results["cells"], pair, method, mode) for method in _SHOWN}
+        mode: {method: _mean_course(results["runs"], pair, method, mode) for method in _SHOWN}
         for mode in ("low", "high")
     }
     if not any(points for methods in lines.values() for points in methods.values()):
@@ -59,17 +59,17 @@ def plot_courses(results: Mapping[str, Any], pair: Mapping[str, Any], path: Path
 
 
 def _mean_course(
-    cells: Mapping[str, Any], pair: Mapping[str, Any], method: str, mode: str
+    runs: Mapping[str, Any], pair: Mapping[str, Any], method: str, mode: str
 ) -> list[tuple[float, float]]:
     """(passes, mean over seeds) where all seeds were measured; [] where one has no course."""
-    by_seed = pair["methods"].get(method, {}).get("cells", {}).values()
+    by_seed = pair["methods"].get(method, {}).get("runs", {}).values()
     courses = []
     for names in by_seed:
         if mode not in names:
             return []
         networks = len({*names.values()})
         own = "high" if networks > 1 and mode == "low" else mode  # a twin runs its width as high
-        found = cells[names[mode]].get("course", [])
+        found = runs[names[mode]].get("course", [])
         courses.append({networks * p["passes"]: p[own] for p in found if own in p})
     common = set.intersection(*map(set, courses)) if courses else set()
     return [(at, sum(course[at] for course in courses) / len(courses)) for at in sorted(common)]

@@ -1,4 +1,4 @@
-"""What a study finds on the disk before it runs: cells of an earlier start, and room for more."""
+"""What a study finds on the disk before it runs: runs of an earlier start, and room for more."""
 
 import itertools
 import shutil
@@ -11,54 +11,47 @@ from dual_precision import data
 from dual_precision.models import build_from
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
-from experiments.study.matrix import Cell
-from experiments.study.runner import finished
-from experiments.workdir import CONFIG, can_go_on, differences
+from experiments.study.matrix import Run
+from experiments.workdir import CONFIG, differences
 
 _MIB = 2**20
 # Of one checkpoint, in floats for every parameter: itself, the optimizer's, statistics; rounded up.
 _FLOATS_PER_PARAMETER = 3
 _REPLACED = ".replaced"
+# Of a study, where each run has a folder. The name is what studies have on the disk that are under
+# way: under another one all their runs would be trained again.
+RUNS_FOLDER = "cells"
 
 
-def sort_out(cells: Sequence[Cell], folder: Path, run: bool = True) -> None:
-    """Says which cells of an earlier study stay, and moves those that cannot aside.
+def sort_out(runs: Sequence[Run], folder: Path, train: bool = True) -> None:
+    """Says which runs of an earlier study stay, and moves those that cannot aside.
 
     Raises:
-      ValueError: some have another config, and nothing is to be run.
+      ValueError: some have another config, and nothing is to be trained.
     """
     if not folder.is_dir():
         return
     changed = {}
-    present = [cell for cell in cells if (folder / cell.name / CONFIG).exists()]
-    for cell in present:
-        if why := _why_again(folder / cell.name, cell):
-            changed[cell.name] = why
-    print(f"{folder}: keeps {len(present) - len(changed)} cells of an earlier start")
-    if changed and not run:
+    present = [run for run in runs if (folder / run.name / CONFIG).exists()]
+    for run in present:
+        if other := differences(folder / run.name / CONFIG, run.config.to_json()):
+            told = (f"{key} was {old!r}, is {new!r}" for key, (old, new) in other.items())
+            changed[run.name] = ", ".join(told)
+    print(f"{folder}: keeps {len(present) - len(changed)} runs of an earlier start")
+    if changed and not train:
         raise ValueError(
-            f"{len(changed)} cells in {folder} were run with other settings,"
+            f"{len(changed)} runs in {folder} were trained with other settings,"
             f" {next(iter(changed))} for one: give the settings of that study, or leave out"
-            " --run=false, and they are run again"
+            " --run=false, and they are trained again"
         )
     for name, why in changed.items():
-        print(f"  runs {name} again: {why}; the old run is {_set_aside(folder, name)}")
-    names = {cell.name for cell in cells}
+        print(f"  trains {name} again: {why}; the old run is {_set_aside(folder, name)}")
+    names = {run.name for run in runs}
     found = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG}"))]
     outside = [name for name in found if name not in names and not is_replaced(name)]
     if outside:
         few = ", ".join([*outside[:3], *(["..."] if len(outside) > 3 else [])])
-        print(f"  {len(outside)} cells are not in this matrix and stay unread: {few}")
-
-
-def _why_again(workdir: Path, cell: Cell) -> str:
-    """Why what is there of a cell is of no use; "" where it is."""
-    other = differences(workdir / CONFIG, cell.config.to_json())
-    if other:
-        return ", ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in other.items())
-    if not finished(workdir) and not can_go_on(workdir):
-        return "an earlier version began it, and this one cannot go on"
-    return ""
+        print(f"  {len(outside)} runs are not in this matrix and stay unread: {few}")
 
 
 def is_replaced(name: str) -> bool:
@@ -74,14 +67,14 @@ def _set_aside(folder: Path, name: str) -> Path:
     return aside
 
 
-def check_room(cells: Sequence[Cell], jobs: int, dataset: data.Dataset, folder: Path) -> None:
+def check_room(runs: Sequence[Run], jobs: int, dataset: data.Dataset, folder: Path) -> None:
     """Prints the most that the study will write; refuses where there is less room.
 
-    Finished cells keep the end of each of their two phases, running ones two more and the best.
+    Finished runs keep the end of each of their two phases, running ones two more and the best.
     """
-    checkpoint = 4 * _FLOATS_PER_PARAMETER * _parameters(cells[0], dataset) + _MIB
-    most = (2 * len(cells) + 3 * jobs) * checkpoint
-    files = [path for cell in cells for path in (folder / cell.name).rglob("*")]
+    checkpoint = 4 * _FLOATS_PER_PARAMETER * _parameters(runs[0], dataset) + _MIB
+    most = (2 * len(runs) + 3 * jobs) * checkpoint
+    files = [path for run in runs for path in (folder / run.name).rglob("*")]
     present = sum(path.stat().st_size for path in files if path.is_file())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -96,9 +89,9 @@ def check_room(cells: Sequence[Cell], jobs: int, dataset: data.Dataset, folder: 
         )
 
 
-def _parameters(cell: Cell, dataset: data.Dataset) -> int:
-    """Numbers in the tree of a cell; all cells have the same network."""
-    config = cell.config
+def _parameters(run: Run, dataset: data.Dataset) -> int:
+    """Numbers in the tree of a run; all runs have the same network."""
+    config = run.config
     model = build_from(
         {
             "name": config.model,

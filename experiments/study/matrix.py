@@ -1,8 +1,8 @@
 """The study's matrix as data: which networks are trained, and which of them a table row reads.
 
-A cell is one training run, a Config with a name. An entry is one row of a table for one seed: for
-each mode, the cell and the row of its results that the accuracy is read from. Entries share
-cells: a twin of w2a2 is the same network whatever the high mode of the pair.
+A run is one training, a Config with a name. An entry is one row of a table for one seed: for each
+mode, the run and the row of its results that the accuracy is read from. Entries share runs: a twin
+of w2a2 is the same network whatever the high mode of the pair.
 """
 
 import dataclasses
@@ -10,34 +10,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dual_precision.precision import parse
-from experiments.recipes.config import (
-    ORDERED,
-    PRESETS,
-    Config,
-    config_from,
-    every_field,
-    fields_of,
-    recipe_of,
-)
+from experiments.recipes.choice import resolve
+from experiments.recipes.config import PRESETS, Config
+from experiments.recipes.run_config import assembled, every_field, fields_of
 from experiments.recipes.settings import check_choice
 from experiments.study.plans import PLANS, Pair, Plan
 
 Settings = Mapping[str, Any]  # fields of experiments/recipes/ by name
 REESTIMATED = 20  # batches that the row "truncate re-estimated" estimates its statistics on
-# What the matrix decides, cell by cell.
+# What the matrix decides, run by run.
 DECIDED = ("mode", "order", "low", "high", "widths", "seed", "reestimate")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of `experiments.cifar`; `ablation` cells never read the test set."""
+class Run:
+    """One run of `experiments.cifar`.
+
+    Attributes:
+      ablation: it never reads the test set.
+      fixed: the fields that its row decides, whatever is set.
+    """
 
     name: str
     config: Config
     ablation: bool = False
+    fixed: frozenset[str] = frozenset()
 
 
-Sources = Mapping[str, tuple[Cell, str]]  # mode -> (cell, mode in that cell's results)
+Sources = Mapping[str, tuple[Run, str]]  # mode -> (run, mode in that run's results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Entry:
 
     @property
     def cost(self) -> float:
-        """Passes, over the distinct cells it reads."""
-        cells = {cell.name: cell for cell, _ in self.sources.values()}
-        return sum(cell.config.recipe.cost for cell in cells.values())
+        """Passes, over the distinct runs it reads."""
+        runs = {run.name: run for run, _ in self.sources.values()}
+        return sum(run.config.recipe.cost for run in runs.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,30 +62,30 @@ class Matrix:
 
     Attributes:
       rows: of the tables.
-      ablations: title -> its cell, and the title that it is compared with.
+      ablations: title -> its run, and the title that it is compared with.
     """
 
     preset: str
     rows: Sequence[Entry]
-    ablations: Mapping[str, tuple[Cell, str]]
+    ablations: Mapping[str, tuple[Run, str]]
 
     @property
-    def cells(self) -> list[Cell]:
-        """Each distinct cell once, in the order in which they are first read."""
-        read = [cell for row in self.rows for cell, _ in row.sources.values()]
-        return distinct([*read, *(cell for cell, _ in self.ablations.values())])
+    def runs(self) -> list[Run]:
+        """Each distinct run once, in the order in which they are first read."""
+        read = [run for row in self.rows for run, _ in row.sources.values()]
+        return distinct([*read, *(run for run, _ in self.ablations.values())])
 
 
-def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell once, in order."""
-    found: dict[str, Cell] = {}
-    for cell in cells:
-        assert found.setdefault(cell.name, cell).config == cell.config, cell.name
+def distinct(runs: Iterable[Run]) -> list[Run]:
+    """Each run once, in order."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        assert found.setdefault(run.name, run).config == run.config, run.name
     return list(found.values())
 
 
 def base_settings(plan: Plan, settings: Settings) -> Settings:
-    """What every cell starts from: of preset, plan and `settings`, the last that says something.
+    """What every run starts from: of preset, plan and `settings`, the last that says something.
 
     Raises:
       ValueError: a setting that the matrix itself decides, or a name that no recipe has.
@@ -93,40 +93,41 @@ def base_settings(plan: Plan, settings: Settings) -> Settings:
     for name in settings:
         if name in DECIDED:
             raise ValueError(
-                f"--set {name}=...: the study sets it itself, cell by cell; choose rows with"
+                f"--set {name}=...: the study sets it itself, run by run; choose rows with"
                 " --pairs, --methods and --seeds"
             )
-        check_choice("setting", name, sorted(every_field()))
+        check_choice("setting", name, sorted(every_field(Config)))
     return {**PRESETS[plan.preset], **plan.settings, **settings}
 
 
 def config_of(
     base: Settings, pair: Pair, seed: int, mode: str, order: str = "", **own: Any
 ) -> Config:
-    """The config of a cell: its own settings, and what its recipe has a use for of the base."""
-    known = fields_of(recipe_of(mode, order))
+    """The config of a run: its own settings, and what its recipe has a use for of the base."""
+    chosen = resolve({"mode": mode, "order": order})
+    known = fields_of(chosen.recipe, Config)
     values = {name: value for name, value in base.items() if name in known}
-    values |= {"mode": mode, "low": pair[0], "high": pair[1], "seed": seed, **own}
-    return config_from({**values, "order": order} if order else values)
+    values |= {"low": pair[0], "high": pair[1], "seed": seed, **own}
+    return assembled(Config, chosen, values)
 
 
-def twin(base: Settings, width: str, seed: int, kind: str = "twin", **own: Any) -> Cell:
+def twin(base: Settings, width: str, seed: int, kind: str = "twin", **own: Any) -> Run:
     """One width trained alone. Its config does not depend on the pair that it is a twin in."""
     config = config_of(base, (width, width), seed, "high", **own)
-    return Cell(f"{kind}-{width}-seed{seed}", config)
+    return Run(f"{kind}-{width}-seed{seed}", config)
 
 
 def _both(base: Settings, pair: Pair, seed: int, kind: str, mode: str, **own: Any) -> Sources:
     """Low and high of one network."""
     name = "-".join([kind, *pair, f"seed{seed}"])
-    cell = Cell(name, config_of(base, pair, seed, mode, **own))
-    return {"low": (cell, "low"), "high": (cell, "high")}
+    run = Run(name, config_of(base, pair, seed, mode, **own), fixed=frozenset(own))
+    return {"low": (run, "low"), "high": (run, "high")}
 
 
 def _float(base: Settings, pair: Pair, seed: int) -> Sources:
     del pair  # the same network for all of them
     config = config_of(base, (Config.low, Config.high), seed, "float")
-    return {"float": (Cell(f"float-seed{seed}", config), "float")}
+    return {"float": (Run(f"float-seed{seed}", config), "float")}
 
 
 def _twins(base: Settings, pair: Pair, seed: int) -> Sources:
@@ -207,20 +208,19 @@ def entries(
     return rows
 
 
-def ablation_cells(plan: Plan, base: Settings) -> dict[str, Cell]:
+def ablation_runs(plan: Plan, base: Settings) -> dict[str, Run]:
     """What each option of the main method brings: seed 0, judged on validation alone."""
-    cells = {}
+    runs = {}
     rows = (METHODS[name](base, plan.main, 0) for name in ("two_phase joint", "joint split"))
     known = {row["low"][0].config: row["low"][0] for row in rows}  # trained for the tables anyway
     for title, ablation in plan.ablations.items():
         own = dict(ablation.settings)
-        mode = own.pop("mode", ORDERED)
-        order = "joint" if mode == ORDERED else ""
-        config = config_of(base, plan.main, 0, mode, order, **own)
+        mode = own.pop("mode", Config.mode)
+        config = config_of(base, plan.main, 0, mode, **own)
         changes = (f"{key}={value}" for key, value in ablation.settings.items())
         name = "-".join(["ablation", *changes])
-        cells[title] = known.get(config) or Cell(name, config, ablation=True)
-    return cells
+        runs[title] = known.get(config) or Run(name, config, True, frozenset(own))
+    return runs
 
 
 def matrix_of(
@@ -236,7 +236,7 @@ def matrix_of(
     What is asked for by name runs with every seed, whatever the plan leaves out by itself.
 
     Raises:
-      ValueError: an unknown method; ablations of a plan that has none; a setting that some cell
+      ValueError: an unknown method; ablations of a plan that has none; a setting that some run
         cannot have.
     """
     if ablations and not plan.ablations:
@@ -253,21 +253,26 @@ def matrix_of(
     if pairs:
         plan = dataclasses.replace(plan, other_seeds=None)
     rows = entries(plan, base, seeds, pairs or [plan.main, *plan.others], methods or METHODS)
-    cells = ablation_cells(plan, base) if (whole if ablations is None else ablations) else {}
-    compared = {title: (cell, plan.ablations[title].against) for title, cell in cells.items()}
+    runs = ablation_runs(plan, base) if (whole if ablations is None else ablations) else {}
+    compared = {title: (run, plan.ablations[title].against) for title, run in runs.items()}
     return Matrix(plan.preset, rows, compared)
 
 
 def check_read(matrix: Matrix, settings: Settings) -> None:
-    """Raises ValueError for settings that no cell has: they would change nothing.
+    """Raises ValueError for settings that no run takes: they would change nothing.
 
-    Those of presets and plans are not asked that: they are for all methods, whichever run."""
-    known = {name for cell in matrix.cells for name in fields_of(type(cell.config.recipe))}
+    Those of presets and plans are not asked that: they are for all methods, whichever there are."""
+    fields = {run: {*fields_of(type(run.config.recipe), Config)} for run in matrix.runs}
+    read = {name for own in fields.values() for name in own}
+    taken = {name for run, own in fields.items() for name in own - run.fixed}
     for name in settings:
-        if name not in known:
+        if name not in taken:
+            why, others = "no network reads it", "read it"
+            if name in read:
+                why, others = "its rows decide it themselves", "leave it open"
             raise ValueError(
-                f"--set {name}=...: no network of this study reads it; expected one of"
-                f" {sorted(known - {*DECIDED})}; leave it out, or choose --methods that read it"
+                f"--set {name}=... changes nothing in this study, as {why}: expected one of"
+                f" {sorted(taken - {*DECIDED})}; leave it out, or choose --methods that {others}"
             )
 
 

@@ -56,7 +56,7 @@ PLANS: dict[str, Plan] = {
     "quick": Plan("quick", {"passes": 6.0}, ("w2a2", "w8a8"), OTHERS, 1, _MAIN_ONLY, ABLATIONS),
     # For an accelerator.
     "paper": Plan("paper", {}, ("w2a2", "w8a8"), OTHERS, None, (), ABLATIONS),
-    # The standard network, every cell from the float network that --set init=... names.
+    # The standard network, every run from the float network that --set init=... names.
     # High is what such a network can do already: of the passes for both, it takes few beforehand,
     # and it teaches low from the first one on. With order=refine, low has nearly all of them.
     "resnet20": Plan(

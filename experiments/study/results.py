@@ -1,4 +1,4 @@
-"""From the results of a study's cells to means, spreads and paired differences."""
+"""From the results of a study's runs to means, spreads and paired differences."""
 
 import math
 import shlex
@@ -12,7 +12,7 @@ from scipy import stats
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.log import read_records
 from experiments.study.courses import course_of
-from experiments.study.matrix import Cell, Entry, Matrix
+from experiments.study.matrix import Entry, Matrix, Run
 from experiments.study.plans import Pair
 from experiments.study.runner import finished
 from experiments.workdir import CONFIG, read_rows
@@ -42,11 +42,11 @@ def spread(values: Sequence[float]) -> Summary:
     return {"values": list(values), "mean": mean, "sd": sd, "interval": interval}
 
 
-def read_cell(folder: Path, cell: Cell) -> dict[str, dict] | None:
-    """Mode -> row of the cell's results; None while it is not finished."""
-    if not finished(folder / cell.name):
+def read_run(folder: Path, run: Run) -> dict[str, dict] | None:
+    """Mode -> row of the run's results; None while it is not finished."""
+    if not finished(folder / run.name):
         return None
-    rows = read_rows(folder / cell.name)
+    rows = read_rows(folder / run.name)
     return {row["mode"]: row for row in rows}
 
 
@@ -54,49 +54,49 @@ def collect(
     matrix: Matrix,
     folder: Path,
     about: Mapping[str, Any],
-    line: Callable[[Cell], Sequence[str]],
+    line: Callable[[Run], Sequence[str]],
 ) -> dict[str, Any]:
-    """Everything that the study's table and plots show; cells that are not finished are left out.
+    """Everything that the study's table and plots show; runs that are not finished are left out.
 
     Args:
-      folder: of the cells.
+      folder: of the runs.
       about: goes into the results as it is.
-      line: the command of a cell.
+      line: the command of a run.
     """
-    cells = {cell.name: cell for cell in matrix.cells}
-    found = {name: read_cell(folder, cell) for name, cell in cells.items()}
-    done = [name for name in cells if found[name] is not None]
-    links = {name: _links(folder, cells[name]) for name in done}
+    runs = {run.name: run for run in matrix.runs}
+    found = {name: read_run(folder, run) for name, run in runs.items()}
+    done = [name for name in runs if found[name] is not None]
+    links = {name: _links(folder, runs[name]) for name in done}
     by_pair: dict[Pair, list[Entry]] = {row.pair: [] for row in matrix.rows}
     for row in matrix.rows:
-        if all(found[cell.name] is not None for cell, _ in row.sources.values()):
+        if all(found[run.name] is not None for run, _ in row.sources.values()):
             by_pair[row.pair].append(row)
     return {
         **about,
         "confidence": CONFIDENCE,
         "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
         "ablations": _ablations(matrix.ablations, found),
-        "cells": {name: {**links[name], "command": shlex.join(line(cells[name]))} for name in done},
-        "missing": [name for name in cells if name not in links],
+        "runs": {name: {**links[name], "command": shlex.join(line(runs[name]))} for name in done},
+        "missing": [name for name in runs if name not in links],
     }
 
 
-def _links(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Where a cell's config and last checkpoint are, relative to the study's folder; its course.
+def _links(folder: Path, run: Run) -> dict[str, Any]:
+    """Where a run's config and last checkpoint are, relative to the study's folder; its course.
 
     Checkpoints may have been deleted to save space: None is one that is not there, and a number of
     updates that nothing says any more.
     """
-    workdir = folder / cell.name
+    workdir = folder / run.name
     records, steps = read_records(workdir / "metrics.jsonl"), Checkpoints(workdir).steps()
     updates = max([*steps[-1:], *(record["step"] for record in records[-1:])], default=None)
     last = workdir / "checkpoints" / str(updates) if updates in steps else None
-    links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{cell.name}.log"}
+    links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{run.name}.log"}
     relative = {
         what: str(path.relative_to(folder.parent)) if path else None for what, path in links.items()
     }
-    course = course_of(cell.config, records)
-    return {"cost": cell.config.recipe.cost, "updates": updates, **relative, "course": course}
+    course = course_of(run.config, records)
+    return {"cost": run.config.recipe.cost, "updates": updates, **relative, "course": course}
 
 
 def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def _pair(pair: Pair, rows: Sequence[Entry], found: Mapping, links: Mapping) -> 
     summaries = {}
     for method, own in methods.items():
         first = next(iter(own.values()))
-        updates = [links[cell.name]["updates"] for cell, _ in first.sources.values()]
+        updates = [links[run.name]["updates"] for run, _ in first.sources.values()]
         summaries[method] = {
             "cost": first.cost,
             "updates": max((n for n in updates if n is not None), default=None),
             "seeds": list(own),
-            "cells": {s: {m: c.name for m, (c, _) in r.sources.items()} for s, r in own.items()},
+            "runs": {s: {m: c.name for m, (c, _) in r.sources.items()} for s, r in own.items()},
             "accuracy": {
                 split: {mode: spread(list(by_seed.values())) for mode, by_seed in modes.items()}
                 for split, modes in accuracy[method].items()
@@ -163,19 +163,19 @@ def _distinct(own: Entry, other: Entry, mode: str) -> bool:
 
 
 def _ablations(
-    ablations: Mapping[str, tuple[Cell, str]], found: Mapping[str, Any]
+    ablations: Mapping[str, tuple[Run, str]], found: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Validation accuracy only: nothing here may be chosen by the test set."""
     accuracy = {
-        title: {mode: row["validation"] for mode, row in found[cell.name].items()}
-        for title, (cell, _) in ablations.items()
-        if found[cell.name] is not None
+        title: {mode: row["validation"] for mode, row in found[run.name].items()}
+        for title, (run, _) in ablations.items()
+        if found[run.name] is not None
     }
     return [
         {
             "title": title,
             "against": ablations[title][1],
-            "cell": ablations[title][0].name,
+            "run": ablations[title][0].name,
             "cost": ablations[title][0].config.recipe.cost,
             "validation": own,
             "change": {m: own[m] - start[m] for m in own},

@@ -1,6 +1,6 @@
-"""Runs cells side by side, each as its own command in a process of its own.
+"""Trains the runs of a study side by side, each as a command in a process of its own.
 
-A cell that fails, for want of memory say, takes nothing else with it. Each running cell has its
+One that fails, for want of memory say, takes nothing else with it. Each that is running has its
 share of the CPU cores for itself: two single-core runs train more images a second than two runs
 in turn on both cores (1,730 against 1,500, resnet8_fast).
 """
@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.log import read_records
-from experiments.recipes.config import DEFAULT_ORDER, Config, make_config
+from experiments.recipes.config import PRESETS, Config
 from experiments.recipes.flags import FIELDS
-from experiments.study.matrix import Cell
+from experiments.recipes.run_config import changed_from
+from experiments.study.matrix import Run
 from experiments.workdir import RESULTS, in_use, read_rows
 
 _POLL = 0.5  # seconds
-# On Linux a study that is killed takes its cells with it, which save themselves; elsewhere they
+# On Linux a study that is killed takes its runs with it, which save themselves; elsewhere they
 # finish on their own. Set by the new process, since a fork hook would run beside JAX's threads.
 _TIE = """\
 import ctypes, os, signal, sys
@@ -36,28 +37,24 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 _TIED = ["-c", _TIE] if sys.platform.startswith("linux") else []
 
 
-def command(cell: Cell, preset: str, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
-    """The command line that trains the cell, as a user would type it: what the preset lacks."""
-    config = cell.config
-    recipe = {"mode": config.mode, **({"order": config.order} if config.order else {})}
-    plain = make_config(preset, recipe).to_json() | {"mode": Config.mode, "order": DEFAULT_ORDER}
+def command(run: Run, preset: str, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
+    """The command line that trains the run, as a user would type it: what the preset lacks."""
     arguments = [
         f"--{name}={value}" if name in FIELDS else f"--set={name}={value}"
-        for name, value in config.to_json().items()
-        if value != plain[name]
+        for name, value in changed_from(run.config, PRESETS[preset]).items()
     ]
-    test = ["--test=false"] if cell.ablation else []
+    test = ["--test=false"] if run.ablation else []
     start = ["python", "-m", "experiments.cifar", f"--preset={preset}", f"--workdir={workdir}"]
     return [*start, *arguments, *test, *extra]
 
 
 def finished(workdir: Path) -> bool:
-    """Whether the cell there needs no more training."""
+    """Whether the run there needs no more training."""
     return (workdir / RESULTS).exists()
 
 
 def passes_done(config: Config, workdir: Path) -> float:
-    """How much of its cost a cell has behind it, by its log."""
+    """How much of its cost a run has behind it, by its log."""
     records = read_records(workdir / "metrics.jsonl")
     return passes_behind(config, records[-1]["epoch"] if records else 0)
 
@@ -73,36 +70,36 @@ def passes_behind(config: Config, epochs: int) -> float:
 
 @dataclasses.dataclass
 class _Running:
-    cell: Cell
+    run: Run
     process: subprocess.Popen
     slot: int
     started: float
 
 
-def run_cells(
-    cells: Sequence[Cell],
+def train_side_by_side(
+    runs: Sequence[Run],
     folder: Path,
     jobs: int,
-    line: Callable[[Cell], list[str]],
+    line: Callable[[Run], list[str]],
     after: Callable[[], object],
 ) -> dict[str, str]:
-    """Trains what is not finished yet, `jobs` at once; returns cell name -> why it failed.
+    """Trains what is not finished yet, `jobs` at once; returns run name -> why it failed.
 
     Args:
-      folder: every cell has its workdir and its log, <name>.log, there.
-      line: the command of a cell.
-      after: called whenever a cell ended.
+      folder: every run has its workdir and its log, <name>.log, there.
+      line: the command of a run.
+      after: called whenever a run ended.
 
     Raises:
-      KeyboardInterrupt: stopped; the running cells have saved themselves.
+      KeyboardInterrupt: stopped; the running runs have saved themselves.
     """
-    for cell in cells:
-        if finished(folder / cell.name):  # by a study that was stopped right after it
-            _prune(folder / cell.name)
-    waiting = [cell for cell in cells if not finished(folder / cell.name)]
+    for run in runs:
+        if finished(folder / run.name):  # by a study that was stopped right after it
+            _prune(folder / run.name)
+    waiting = [run for run in runs if not finished(folder / run.name)]
     running: list[_Running] = []
     failures: dict[str, str] = {}
-    total = sum(cell.config.recipe.cost for cell in waiting)
+    total = sum(run.config.recipe.cost for run in waiting)
     bar = tqdm(total=total, unit="pass", disable=None, bar_format=_BAR)
     try:
         with bar:
@@ -116,10 +113,10 @@ def run_cells(
                     running.remove(one)
                     _end(one, folder, failures)
                     after()
-                behind = sum(passes_done(r.cell.config, folder / r.cell.name) for r in running)
-                ahead = sum(r.cell.config.recipe.cost for r in running)
-                ahead += sum(cell.config.recipe.cost for cell in waiting)
-                _show(bar, total - ahead + behind, [r.cell.name for r in running])
+                behind = sum(passes_done(r.run.config, folder / r.run.name) for r in running)
+                ahead = sum(r.run.config.recipe.cost for r in running)
+                ahead += sum(run.config.recipe.cost for run in waiting)
+                _show(bar, total - ahead + behind, [r.run.name for r in running])
     finally:
         for one in running:
             one.process.terminate()
@@ -131,9 +128,9 @@ def run_cells(
 _BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} passes [{elapsed}<{remaining}] {desc}"
 
 
-def _next(waiting: Sequence[Cell], folder: Path) -> Cell | None:
-    """The first that nobody holds: a cell of a killed study may still be saving itself."""
-    return next((cell for cell in waiting if not in_use(folder / cell.name)), None)
+def _next(waiting: Sequence[Run], folder: Path) -> Run | None:
+    """The first that nobody holds: a run of a killed study may still be saving itself."""
+    return next((run for run in waiting if not in_use(folder / run.name)), None)
 
 
 def _prune(workdir: Path) -> None:
@@ -149,10 +146,10 @@ def _show(bar: tqdm, done: float, names: Sequence[str]) -> None:
     bar.refresh()
 
 
-def _start(cell: Cell, folder: Path, slot: int, jobs: int, line) -> _Running:
-    arguments = line(cell)
+def _start(run: Run, folder: Path, slot: int, jobs: int, line) -> _Running:
+    arguments = line(run)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{cell.name}.log"
+    log = folder / f"{run.name}.log"
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -167,9 +164,9 @@ def _start(cell: Cell, folder: Path, slot: int, jobs: int, line) -> _Running:
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches the study alone, which tells its cells once
+            start_new_session=True,  # Ctrl-C reaches the study alone, which tells its runs once
         )
-    return _Running(cell, process, slot, time.monotonic())
+    return _Running(run, process, slot, time.monotonic())
 
 
 def usable_cores() -> set[int]:
@@ -198,20 +195,20 @@ class _Cores:
 
 
 def _end(one: _Running, folder: Path, failures: dict[str, str]) -> None:
-    workdir = folder / one.cell.name
+    workdir = folder / one.run.name
     minutes = (time.monotonic() - one.started) / 60
     if one.process.returncode == 0 and finished(workdir):
         _prune(workdir)
         rows = read_rows(workdir)
         accuracy = ", ".join(f"{row['mode']} {row['validation']:.2f} %" for row in rows)
-        tqdm.write(f"{one.cell.name}: validation {accuracy} ({minutes:.1f} min)")
+        tqdm.write(f"{one.run.name}: validation {accuracy} ({minutes:.1f} min)")
         return
-    log = folder / f"{one.cell.name}.log"
+    log = folder / f"{one.run.name}.log"
     status = one.process.returncode
     how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
     why = f"{how}: {_last_words(log)} (log: {log})"
-    failures[one.cell.name] = why
-    tqdm.write(f"{one.cell.name} FAILED, {why}")
+    failures[one.run.name] = why
+    tqdm.write(f"{one.run.name} FAILED, {why}")
 
 
 def _last_words(log: Path) -> str:

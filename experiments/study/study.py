@@ -8,14 +8,20 @@ from typing import Any
 
 from dual_precision import data
 from experiments.study.courses import plot_courses
-from experiments.study.disk import check_room, sort_out
-from experiments.study.matrix import Cell, Matrix
+from experiments.study.disk import RUNS_FOLDER, check_room, sort_out
+from experiments.study.matrix import Matrix, Run
 from experiments.study.results import collect
-from experiments.study.runner import command, finished, passes_done, run_cells, usable_cores
+from experiments.study.runner import (
+    command,
+    finished,
+    passes_done,
+    train_side_by_side,
+    usable_cores,
+)
 from experiments.study.tables import plot_pair, report
 from experiments.workdir import only_user, write_whole
 
-Line = Callable[[Cell], list[str]]  # the command of a cell
+Line = Callable[[Run], list[str]]  # the command of a run
 
 
 def run_study(
@@ -36,32 +42,32 @@ def run_study(
       jobs: runs at once; 0 chooses.
 
     Raises:
-      ValueError: another process is at it, or cells failed.
+      ValueError: another process is at it, or runs failed.
       OSError: too little room.
     """
-    folder = workdir / "cells"
+    folder = workdir / RUNS_FOLDER
     extra = [f"--data_dir={data_dir}"] if data_dir else []
     extra += [f"--archive={archive}"] if archive else []
 
-    def line(cell: Cell) -> list[str]:
-        return command(cell, matrix.preset, folder / cell.name, extra)
+    def line(run: Run) -> list[str]:
+        return command(run, matrix.preset, folder / run.name, extra)
 
     def write() -> str:
         found = collect(matrix, folder, about_of(matrix, as_typed), line)
         return write_results(found, workdir)
 
     with only_user(workdir):
-        sort_out(matrix.cells, folder, train)
+        sort_out(matrix.runs, folder, train)
         failures = {}
         if train:
             dataset = data.load(common_dataset(matrix), data_dir=data_dir, archive=archive)
-            failures = train_cells(matrix, folder, dataset, jobs, line, write)
+            failures = train_missing(matrix, folder, dataset, jobs, line, write)
         text = write()
     if failures:
         listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
         print(text)
         raise ValueError(
-            f"{len(failures)} of {len(matrix.cells)} cells failed: {listed}."
+            f"{len(failures)} of {len(matrix.runs)} runs failed: {listed}."
             " Start the same command again to try them again"
         )
     return text
@@ -69,17 +75,17 @@ def run_study(
 
 def about_of(matrix: Matrix, as_typed: str) -> dict[str, str]:
     """What the results say of the study as a whole."""
-    config = matrix.cells[0].config  # of model and data set all cells have the same
+    config = matrix.runs[0].config  # of model and data set all runs have the same
     about = {"command": as_typed, "preset": matrix.preset}
     return {**about, "model": config.model, "dataset": config.dataset}
 
 
 def common_dataset(matrix: Matrix) -> str:
-    """The data set of all cells."""
-    return matrix.cells[0].config.dataset
+    """The data set of all runs."""
+    return matrix.runs[0].config.dataset
 
 
-def train_cells(
+def train_missing(
     matrix: Matrix,
     folder: Path,
     dataset: data.Dataset,
@@ -90,16 +96,16 @@ def train_cells(
     """Says what is ahead, then trains it; returns what failed, and why."""
     if matrix.preset != "paper":  # several at once would not share an accelerator
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    cells = matrix.cells
+    runs = matrix.runs
     jobs = jobs or (1 if matrix.preset == "paper" else min(len(usable_cores()), 8))
-    ahead = [cell for cell in cells if not finished(folder / cell.name)]
+    ahead = [run for run in runs if not finished(folder / run.name)]
     passes = sum(c.config.recipe.cost - passes_done(c.config, folder / c.name) for c in ahead)
     print(
-        f"{len(cells)} cells, {len(cells) - len(ahead)} of them finished; {passes:.0f} passes over"
+        f"{len(runs)} runs, {len(runs) - len(ahead)} of them finished; {passes:.0f} passes over"
         f" {len(dataset.train.images):,} images ahead, {jobs} at once, each in {folder}/<name>"
     )
-    check_room(cells, jobs, dataset, folder)
-    return run_cells(cells, folder, jobs, line, write)
+    check_room(runs, jobs, dataset, folder)
+    return train_side_by_side(runs, folder, jobs, line, write)
 
 
 def write_results(results: Mapping[str, Any], workdir: Path) -> str:

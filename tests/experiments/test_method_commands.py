@@ -1,7 +1,6 @@
 """Cyclic precision and BSQ by the real commands: from a float run to a packed file of its map."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,10 +83,6 @@ def test_what_was_found_is_drawn(found, tmp_path, capsys, child_environment, mon
     assert (tmp_path / "sweep.png").exists()
     with pytest.raises(ValueError, match="is a run of --mode=float: expected one of bsq"):
         bit_sweep.main(str(found / "float"), picture=str(tmp_path / "no.png"))
-    earlier = shutil.copytree(found / "bsq", tmp_path / "earlier")
-    (earlier / "bits.json").unlink()
-    with pytest.raises(ValueError, match=r"has no bits\.json: expected a run of this version"):
-        bit_sweep.main(str(earlier), picture=str(tmp_path / "no.png"))
 
 
 def test_cyclic_and_its_twin(tmp_path, capsys, child_environment, monkeypatch):

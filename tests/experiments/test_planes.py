@@ -36,6 +36,7 @@ def run(monkeypatch, tmp_path):
 
     def run(test=True, mode="float"):
         experiment = {"mode": mode, "dataset": "digits", "model": "mlp", "passes": 4, "seed": 0}
+        experiment["widths"] = {}
         (tmp_path / "config.json").write_text(json.dumps({"experiment": experiment}))
         splits = {"validation": tiny_set(0), **({"test": tiny_set(1)} if test else {})}
         monkeypatch.setattr(planes, "load", lambda workdir: tiny_network())
@@ -97,16 +98,16 @@ def test_refused(run, tmp_path):
 ODD = [
     "{}",
     "[" * 100_000,
-    '{"experiment": {"mode": "float"' + ', "x": {"y": ' * 40 + "1" + "}}" * 40 + "}}",
+    '{"experiment": {"widths": {}, "mode": "float"' + ', "x": {"y": ' * 40 + "1" + "}}" * 40 + "}}",
     '{"experiment": {}}',
-    '{"experiment": {"mode": ["float"]}}',
-    '{"experiment": {"mode": "float", "dataset": 3}}',
-    '{"experiment": {"mode": "float", "passes": "many"}}',
-    '{"experiment": {"mode": "float", "passes": 1' + "0" * 400 + "}}",
-    '{"experiment": {"mode": "float", "seed": 1.5}}',
-    '{"experiment": {"mode": "float", "seed": 99999999999999999999}}',
+    '{"experiment": {"widths": {}, "mode": ["float"]}}',
+    '{"experiment": {"widths": {}, "mode": "float", "dataset": 3}}',
+    '{"experiment": {"widths": {}, "mode": "float", "passes": "many"}}',
+    '{"experiment": {"widths": {}, "mode": "float", "passes": 1' + "0" * 400 + "}}",
+    '{"experiment": {"widths": {}, "mode": "float", "seed": 1.5}}',
+    '{"experiment": {"widths": {}, "mode": "float", "seed": 99999999999999999999}}',
     '{"experiment": {"mode": "float", "widths": 4}}',
-    '{"experiment": {"mode": "float", "learning_rate": NaN}}',
+    '{"experiment": {"widths": {}, "mode": "float", "learning_rate": NaN}}',
 ]
 
 

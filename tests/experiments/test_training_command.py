@@ -19,7 +19,7 @@ from dual_precision.tasks.classification import Classification
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
 from dual_precision.training.options import FitOptions
-from experiments import cifar
+from experiments import cifar, cli
 from experiments.recipes import flags as training_flags
 from experiments.recipes.config import make_config
 
@@ -48,7 +48,7 @@ def before_training(monkeypatch, parse, data_dir):
         parse("--dataset=digits", data_dir, *arguments)
         monkeypatch.setattr(cifar, "fit", fit)
         with pytest.raises(Stopped):
-            cifar.main()
+            cli.start_command(cifar.main, [])
         return got
 
     return run
@@ -60,14 +60,14 @@ def before_training(monkeypatch, parse, data_dir):
 def test_unknown_dataset(parse, tmp_path):
     parse("--dataset=emnist", f"--workdir={tmp_path / 'run'}")
     with pytest.raises(ValueError, match="'emnist', expected one of cifar10"):
-        cifar.main()
+        cli.start_command(cifar.main, [])
     assert not (tmp_path / "run").exists()
 
 
 def test_batch_larger_than_the_split(parse, data_dir, tmp_path):
     parse("--dataset=digits", "--set=batch_size=2000", f"--workdir={tmp_path}", data_dir)
     with pytest.raises(ValueError, match="batch of 2000 images from a split of 1222: expected at"):
-        cifar.main()
+        cli.start_command(cifar.main, [])
     assert not (tmp_path / "config.json").exists(), "a smaller batch may have this folder"
 
 
@@ -102,7 +102,7 @@ def test_widths_of_an_unknown_layer_list_the_known_ones(parse, data_dir, tmp_pat
     with pytest.raises(
         ValueError, match=r"unknown layers \['conv1'\]: expected some of \['classifier', 'dense1',"
     ):
-        cifar.main()
+        cli.start_command(cifar.main, [])
     assert not (workdir / "config.json").exists(), "the folder is free for the right widths"
 
 
@@ -173,7 +173,7 @@ def test_a_wrong_init_leaves_the_workdir_free(parse, data_dir, tmp_path):
     workdir, gone = tmp_path / "run", tmp_path / "gone.safetensors"
     parse("--dataset=digits", f"--init={gone}", f"--workdir={workdir}", data_dir)
     with pytest.raises(OSError, match=r"gone\.safetensors"):
-        cifar.main()
+        cli.start_command(cifar.main, [])
     assert not (workdir / "config.json").exists()
 
 
@@ -201,7 +201,7 @@ def test_training_does_not_see_the_test_set(
     monkeypatch.setattr(cifar, "results", results)
     parse("--dataset=digits", "--mode=float", f"--workdir={tmp_path}", data_dir)
     with pytest.raises(Stopped):
-        cifar.main()
+        cli.start_command(cifar.main, [])
     assert [id(split) for split in trained_on] == [id(whole.train), id(whole.validation)]
 
 

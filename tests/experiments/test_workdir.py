@@ -1,14 +1,18 @@
-"""The folder of a run: who may use it, whose it is, and runs of earlier versions."""
+"""The folder of a run: who may use it, whose it is, and its name by default."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from experiments.lm.training import default_language_workdir
 from experiments.recipes.config import Config, make_config
-from experiments.workdir import can_go_on, default_workdir, has_begun, only_user, open_workdir
+from experiments.recipes.language_config import make_language_config
+from experiments.recipes.settings import read_widths
+from experiments.workdir import default_workdir, has_begun, only_user, open_workdir
 
 CONFIG = make_config("paper", {})
 
@@ -84,26 +88,61 @@ def test_workdir_with_a_damaged_config(tmp_path, text):
     assert (tmp_path / "config.json").read_text() == text
 
 
-def test_a_run_of_before_is_not_trained_on(tmp_path):
-    """Its optimizer state is another one; `load` and --init read its weights."""
-    network = {"name": "mlp", "modes": {"low": "w2a2", "high": "w8a8"}}
-    told = {name: v for name, v in CONFIG.to_json().items() if name not in ("stored", "widths")}
-    (tmp_path / "config.json").write_text(json.dumps({"experiment": told, "network": network}))
-    open_workdir(tmp_path, DESCRIPTION, resume=True)
-    assert can_go_on(tmp_path), "it has no checkpoints yet"
-    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
-    assert not can_go_on(tmp_path)
-    with pytest.raises(ValueError, match=rf"an earlier version.*--init={tmp_path}, in another --w"):
-        open_workdir(tmp_path, DESCRIPTION, resume=True)
-
-
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
         ({}, "cifar10-two_phase-joint-w2a2-w8a8-quick-seed0"),
         ({"order": "refine", "seed": 2}, "cifar10-two_phase-refine-w2a2-w8a8-quick-seed2"),
         ({"mode": "joint", "low": "w1a1"}, "cifar10-joint-w1a1-w8a8-quick-seed0"),
+        (
+            {"passes": 28.0, "split": False, "model": "resnet20"},
+            "cifar10-two_phase-joint-w2a2-w8a8-quick-model=resnet20-passes=28-split=false-seed0",
+        ),
+        (
+            {"passes": 14.0, "model": "resnet8_fast"},
+            "cifar10-two_phase-joint-w2a2-w8a8-quick-seed0",
+        ),
     ],
 )
 def test_runs_have_folders_of_their_own(settings, name):
     assert str(default_workdir(make_config("quick", settings), "quick")) == f"runs/{name}"
+
+
+def test_what_is_no_name_of_a_folder_is_told_apart_by_a_hash():
+    """As are paths, and whatever is long."""
+    names = set()
+    for init in ("", "cifar10", "a/b", "a_b", "a" * 300, "a" * 301):
+        name = default_workdir(make_config("quick", {"init": init}), "quick").name
+        assert re.fullmatch(r"[\w.=+-]{1,150}", name, re.ASCII)
+        names.add(name)
+    assert len(names) == 6
+    widths = [read_widths({"stage3_*": {"low": low}}) for low in ("w1a2", "w1a4")]
+    own = {default_workdir(make_config("quick", {"widths": w}), "quick") for w in widths}
+    assert len(own) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "austen-transformer-two_phase-joint-w2a8-w8a8-quick-seed0"),
+        ({"model": "lstm", "mode": "float"}, "austen-lstm-float-w2a8-w8a8-quick-seed0"),
+        (
+            {"model": "lstm", "mode": "float", "passes": 8.0},
+            "austen-lstm-float-w2a8-w8a8-quick-passes=8-seed0",
+        ),
+    ],
+)
+def test_runs_on_text_have_folders_of_their_own(settings, name):
+    config = make_language_config("quick", settings)
+    assert str(default_language_workdir(config, "quick")) == f"runs/{name}"
+
+
+def test_texts_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    folders = set()
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "text.txt").write_text("a text")
+        config = make_language_config("quick", {"dataset": str(tmp_path / place / "text.txt")})
+        folders.add(default_language_workdir(config, "quick"))
+    assert len(folders) == 2
+    assert all(folder.name.startswith("text-transformer-") for folder in folders)

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from dual_precision import data, modes
-from dual_precision.models import MODELS
+from dual_precision.models import IMAGE_MODELS
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.task import Network
@@ -53,14 +53,14 @@ class Case:
     updates: int = 200  # of its schedules
 
 
-class Run:
+class CaseRun:
     """A case from its begin."""
 
     def __init__(self, case: Case) -> None:
         with np.load(case.images) as found:
             train = data.Images(found["images"], found["labels"])
         shape = train.images.shape[1:]
-        model = MODELS[case.model](num_classes=10, modes=modes(low="w2a2", high="w8a8"))
+        model = IMAGE_MODELS[case.model](num_classes=10, modes=modes(low="w2a2", high="w8a8"))
         task = Classification(shape, partial(data.augment, padding=1, flip=True))
         self._network, loss = Network(model, task), LOSSES[case.loss]
         rates = dict.fromkeys((RATE, STEP_RATE), partial(warmup_cosine, peak=PEAK, warmup=0.1))
@@ -99,12 +99,12 @@ class Run:
 def answer_requests(*, cores: list[str]) -> None:
     """Answers requests until there are no more."""
     del cores  # since before JAX started
-    runs: dict[Case, Run] = {}
+    runs: dict[Case, CaseRun] = {}
     for line in sys.stdin:
         asked = json.loads(line)
         case = Case(**asked["case"])
         if case not in runs:
-            runs[case] = Run(case)
+            runs[case] = CaseRun(case)
         elif asked["anew"]:
             runs[case].begin()
         found: Any = runs[case].go_on(asked["updates"])

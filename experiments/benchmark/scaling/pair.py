@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from dual_precision.deploy.file.writer import check_replaceable
-from dual_precision.models import MODELS
+from dual_precision.models import IMAGE_MODELS
 from experiments.benchmark.scaling.layout_child import Case
 from experiments.benchmark.scaling.layouts import Layout, Running, running
 from experiments.benchmark.timing import time_rounds
@@ -58,8 +58,8 @@ def measure_pair(
     Raises:
       ValueError: an unknown model, a single core.
     """
-    if model not in MODELS:
-        raise ValueError(f"model {model!r}: expected one of {sorted(MODELS)}")
+    if model not in IMAGE_MODELS:
+        raise ValueError(f"model {model!r}: expected one of {sorted(IMAGE_MODELS)}")
     if out:
         check_replaceable(out)
     one, two = layouts_of(sorted(os.sched_getaffinity(0)))

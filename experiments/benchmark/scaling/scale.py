@@ -19,7 +19,7 @@ from typing import Any
 
 from dual_precision.deploy import inspect_packed
 from dual_precision.deploy.file.writer import check_replaceable
-from dual_precision.models import MODELS
+from dual_precision.models import IMAGE_MODELS
 from dual_precision.primitives.native.build import SWITCH
 from experiments.benchmark.scaling.collectives import Collective, describe_collectives
 from experiments.benchmark.scaling.curves import (
@@ -207,7 +207,7 @@ def read_counts(devices: Sequence[str]) -> list[int]:
 
 def check_scalable(models: Sequence[str]) -> None:
     """Raises ValueError for other networks than those that `scale` compiles."""
-    known = sorted(name for name in MODELS if name.startswith(("resnet", "mlp")))
+    known = sorted(IMAGE_MODELS)
     known.append("transformer")
     if foreign := [name for name in models if name not in known]:
         raise ValueError(f"--models: {foreign}: expected some of {known}")

@@ -7,31 +7,20 @@ from typing import Any
 import pytest
 
 from dual_precision.training.phases import check_recipe
-from experiments.recipes.config import (
-    ORDERED,
-    ORDERS,
-    PRESETS,
-    RECIPES,
-    Config,
-    config_from,
-    every_field,
-    fields_of,
-    make_config,
-    recipe_of,
-)
+from experiments.recipes.choice import RECIPES, resolve
+from experiments.recipes.config import PRESETS, Config, config_from, make_config
 from experiments.recipes.recipe import Recipe
+from experiments.recipes.run_config import every_field, fields_of
 from experiments.recipes.settings import read_settings, read_widths
 from experiments.recipes.two_phase import Joint, TwoPhase
 
-EVERY = [
-    *((mode, "") for mode in RECIPES if mode != ORDERED),
-    *((ORDERED, order) for order in ORDERS),
-]
+EVERY = [(mode, order) for mode, orders in RECIPES.items() for order in orders]
 each_recipe = pytest.mark.parametrize(("mode", "order"), EVERY)
 
 
 def settings_of(mode: str, order: str = "", **more: Any) -> dict[str, Any]:
-    init = {"init": "trained"} if recipe_of(mode, order).starts_trained else {}
+    recipe = resolve({"mode": mode, "order": order}).recipe
+    init = {"init": "trained"} if recipe.starts_trained else {}
     return {"mode": mode, **({"order": order} if order else {}), **init, **more}
 
 
@@ -46,16 +35,18 @@ def made(mode: str, order: str = "", **settings: Any) -> Recipe:
 @each_recipe
 def test_presets_make_a_config_for_every_recipe(preset, mode, order):
     config = make_config(preset, settings_of(mode, order))
-    assert set(PRESETS[preset]) <= set(fields_of(type(config.recipe)))
+    assert set(PRESETS[preset]) <= set(fields_of(type(config.recipe), Config))
     check_recipe(config.recipe.phases(), config.modes)
 
 
 def test_settings_override_the_preset_with_the_type_of_their_field():
-    settings = read_settings(["passes=2", "batch_size=32", "model=resnet8"], every_field())
+    settings = read_settings(["passes=2", "batch_size=32", "model=resnet8"], every_field(Config))
     config = make_config("digits", settings)
     assert (config.recipe.passes, config.batch_size, config.model) == (2.0, 32, "resnet8")
     assert isinstance(config.recipe.passes, float)
-    several = read_settings(["mode=two_phase", "split=false", "distillation=0.25"], every_field())
+    several = read_settings(
+        ["mode=two_phase", "split=false", "distillation=0.25"], every_field(Config)
+    )
     assert several == {"mode": "two_phase", "split": False, "distillation": 0.25}
 
 
@@ -74,7 +65,7 @@ def test_settings_override_the_preset_with_the_type_of_their_field():
 )
 def test_settings_refused(text, says):
     with pytest.raises(ValueError, match=says):
-        read_settings([text], every_field())
+        read_settings([text], every_field(Config))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +74,7 @@ def test_settings_refused(text, says):
         {"mode": "dual"},
         {"order": "low_first"},
         {"model": "vgg"},
+        {"model": "lstm"},
         {"low": "w0a2"},
         {"low": "w9a9"},
         {"high": "a33"},
@@ -123,8 +115,8 @@ def test_unknown_preset_and_field():
 def test_an_order_is_of_one_recipe_alone():
     with pytest.raises(ValueError, match=r"order='refine' with mode 'low': expected mode 'two_ph"):
         make_config("quick", {"mode": "low", "order": "refine"})
-    assert recipe_of("two_phase") is recipe_of("two_phase", "joint") is TwoPhase
-    assert recipe_of("joint") is Joint
+    assert resolve({"mode": "two_phase"}) == resolve({}) == ("two_phase", "joint", TwoPhase)
+    assert resolve({"mode": "joint"}) == ("joint", "", Joint)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +166,7 @@ def alternative(name: str) -> Any:
 def test_every_field_of_a_recipe_changes_what_it_does(mode, order):
     """None is idle. `label_smoothing` is told to the task, see experiments/cifar.py; `low_bits`
     and `low_by` are for the files that a run leaves."""
-    recipe = recipe_of(mode, order)
+    recipe = RECIPES[mode][order]
     needs = {"refine_rate": {"polish_share": 0.1}}
     told = ("label_smoothing", "low_bits", "low_by")
     fields = [field for field in dataclasses.fields(recipe) if field.name not in told]
@@ -187,8 +179,8 @@ def test_every_field_of_a_recipe_changes_what_it_does(mode, order):
 
 @each_recipe
 def test_a_field_of_another_recipe_is_unknown(mode, order):
-    own = fields_of(recipe_of(mode, order))
-    others = set(every_field()) - set(own) - {"order"}
+    own = fields_of(RECIPES[mode][order], Config)
+    others = set(every_field(Config)) - set(own) - {"order"}
     for name in others:
         with pytest.raises(ValueError, match=f"setting '{name}' is unknown with mode '{mode}'"):
             make_config("paper", settings_of(mode, order, **{name: alternative(name)}))

@@ -4,10 +4,15 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
+from absl import flags
 
+from dual_precision.models import IMAGE_MODELS
 from experiments import cli
 from experiments.recipes import flags as training_flags
+from experiments.recipes.choice import RECIPES
+from experiments.recipes.config import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -15,7 +20,8 @@ from experiments.recipes import flags as training_flags
     [
         (["--mode=dual"], "mode 'dual' is unknown: expected one of ['float', 'low',"),
         (["--order=up"], "order 'up' is unknown: expected one of ['joint', 'refine']"),
-        (["--model=vgg"], "model 'vgg' is unknown: expected one of ['lstm',"),
+        (["--model=vgg"], "model 'vgg' is unknown: expected one of ['mlp',"),
+        (["--model=lstm"], "model 'lstm' reads text, and this is a run on images: expected one"),
         (["--preset=fast"], "preset 'fast' is unknown: expected one of ['digits', 'paper',"),
         (["--low=w0a2"], "precision 'w0a2': expected w<bits>a<bits>"),
         (["--low=w9a9"], "precision 'w9a9': expected w<bits>a<bits>"),
@@ -108,6 +114,18 @@ def test_presets_follow_the_dataset_and_settings_the_flags(parse):
     assert (preset, config.batch_size, config.mode) == ("digits", 32, "low")
     parse("--dataset=cifar10", "--preset=paper")
     assert training_flags.read_config()[1] == "paper"
+
+
+def test_a_command_means_the_same_on_every_device(parse, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    parse()
+    assert training_flags.read_config()[1] == "quick"
+
+
+def test_the_help_names_what_there_is(parse):
+    parse()
+    for flag, table in (("mode", RECIPES), ("preset", PRESETS), ("model", IMAGE_MODELS)):
+        assert set(table) <= set(re.findall(r"\w+", flags.FLAGS[flag].help)), flag
 
 
 # -- widths of layers ------------------------------------------------------------------------------

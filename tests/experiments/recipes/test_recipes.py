@@ -12,27 +12,20 @@ from dual_precision.training.methods.cyclic import CYCLE, CyclicLoss
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, Sgd
 from dual_precision.training.phases import Phase, check_recipe
-from experiments.recipes.config import (
-    ORDERED,
-    ORDERS,
-    PRESETS,
-    RECIPES,
-    make_config,
-    recipe_of,
-)
+from experiments.recipes.choice import RECIPES, resolve
+from experiments.recipes.config import PRESETS, make_config
 from experiments.recipes.recipe import Recipe, fitted, phase, taken_over
 from experiments.recipes.single import Truncate
+from experiments.recipes.supernet import SupernetRecipe
 from experiments.recipes.two_phase import Refine, TwoPhase
 
-EVERY = [
-    *((mode, "") for mode in RECIPES if mode != ORDERED),
-    *((ORDERED, order) for order in ORDERS),
-]
+EVERY = [(mode, order) for mode, orders in RECIPES.items() for order in orders]
 each_recipe = pytest.mark.parametrize(("mode", "order"), EVERY)
 
 
 def settings_of(mode: str, order: str = "", **more: Any) -> dict[str, Any]:
-    init = {"init": "trained"} if recipe_of(mode, order).starts_trained else {}
+    recipe = resolve({"mode": mode, "order": order}).recipe
+    init = {"init": "trained"} if recipe.starts_trained else {}
     return {"mode": mode, **({"order": order} if order else {}), **init, **more}
 
 
@@ -245,8 +238,8 @@ def test_two_phases_share_one_cycle_of_the_learning_rate():
 
 
 def test_choices_of_single_layers():
-    recipe = recipe_of("supernet")(own_choices="stem:w4a32,w8a32 stage2_conv:w2a2")
+    recipe = SupernetRecipe(own_choices="stem:w4a32,w8a32 stage2_conv:w2a2")
     assert recipe.own_lists() == {"stem": ("w4a32", "w8a32"), "stage2_conv": ("w2a2",)}
     for text in ("w4a32", ":w4a32", "stem:"):
         with pytest.raises(ValueError, match="expected a layer and its choices"):
-            recipe_of("supernet")(own_choices=text).phases()
+            SupernetRecipe(own_choices=text).phases()

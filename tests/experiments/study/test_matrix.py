@@ -6,7 +6,7 @@ from experiments.recipes.flags import FLAGS, read_config
 from experiments.study.matrix import (
     METHODS,
     REESTIMATED,
-    Cell,
+    Run,
     Settings,
     base_settings,
     check_read,
@@ -22,12 +22,12 @@ PLAN = PLANS["quick"]
 BASE = base_settings(PLAN, {})
 PAIRS = [PLAN.main, *PLAN.others]
 MATRIX = matrix_of(PLAN, BASE, seeds=3)
-ROWS, CELLS = MATRIX.rows, MATRIX.cells
+ROWS, RUNS = MATRIX.rows, MATRIX.runs
 SINGLE = ("float", "truncate", "truncate re-estimated")
 
 
-def first_cell(method: str, base: Settings = BASE) -> Cell:
-    """The first cell of a method on the main pair."""
+def first_run(method: str, base: Settings = BASE) -> Run:
+    """The first run of a method on the main pair."""
     return next(iter(METHODS[method](base, PLAN.main, 0).values()))[0]
 
 
@@ -50,22 +50,22 @@ def test_twins_are_shared_among_pairs():
     low = {r.pair: r.sources["low"][0] for r in ROWS if r.method == "long twins" and r.seed == 0}
     high = {r.pair: r.sources["high"][0] for r in ROWS if r.method == "long twins" and r.seed == 0}
     assert low["w4a4", "w8a8"] == high["w2a2", "w4a4"] == high["w1a4", "w4a4"]
-    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    assert len({run.name for run in RUNS}) == len(RUNS)
 
 
 def test_rows_read_networks_of_their_own():
     """No two rows read the same networks, but for the high twin, which `truncate` cuts."""
     rows = [row for row in ROWS if row.pair == PLAN.main and row.seed == 0]
     assert [row.method for row in rows] == list(METHODS)
-    read = {row.method: {cell.name for cell, _ in row.sources.values()} for row in rows}
-    for method, cells in read.items():
+    read = {row.method: {run.name for run, _ in row.sources.values()} for row in rows}
+    for method, runs in read.items():
         for other, theirs in read.items():
             if method != other and {method, other} != {"twins", "truncate"}:
-                assert not cells & theirs, (method, other)
+                assert not runs & theirs, (method, other)
 
 
 def test_the_fair_baseline_is_the_same_twin_estimated_again():
-    plain, fair = first_cell("truncate").config, first_cell("truncate re-estimated").config
+    plain, fair = first_run("truncate").config, first_run("truncate re-estimated").config
     other = fair.to_json() | {"reestimate": 0}
     assert (fair.recipe.reestimate, other) == (REESTIMATED, plain.to_json())
     assert plain.recipe.cost == fair.recipe.cost
@@ -75,26 +75,26 @@ def test_the_fair_baseline_is_the_same_twin_estimated_again():
 
 def test_a_setting_does_not_reach_the_recipes_that_have_no_use_for_it():
     base = base_settings(PLAN, {"first_share": 0.9, "refine_rate": 0.3})
-    assert first_cell("two_phase joint", base).config.recipe.first_share == 0.9
-    assert first_cell("two_phase refine", base).config.recipe.refine_rate == 0.3
+    assert first_run("two_phase joint", base).config.recipe.first_share == 0.9
+    assert first_run("two_phase refine", base).config.recipe.refine_rate == 0.3
     for method in ("two_phase refine", "joint", "float", "twins", "truncate"):
-        told = first_cell(method, base).config.to_json()
+        told = first_run(method, base).config.to_json()
         assert "first_share" not in told, method
-    assert first_cell("joint", base) == first_cell("joint")
+    assert first_run("joint", base) == first_run("joint")
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_a_cells_command_gives_its_config(cell, tmp_path, parse):
-    parse(*command(cell, "quick", tmp_path)[3:])
-    assert read_config() == (cell.config, "quick")
-    assert FLAGS.test is not cell.ablation
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_command_of_a_run_gives_its_config(run, tmp_path, parse):
+    parse(*command(run, "quick", tmp_path)[3:])
+    assert read_config() == (run.config, "quick")
+    assert FLAGS.test is not run.ablation
 
 
 def test_a_command_says_only_what_the_preset_does_not():
-    cell = Cell("a", config_of(BASE, PLAN.main, 0, "two_phase", "joint"))
+    run = Run("a", config_of(BASE, PLAN.main, 0, "two_phase", "joint"))
     start = ["python", "-m", "experiments.cifar", "--preset=quick", "--workdir=folder"]
-    assert command(cell, "quick", "folder") == [*start, "--set=passes=6.0"]
-    other = Cell("b", config_of(BASE, ("w1a1", "w8a8"), 3, "two_phase", "refine"), ablation=True)
+    assert command(run, "quick", "folder") == [*start, "--set=passes=6.0"]
+    other = Run("b", config_of(BASE, ("w1a1", "w8a8"), 3, "two_phase", "refine"), ablation=True)
     assert command(other, "quick", "folder", ["--data_dir=x"])[5:] == [
         *("--order=refine", "--low=w1a1", "--seed=3", "--set=passes=6.0", "--test=false"),
         "--data_dir=x",
@@ -102,10 +102,10 @@ def test_a_command_says_only_what_the_preset_does_not():
 
 
 def test_ablations_change_one_thing_each():
-    cells = {title: cell for title, (cell, _) in MATRIX.ablations.items()}
-    assert set(cells) == set(PLAN.ablations)
-    for title, (cell, against) in MATRIX.ablations.items():
-        own, start = cell.config.to_json(), cells[against].config.to_json()
+    runs = {title: run for title, (run, _) in MATRIX.ablations.items()}
+    assert set(runs) == set(PLAN.ablations)
+    for title, (run, against) in MATRIX.ablations.items():
+        own, start = run.config.to_json(), runs[against].config.to_json()
         known = own.keys() & start.keys()  # of another recipe, only what both have compares
         changed = {name for name in known if own[name] != start[name]}
         if own.get("split") != start.get("split"):
@@ -115,9 +115,9 @@ def test_ablations_change_one_thing_each():
 
 def test_an_ablation_that_is_in_the_tables_is_not_trained_again():
     as_it_is, _ = MATRIX.ablations["as it is"]
-    assert as_it_is == first_cell("two_phase joint")
+    assert as_it_is == first_run("two_phase joint")
     known, _ = MATRIX.ablations["no phase 1: split batches from the start"]
-    assert known == first_cell("joint split")
+    assert known == first_run("joint split")
 
 
 def test_what_is_asked_for_by_name_runs_with_every_seed():
@@ -159,15 +159,28 @@ def test_wrong_settings_are_refused(settings, says):
         ({"low_share": 0.9}, ["twins"], "low_share"),
         ({"passes": 8.0, "alpha": 0.3}, ["twins"], "alpha"),
         ({"alpha": 0.3}, None, "alpha"),
+        ({"split": False}, ["two_phase joint", "joint"], None),
+        ({"batch_size": 64, "passes": 8.0}, ["half-batch twins", "long twins"], None),
     ],
 )
-def test_a_setting_that_no_cell_reads_is_refused(settings, methods, unread):
-    """Some cell is enough; of what a preset sets nobody asks that."""
+def test_a_setting_that_no_run_reads_is_refused(settings, methods, unread):
+    """Some run is enough; of what a preset sets nobody asks that."""
     matrix = matrix_of(PLAN, base_settings(PLAN, settings), 1, None, methods)
     if unread is None:
         check_read(matrix, settings)
         return
-    says = rf"--set {unread}=\.\.\.: no network of this study reads it; expected one of \['acc"
+    says = rf"--set {unread}=\.\.\. changes nothing in this study, as no network reads it: expected"
+    with pytest.raises(ValueError, match=says):
+        check_read(matrix, settings)
+
+
+@pytest.mark.parametrize("methods", [["joint"], ["joint", "joint split", "twins"]])
+def test_a_setting_that_the_rows_fix_is_refused(methods):
+    settings = {"split": False}
+    matrix = matrix_of(PLAN, base_settings(PLAN, settings), 1, None, methods)
+    says = (
+        r"--set split=\.\.\. changes nothing in this study, as its rows decide it themselves: exp"
+    )
     with pytest.raises(ValueError, match=says):
         check_read(matrix, settings)
 

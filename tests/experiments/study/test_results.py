@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.study.courses import course_of, plot_courses
-from experiments.study.matrix import METHODS, Cell, Matrix, base_settings, config_of, matrix_of
+from experiments.study.matrix import METHODS, Matrix, Run, base_settings, config_of, matrix_of
 from experiments.study.plans import PLANS
 from experiments.study.results import collect, spread
 from experiments.study.study import run_study
@@ -24,7 +24,7 @@ ABOUT = {"command": "study", "preset": "quick", "model": "m", "dataset": "d"}
 def collected(tmp_path, make_study):
     matrix = matrix_of(PLAN, BASE, 3, [PLAN.main], METHODS)
     make_study(tmp_path / "cells", matrix, two_phase=2.0)
-    return collect(matrix, tmp_path / "cells", ABOUT, lambda cell: ["train", cell.name])
+    return collect(matrix, tmp_path / "cells", ABOUT, lambda run: ["train", run.name])
 
 
 def test_spread_is_students():
@@ -59,9 +59,9 @@ def test_what_is_the_twin_has_no_gap_to_it(collected):
     assert "high" not in methods["truncate"]["gap"]["test"], "it is the twin"
 
 
-def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
+def test_every_run_links_to_its_config_and_checkpoint(collected, tmp_path):
     assert not collected["missing"]
-    for links in collected["cells"].values():
+    for links in collected["runs"].values():
         assert (tmp_path / links["config"]).is_file()
         assert (tmp_path / links["checkpoint"]).is_dir()
     json.dumps(collected, allow_nan=False)
@@ -70,24 +70,24 @@ def test_every_cell_links_to_its_config_and_checkpoint(collected, tmp_path):
 def test_checkpoints_may_be_deleted_to_save_space(tmp_path, make_study):
     matrix = matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins", "joint"])
     make_study(tmp_path / "cells", matrix)
-    for cell in matrix.cells:
-        shutil.rmtree(tmp_path / "cells" / cell.name / "checkpoints")
-    logged = next(cell.name for cell in matrix.cells if cell.config.mode == "joint")
+    for run in matrix.runs:
+        shutil.rmtree(tmp_path / "cells" / run.name / "checkpoints")
+    logged = next(run.name for run in matrix.runs if run.config.mode == "joint")
     (tmp_path / "cells" / logged / "metrics.jsonl").write_text('{"step": 7, "epoch": 1}\n')
     found = collect(matrix, tmp_path / "cells", ABOUT, lambda _: [])
     assert not found["missing"]
-    assert {cell["checkpoint"] for cell in found["cells"].values()} == {None}
+    assert {run["checkpoint"] for run in found["runs"].values()} == {None}
     methods = found["pairs"][0]["methods"]
     assert [methods[name]["updates"] for name in ("joint", "twins")] == [7, None]
     assert "| joint " in report(found)
 
 
-def test_the_command_of_a_cell_can_be_typed_again(tmp_path, make_study):
+def test_the_command_of_a_run_can_be_typed_again(tmp_path, make_study):
     matrix = matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins"])
     make_study(tmp_path, matrix)
     words = ["python", "-m", "experiments.cifar", "--set=choices=w1a1 w2a2", "--init=my net"]
-    cells = collect(matrix, tmp_path, ABOUT, lambda _: words)["cells"]
-    assert [shlex.split(cell["command"]) for cell in cells.values()] == [words] * len(cells)
+    runs = collect(matrix, tmp_path, ABOUT, lambda _: words)["runs"]
+    assert [shlex.split(run["command"]) for run in runs.values()] == [words] * len(runs)
 
 
 def test_a_study_under_way_shows_what_is_finished(tmp_path, make_study):
@@ -101,12 +101,12 @@ def test_a_study_under_way_shows_what_is_finished(tmp_path, make_study):
 
 def test_ablations_show_validation_alone(tmp_path):
     config = config_of(BASE, PLAN.main, 0, "two_phase")
-    cells = {name: Cell(name, config, ablation=True) for name in ("as", "less")}
+    runs = {name: Run(name, config, ablation=True) for name in ("as", "less")}
     for name, value in (("as", 70.0), ("less", 68.5)):
         (tmp_path / name / "checkpoints" / "1").mkdir(parents=True)
         rows = [{"mode": mode, "validation": value} for mode in ("low", "high")]
         (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
-    matrix = Matrix("quick", [], {name: (cell, "as") for name, cell in cells.items()})
+    matrix = Matrix("quick", [], {name: (run, "as") for name, run in runs.items()})
     found = collect(matrix, tmp_path, ABOUT, lambda _: [])["ablations"]
     assert [row["change"]["low"] for row in found] == [0.0, -1.5]
     rows = cells_of(ablation_table(found))
@@ -115,7 +115,7 @@ def test_ablations_show_validation_alone(tmp_path):
 
 def cells_of(table: str) -> list[list[str]]:
     """The cells of every line of a table."""
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return [[run.strip() for run in line.split("|")[1:-1]] for line in table.splitlines()]
 
 
 def test_the_table_and_the_plots(collected, tmp_path):
@@ -162,7 +162,7 @@ def test_the_study_that_is_shown_is_what_its_numbers_give():
 
 def test_courses_of_twins_and_of_both(collected, tmp_path):
     """A twin runs its width as "high", and two of them cost twice what each does by then."""
-    pair, cells = collected["pairs"][0], collected["cells"]
+    pair, runs = collected["pairs"][0], collected["runs"]
     assert not plot_courses(collected, pair, tmp_path / "none.png"), "nothing was logged"
     records = [
         {"epoch": epoch, "validation_high_accuracy": 0.5 + epoch / 100} for epoch in (1, 2, 3)
@@ -172,7 +172,7 @@ def test_courses_of_twins_and_of_both(collected, tmp_path):
     assert course[-1] == {"passes": 3, "high": 53.0}
     both = config_of(BASE, PLAN.main, 0, "joint", split=False)
     assert course_of(both, records)[0]["passes"] == 2
-    for cell in cells.values():
-        cell["course"] = course
+    for run in runs.values():
+        run["course"] = course
     assert plot_courses(collected, pair, tmp_path / "courses.png")
     assert (tmp_path / "courses.png").read_bytes().startswith(b"\x89PNG")

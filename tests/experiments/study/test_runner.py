@@ -11,23 +11,23 @@ import pytest
 
 from experiments.recipes.config import make_config
 from experiments.study import runner
-from experiments.study.matrix import Cell
+from experiments.study.matrix import Run
 
 ROOT = Path(__file__).parents[3]
 ROW = {"mode": "high", "bits": "w8a8", "validation": 50.0, "test": 40.0}
 
 
-def cell_named(name: str) -> Cell:
-    return Cell(name, make_config("digits", {"mode": "high", "dataset": "digits"}))
+def run_named(name: str) -> Run:
+    return Run(name, make_config("digits", {"mode": "high", "dataset": "digits"}))
 
 
 def line_that(folder: Path, broken: str = ""):
-    """Stands for training: writes results, or fails where the cell is the broken one."""
+    """Stands for training: writes results, or fails where the run is the broken one."""
 
-    def line(cell: Cell) -> list[str]:
-        if cell.name == broken:
+    def line(run: Run) -> list[str]:
+        if run.name == broken:
             return ["python", "-c", "print('error: out of luck'); raise SystemExit(3)"]
-        path = folder / cell.name / "results.json"
+        path = folder / run.name / "results.json"
         text = json.dumps({"rows": [ROW]})
         code = f"import pathlib as p; f = p.Path({str(path)!r}); f.parent.mkdir(parents=True)"
         return ["python", "-c", f"{code}; f.write_text({text!r})"]
@@ -35,41 +35,41 @@ def line_that(folder: Path, broken: str = ""):
     return line
 
 
-def test_a_failed_cell_is_reported_and_the_rest_goes_on(tmp_path, capsys):
-    cells = [cell_named(name) for name in ("a", "b", "c")]
+def test_a_failed_run_is_reported_and_the_rest_goes_on(tmp_path, capsys):
+    runs = [run_named(name) for name in ("a", "b", "c")]
     calls = []
     line = line_that(tmp_path, broken="b")
-    failures = runner.run_cells(cells, tmp_path, 2, line, lambda: calls.append(1))
+    failures = runner.train_side_by_side(runs, tmp_path, 2, line, lambda: calls.append(1))
     assert list(failures) == ["b"]
     assert "exit status 3: error: out of luck" in failures["b"]
     started = (tmp_path / "b.log").read_text().splitlines()[0]
-    assert shlex.split(started) == ["$", *line(cells[1])], "it can be typed again"
+    assert shlex.split(started) == ["$", *line(runs[1])], "it can be typed again"
     assert [runner.finished(tmp_path / name) for name in "abc"] == [True, False, True]
-    assert len(calls) == 3, "results are written after every cell"
+    assert len(calls) == 3, "results are written after every run"
     assert "b FAILED" in capsys.readouterr().out
-    mended = runner.run_cells(cells, tmp_path, 2, line_that(tmp_path), lambda: None)
+    mended = runner.train_side_by_side(runs, tmp_path, 2, line_that(tmp_path), lambda: None)
     assert not mended, "the failed one is tried again, alone"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_a_killed_study_takes_its_cells_with_it(tmp_path):
+def test_a_killed_study_takes_its_runs_with_it(tmp_path):
     code = """
 import pathlib, sys
 from experiments.recipes.config import make_config
 from experiments.study import runner
-from experiments.study.matrix import Cell
-cell = Cell("a", make_config("digits", {"mode": "high", "dataset": "digits"}))
+from experiments.study.matrix import Run
+run = Run("a", make_config("digits", {"mode": "high", "dataset": "digits"}))
 folder = pathlib.Path(sys.argv[1])
 sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-runner.run_cells([cell], folder, 1, lambda _: ["python", "-c", sleep], lambda: None)
+runner.train_side_by_side([run], folder, 1, lambda _: ["python", "-c", sleep], lambda: None)
 """
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
     log = tmp_path / "a.log"
     wait_until(lambda: log.exists() and log.read_text().split("\n")[-2:][0].isdigit())
     process.kill()
     process.wait()
-    cell = Path("/proc") / log.read_text().splitlines()[-1]
-    wait_until(lambda: not cell.exists() or " Z " in (cell / "stat").read_text())
+    run = Path("/proc") / log.read_text().splitlines()[-1]
+    wait_until(lambda: not run.exists() or " Z " in (run / "stat").read_text())
 
 
 def wait_until(true) -> None:
@@ -79,18 +79,18 @@ def wait_until(true) -> None:
         time.sleep(0.05)
 
 
-def test_an_error_here_stops_the_running_cells(tmp_path):
-    def line(cell: Cell) -> list[str]:
-        if cell.name == "quick":
+def test_an_error_here_stops_what_is_running(tmp_path):
+    def line(run: Run) -> list[str]:
+        if run.name == "quick":
             return ["python", "-c", ""]
         return ["python", "-c", "import time, os; print(os.getpid(), flush=True); time.sleep(600)"]
 
     def after():
         raise OSError("disk full")
 
-    cells = [cell_named("slow"), cell_named("quick")]
+    runs = [run_named("slow"), run_named("quick")]
     with pytest.raises(OSError, match="disk full"):
-        runner.run_cells(cells, tmp_path, 2, line, after)
+        runner.train_side_by_side(runs, tmp_path, 2, line, after)
     slow = (tmp_path / "slow.log").read_text().splitlines()[1:]
     assert all(not Path(f"/proc/{pid}").exists() for pid in slow)
 
