@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dual_precision.deploy.server.app import Samples
-from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
+from dual_precision.deploy.server.service import Service
+from dual_precision.deploy.server.settings import BudgetSettings, Limits
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="no Selenium: the extra [pages]")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
