@@ -106,9 +106,10 @@ class Service:
         if asked in there:
             return
         if not self.complete and asked in {HIGH, AUTO, *self._expected}:
+            rest = f"{', '.join(there)} is there"
             if self.failed:
-                raise Refused(503, f"{self.failed}; {there} is there")
-            raise Refused(503, f"{asked!r} is loading, {there} is there", {"Retry-After": "1"})
+                raise Refused(503, f"{self.failed}; {rest}")
+            raise Refused(503, f"{asked!r} is loading, {rest}", {"Retry-After": "1"})
         if asked not in self.names:
             why = "; the network has no cascade" if asked == AUTO else ""
             raise Refused(400, f"precision {asked!r}: expected one of {sorted(self.names)}{why}")
