@@ -20,8 +20,10 @@ Mean. Every image has T to spend. What is not spent is kept, up to `horizon` ima
 spent too much is paid back, all of it, however many images a window had:
 
     credit <- min(credit + sum over the images of (T - cost), horizon T)
-    credit >= band * horizon * T   -> the dearest mode that the credit pays for a horizon of
-    credit < 0                     -> the dearest mode of at most T, else the cheapest
+    paid = T + credit / (band * horizon), as the credit pays for band * horizon images of that cost
+    credit >= band * horizon * T   -> up to the dearest mode of at most `paid`
+    credit < 0                     -> down to the dearest mode of at most T
+    anything else                  -> stay
 
 so that the mean cost of n images is at most T (1 + horizon / n) and what the last window overdrew.
 """
@@ -137,10 +139,10 @@ class MeanBudget:
       target: cost of an image.
       costs: of the modes, ascending.
       horizon: images over which the mean is held.
-      band: share of a horizon of credit that a dearer mode takes.
+      band: share of a horizon of credit from which a dearer mode is taken.
 
     Raises:
-      ValueError: costs that do not ascend; a target below the cheapest mode; as LatencyBudget.
+      ValueError: costs that descend; a target below the cheapest mode; as LatencyBudget.
     """
 
     target: float

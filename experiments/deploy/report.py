@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax
+
 from dual_precision.costs import layer_cost, layer_energy, mode_cost, mode_energy
 from dual_precision.deploy import Cascade, PackedError, PackedInfo, inspect_packed
 from dual_precision.deploy.cascade.rule import Point
@@ -54,11 +56,19 @@ _ENERGY = (
 def report_command(file: str, *, widths: str | None = None) -> None:
     """The sub-command `report`, of the file as it is, or with other widths in some layers."""
     info = inspect_packed(file)
-    size = "x".join(map(str, info.image_shape))
     text = packed_report(info)
     if widths:
         text = cost_report(layers_with(info, read_widths_file(widths)), [*info.bytes_read])
-    print(f"{file}: {info.network['name']}, images {size}\n\n{text}")
+    print(f"{file}: {info.network['name']}, {inputs_of(info)}\n\n{text}")
+
+
+def inputs_of(info: PackedInfo) -> str:
+    """What a row is that the network takes: "images 32x32x3", "inputs uint8 [128]"."""
+    try:
+        return f"images {'x'.join(map(str, info.image_shape))}"
+    except ValueError:  # text, or several arrays
+        arrays = jax.tree.leaves(info.example)
+        return f"inputs {', '.join(f'{own.dtype} {list(own.shape)}' for own in arrays)}"
 
 
 def layers_with(info: PackedInfo, widths: LayerTexts) -> Layers:

@@ -23,7 +23,6 @@ from dual_precision.deploy.file.packed import PackedFile
 from experiments.deploy.trials import dataset_of
 
 SAMPLES = 24
-_KNOWN = ("127.0.0.1", "localhost")
 
 
 def serve_command(
@@ -45,8 +44,9 @@ def serve_command(
     try:
         from dual_precision.deploy.server.app import make_app
         from dual_precision.deploy.server.engines import check_planes
-        from dual_precision.deploy.server.running import run_app
-        from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
+        from dual_precision.deploy.server.running import allowed_hosts, run_app
+        from dual_precision.deploy.server.service import Service
+        from dual_precision.deploy.server.settings import BudgetSettings, Limits
         from dual_precision.deploy.server.sources import check_source
     except ImportError as error:
         raise ValueError(f"{error}: pip install -e '.[pages]' has what a server needs") from None
@@ -58,8 +58,7 @@ def serve_command(
     service = Service(BudgetSettings.parse(budget), Limits())
     load = functools.partial(_load, service, file, counts, rate)
     shown = _samples(file) if samples else None
-    hosts = _KNOWN if host in _KNOWN else ("*",)
-    app = make_app(service, load, shown, hosts)
+    app = make_app(service, load, shown, allowed_hosts(host))
 
     def started(address: str) -> None:
         print(f"{file}: {address}", flush=True)
@@ -88,17 +87,21 @@ async def _load(service: Any, file: str, planes: list[int] | None, rate: float |
             ready = await run(lambda: measured(PlanesEngine(source, planes)))
             service.put(*ready, complete=True)
             return
-        low, *others = await run(lambda: _modes_of(source))
-        if others:
-            ready = await run(lambda: measured(PredictorEngine(source, [low])))
+        priced = await run(lambda: _modes_of(source))
+        service.expect(priced)
+        if len(priced) > 1:
+            first = [priced[0].name]
+            ready = await run(lambda: measured(PredictorEngine(source, first)))
             service.put(*ready, complete=False)
         ready = await run(lambda: measured(PredictorEngine(source)))
         service.put(*ready, complete=True)
 
 
-def _modes_of(source: Any) -> list[str]:
+def _modes_of(source: Any) -> Any:
+    from dual_precision.deploy.server.engines import priced_modes
+
     with PackedFile(source) as header:
-        return [*header.info.bytes_read]
+        return priced_modes(header.info)
 
 
 def _samples(file: str) -> Any:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dual_precision.deploy.controller import (
     MOST_PATIENCE,
+    ControlState,
     LatencyBudget,
     MeanBudget,
     Observation,
@@ -121,6 +122,19 @@ def test_a_mean_between_two_modes_is_used_and_switches_are_rare():
         switches += state.choice != before
     assert spent / 8000 == pytest.approx(4.5, rel=0.05)
     assert switches <= 1000 / 3
+
+
+@given(st.floats(0.2, 20.0), st.lists(st.floats(1.0, 60.0), min_size=1, max_size=6))
+def test_a_dearer_mode_is_one_that_the_credit_pays_for(saved, dearer):
+    """By hand, of the equation: T = 2, and band * horizon = 10 images."""
+    budget = MeanBudget(2.0, (1.0, *sorted(dearer)), horizon=100, band=0.1)
+    state = ControlState(0, credit=10.0 * saved)
+    state = budget.next(state, Observation(0, None, ()))
+    assert state.credit == min(10.0 * saved, 200.0)
+    paid = 2.0 + state.credit / 10.0
+    wanted = budget.costs.index(max(own for own in budget.costs if own <= paid))
+    chosen = budget.costs[state.choice]
+    assert chosen == (budget.costs[wanted] if state.credit >= 20.0 else 1.0)
 
 
 @pytest.mark.parametrize(

@@ -485,6 +485,11 @@ def test_so_is_a_layer_that_has_codes_in_some_modes_alone():
         content_of(*as_if_trained(network, (1, 2, 1)), network, (1, 2, 1))
 
 
+def test_the_report_of_a_network_of_text(capsys):
+    report.report_command("notebooks/networks/austen-w2a8-w8a8.safetensors")
+    assert ": transformer, inputs uint8 [128]\n\n| mode |" in capsys.readouterr().out
+
+
 def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     network = {**MLP, "hidden": [8, 8]}
     config = {"preset": "digits", "experiment": {"dataset": "digits"}, "network": network}
@@ -509,6 +514,7 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     assert dense2[1:9] == ["8x8", "64", "w2a2", "w8a8", "48", "96", "256", "4.1e+03"]
     assert "Energy is a model, not a measurement" in report.packed_report(info)
     report.report_command(str(tmp_path / "net.safetensors"))
-    assert capsys.readouterr().out.endswith(f"{report.packed_report(info)}\n")
+    said = capsys.readouterr().out
+    assert said.endswith(f"net.safetensors: mlp, images 8x8x1\n\n{report.packed_report(info)}\n")
     with pytest.raises(ValueError, match=r"has no config\.json"):
         pack.pack_run(tmp_path / "nowhere", tmp_path / "net.safetensors")

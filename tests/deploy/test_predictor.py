@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ import pytest
 from dual_precision import modes
 from dual_precision.deploy import Cascade, Predictor, amend_metadata, load_packed, save_packed
 from dual_precision.deploy.batching import batches
-from dual_precision.deploy.predictor import BLOCK, runs_on_codes
+from dual_precision.deploy.file.packed import PackedFile
+from dual_precision.deploy.predictor import BLOCK, _network, runs_on_codes
 from dual_precision.models import MLP, build_from
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
 
+ROOT = Path(__file__).parents[2]
 DESCRIPTION = {
     "name": "mlp",
     "num_classes": 4,
@@ -58,6 +61,19 @@ def wanted(path, images):
         precision: jax.jit(partial(model.apply, precision=precision))(variables, images)
         for precision in ("low", "high")
     }
+
+
+def test_the_page_says_what_a_second_mode_takes():
+    """docs/serving.md, of the published network."""
+    page = (ROOT / "docs/serving.md").read_text()
+    sizes = []
+    for names in (("low", "high"), ("high",)):
+        with PackedFile(ROOT / "notebooks/networks/cifar10-w2a2-w8a8.safetensors") as file:
+            _, variables = _network(file, names)
+        sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
+    both, high = sizes
+    more = f"{both:,} bytes of arrays on the device, {100 * (both / high - 1):.1f} % more than high"
+    assert more in " ".join(page.split())
 
 
 def test_a_mode_that_was_not_trained_is_said(path, tmp_path, caplog):

@@ -130,18 +130,26 @@ class _Pages:
 
     async def predict(self, request: Request) -> Response:
         service, asked = self._service, request.query_params.get("precision", "budget")
+        status = 500  # of whatever else is raised
         try:
-            service.check_asked(asked)
-            limits, shape = service.limits, service.ready.shape
-            body = await _body(request, limits.bytes(shape), limits.read)
-            images = decode_upload(body, shape, limits.rows)
-            reply, cost = await service.answer(images, asked)
+            response = await self._predicted(request, asked)
+            status = 200
         except Refused as error:
+            status = error.status
+            raise
+        finally:  # counted is what was answered, so the answer is made first
             # Names that nobody knows share one label: clients do not make new series.
             label = asked if asked in service.names else "unknown"
-            service.metrics.requests.labels(label, error.status).inc()
-            raise
-        service.metrics.requests.labels(asked, 200).inc()
+            service.metrics.requests.labels(label, status).inc()
+        return response
+
+    async def _predicted(self, request: Request, asked: str) -> Response:
+        service = self._service
+        service.check_asked(asked)
+        limits, shape = service.limits, service.ready.shape
+        body = await _body(request, limits.bytes(shape), limits.read)
+        images = decode_upload(body, shape, limits.rows)
+        reply, cost = await service.answer(images, asked)
         found = reply.found
         logits = found.logits.astype(np.float64)
         powers = np.exp(logits - logits.max(1, keepdims=True))
@@ -167,7 +175,7 @@ class _Pages:
         service = self._service
         if service.engine is None:
             raise Refused(503, service.failed or "the network is loading", {"Retry-After": "1"})
-        names = [own.name for own in service.engine.priced]
+        names = [own.name for own in service.modes]
         status = "complete" if service.complete else "loading the rest"
         return JSONResponse({"status": service.failed or status, "modes": names})
 

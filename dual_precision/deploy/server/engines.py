@@ -61,12 +61,12 @@ class Engine(Protocol):
 
     Attributes:
       shape: [H, W, C] of the uint8 images it takes.
-      priced: its modes, cheapest first.
-      cascade: whether it has "auto".
+      priced: its modes; which is cheap depends on what is counted, see `BudgetSettings.ranked`.
+      cascade: the modes of "auto", the first and the one that it asks then; None is no cascade.
       network: its name.
     """
 
-    cascade: bool
+    cascade: tuple[str, str] | None
     network: str
 
     @property
@@ -97,16 +97,9 @@ class PredictorEngine:
         self._predictor = Predictor(source, sizes, precisions)
         info = self._predictor.info
         self.shape, self.network = info.image_shape, str(info.network["name"])
-        self.cascade = self._predictor.cascade is not None
-        self.priced = [
-            Priced(
-                name,
-                info.bytes_read[name],
-                mode_cost(info.layers, name).bit_operations,
-                mode_energy(info.layers, name).total,
-            )
-            for name in self._predictor.precisions
-        ]
+        cascade = self._predictor.cascade
+        self.cascade = (cascade.first, cascade.then) if cascade else None
+        self.priced = priced_modes(info, self._predictor.precisions)
 
     def answer(self, images: np.ndarray, mode: str) -> Answered:
         """See Engine; errors as `Predictor.predict`."""
@@ -114,6 +107,19 @@ class PredictorEngine:
             return Answered(self._predictor.predict(images, mode), mode)
         found = self._predictor.answer(images)
         return Answered(found.logits, AUTO, found.escalated, found.mirrored)
+
+
+def priced_modes(info: PackedInfo, precisions: Sequence[str] | None = None) -> list[Priced]:
+    """The modes of a file, in its order; arguments and errors as `PackedInfo.chosen`."""
+    return [
+        Priced(
+            name,
+            info.bytes_read[name],
+            mode_cost(info.layers, name).bit_operations,
+            mode_energy(info.layers, name).total,
+        )
+        for name in info.chosen(precisions)
+    ]
 
 
 def check_planes(planes: Sequence[int]) -> None:
@@ -125,7 +131,7 @@ def check_planes(planes: Sequence[int]) -> None:
 class PlanesEngine:
     """A network of matrix products on bit planes: any numbers of them, "w2a8" and "w8a8"."""
 
-    cascade = False
+    cascade: tuple[str, str] | None = None
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """A server from its start to its end: a socket, slow clients, SIGTERM."""
 
 import asyncio
+import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -59,11 +60,34 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        self._tell(f"http://{host}:{port}/")
+        self._tell(f"http://{_in_address(host)}:{port}/")
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end; asked ten times a second."""
         return await super().on_tick(counter) or self._hopeless()
+
+
+def allowed_hosts(host: str) -> tuple[str, ...]:
+    """The names by which clients may call a server that listens on `host`; see `make_app`.
+
+    On a loopback address these are the names of loopback: a page of elsewhere, whose name was made
+    to lead here, is another one. Elsewhere any name may be right, ("*",).
+
+    >>> allowed_hosts("::1")
+    ('127.0.0.1', 'localhost', '[::1]')
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:  # listening there will fail, and says so
+        return ("*",)
+    if not all(ipaddress.ip_address(own[4][0]).is_loopback for own in found):
+        return ("*",)
+    return tuple(dict.fromkeys(("127.0.0.1", "localhost", "[::1]", _in_address(host))))
+
+
+def _in_address(host: str) -> str:
+    """As an address of HTTP has it: IPv6 is in brackets, as its colons are none of a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def run_app(

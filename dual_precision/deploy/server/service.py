@@ -4,99 +4,22 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.controller import (
-    Budget,
-    ControlState,
-    LatencyBudget,
-    MeanBudget,
-    Observation,
-    check_target,
-)
+from dual_precision.deploy.controller import Budget, ControlState, Observation
 from dual_precision.deploy.predictor import AUTO
 from dual_precision.deploy.server.batcher import BUDGET, Batcher, Reply
 from dual_precision.deploy.server.engines import Engine, Priced, seconds_of_an_image
 from dual_precision.deploy.server.metrics import Metrics
+from dual_precision.deploy.server.settings import BudgetSettings, Limits
 from dual_precision.deploy.server.uploads import Refused
 
 LOW, HIGH = "low", "high"  # also the cheapest and the dearest mode, whatever their names
-KINDS = ("latency", "bit_operations", "energy")
 _HISTORY = 600  # windows that the page may see
 _SMOOTH = 0.3  # weight of the last window in the rate of what comes in
-
-
-@dataclasses.dataclass(frozen=True)
-class BudgetSettings:
-    """What a budget holds.
-
-    Attributes:
-      kind: latency, the p95 in ms; or bit_operations or energy (nJ), the mean of an image.
-      target: in that unit.
-
-    Raises:
-      ValueError: another kind; a target that is not above 0 and finite.
-    """
-
-    kind: str = "latency"
-    target: float = 50.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(KINDS)}")
-        check_target(self.target)
-
-    @classmethod
-    def parse(cls, text: str) -> "BudgetSettings":
-        """Of "latency:50".
-
-        Raises:
-          ValueError: something else.
-        """
-        kind, _, number = text.partition(":")
-        try:
-            return cls(kind, float(number))
-        except ValueError as error:
-            raise ValueError(
-                f"a budget {text!r} ({error}): expected one such as latency:50"
-            ) from None
-
-    def budget_of(self, engine: Engine) -> Budget:
-        """The controller of an engine."""
-        if self.kind == "latency":
-            return LatencyBudget(self.target, len(engine.priced))
-        costs = tuple(float(getattr(own, self.kind)) for own in engine.priced)
-        return MeanBudget(self.target, costs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a server lets a client do.
-
-    Attributes:
-      rows: images of a request.
-      waiting: images that may wait, of all clients.
-      wait: seconds that a request waits for others to share its batch.
-      read: seconds that a client has to send its request.
-      window: seconds between two decisions of the budget.
-    """
-
-    rows: int = 256
-    waiting: int = 2048
-    wait: float = 0.002
-    read: float = 10.0
-    window: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}={value}: expected a number above 0")
-
-    def bytes(self, shape: tuple[int, ...]) -> int:
-        """The largest body of a request: its images, and room for a header."""
-        return self.rows * int(np.prod(shape)) + (1 << 16)
 
 
 class Service:
@@ -104,6 +27,7 @@ class Service:
 
     Attributes:
       engine: None until a first mode is there.
+      modes: of the engine, see `BudgetSettings.ranked`.
       complete: whether all modes are.
       failed: why they will not be, if so.
       history: of the last windows, for the page.
@@ -112,6 +36,8 @@ class Service:
     def __init__(self, settings: BudgetSettings, limits: Limits) -> None:
         self.settings, self.limits, self.metrics = settings, limits, Metrics()
         self.engine: Engine | None = None
+        self.modes: list[Priced] = []
+        self._expected: set[str] = set()
         self.complete, self.failed = False, ""
         self.history: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
         self._state: ControlState = ControlState(0)
@@ -134,16 +60,31 @@ class Service:
             raise Refused(503, self.failed or "the network is loading", {"Retry-After": "1"})
         return self.engine
 
+    def expect(self, priced: Sequence[Priced]) -> None:
+        """Says what will be put into service; until then a request for it is told to wait.
+
+        Raises:
+          ValueError: as `BudgetSettings.budget_of`, before anything is loaded.
+        """
+        self.settings.budget_of(priced)
+        self._expected = {own.name for own in priced}
+
     def put(self, engine: Engine, seconds: dict[str, float], complete: bool) -> None:
         """Takes an engine into service, from the next batch on.
 
         Args:
           seconds: of an image in each of its modes, see `seconds_of_an_image`.
+          complete: whether these are all modes. Before, the budget has no choice: it takes the
+            cheapest of those that are there.
+
+        Raises:
+          ValueError: as `BudgetSettings.budget_of`.
         """
-        self._budget = self.settings.budget_of(engine)
-        self._state = self._budget.start()
+        self._budget = self.settings.budget_of(engine.priced) if complete else None
+        self._state = self._budget.start() if self._budget else ControlState(0)
         self.batcher.seconds.clear()
         self.batcher.seconds.update(seconds)
+        self.modes = self.settings.ranked(engine.priced)
         self.engine, self.complete = engine, complete
         self.metrics.complete.set(complete)
         self._show_choice()
@@ -156,38 +97,51 @@ class Service:
     @property
     def chosen(self) -> Priced:
         """The mode that the budget takes now."""
-        return self.ready.priced[self._state.choice]
+        return self.modes[self._state.choice]
 
     def check_asked(self, asked: str) -> None:
         """Raises Refused where nothing is called so, or it is not there yet."""
-        engine = self.ready
-        if asked in (HIGH, AUTO) and not self.complete:
-            there = [own.name for own in engine.priced]
-            raise Refused(503, f"{asked!r} is loading, {there} is there", {"Retry-After": "1"})
+        _ = self.ready
+        there = [own.name for own in self.modes]
+        if asked in there:
+            return
+        if not self.complete and asked in {HIGH, AUTO, *self._expected}:
+            rest = f"{', '.join(there)} is there"
+            if self.failed:
+                raise Refused(503, f"{self.failed}; {rest}")
+            raise Refused(503, f"{asked!r} is loading, {rest}", {"Retry-After": "1"})
         if asked not in self.names:
             why = "; the network has no cascade" if asked == AUTO else ""
             raise Refused(400, f"precision {asked!r}: expected one of {sorted(self.names)}{why}")
 
     @property
     def names(self) -> set[str]:
-        """What a request may ask for."""
-        if self.engine is None:
-            return {LOW, HIGH, BUDGET}
-        auto = {AUTO} if self.engine.cascade else set()
-        return {*(own.name for own in self.engine.priced), LOW, HIGH, BUDGET} | auto
+        """What a request may ask for, now or when all modes are there."""
+        none = self.complete and not self.ready.cascade
+        there = {own.name for own in self.modes}
+        return {*there, *self._expected, LOW, HIGH, BUDGET} | (set() if none else {AUTO})
 
     def _mode_of(self, asked: str) -> str:
-        priced = self.ready.priced
+        if asked == AUTO or any(own.name == asked for own in self.modes):
+            return asked
         if asked == BUDGET:
             return self.chosen.name
-        if asked == AUTO or any(own.name == asked for own in priced):
-            return asked
-        return priced[0 if asked == LOW else -1].name
+        return self.modes[0 if asked == LOW else -1].name
 
     async def answer(self, images: np.ndarray, asked: str) -> tuple[Reply, float]:
-        """(reply, BitOps of an image); errors as `check_asked` and `Batcher.submit`."""
+        """(reply, BitOps of an image).
+
+        Raises:
+          Refused: as `check_asked` and `Batcher.submit`; 500 where a logit is not finite.
+        """
         self.check_asked(asked)
         reply = await self.batcher.submit(images, asked)
+        if not np.isfinite(reply.found.logits).all():  # JSON has no word for it
+            raise Refused(
+                500,
+                f"the logits of {reply.found.mode!r} are not finite: expected numbers; look for a"
+                " diverged training",
+            )
         cost = self._cost_of(reply, "bit_operations")
         rows, mode = len(images), reply.found.mode
         self._images += rows
@@ -202,13 +156,13 @@ class Service:
         return reply, cost
 
     def _cost_of(self, reply: Reply, kind: str) -> float:
-        """Mean over the images; of the cascade without what high takes over from low."""
-        costs = {own.name: float(getattr(own, kind)) for own in self.ready.priced}
-        found = reply.found
-        if found.escalated is None or found.mirrored is None:
+        """Mean over the images; of the cascade the whole of each mode, sums taken over included."""
+        costs = {own.name: float(getattr(own, kind)) for own in self.modes}
+        found, pair = reply.found, self.ready.cascade
+        if pair is None or found.escalated is None or found.mirrored is None:
             return costs[found.mode]
-        low, high = min(costs.values()), max(costs.values())
-        return low * (1 + float(found.mirrored.mean())) + high * float(found.escalated.mean())
+        first, then = (costs[name] for name in pair)
+        return first * (1 + float(found.mirrored.mean())) + then * float(found.escalated.mean())
 
     async def control(self) -> None:
         """Decides at the end of every window, until it is cancelled."""
@@ -217,20 +171,21 @@ class Service:
             await asyncio.sleep(self.limits.window)
             now = time.perf_counter()
             if self.engine is not None:
-                self._decide(self.engine, now - last)
+                self._decide(now - last)
             last = now
 
-    def _decide(self, engine: Engine, elapsed: float) -> None:
+    def _decide(self, elapsed: float) -> None:
         line = self.batcher
         self._rate += _SMOOTH * (line.arrived / elapsed - self._rate)
         line.arrived = 0
-        seconds = [line.seconds.get(own.name, 0.0) for own in engine.priced]
+        seconds = [line.seconds.get(own.name, 0.0) for own in self.modes]
         times = [*self._latencies, *([] if (oldest := line.oldest()) is None else [oldest])]
         p95 = float(np.percentile(times, 95)) if times else None
         load = [self._rate * each for each in seconds]
         seen = Observation(self._answered, p95, load, self._spent)
-        assert self._budget is not None
-        before, self._state = self._state, self._budget.next(self._state, seen)
+        before = self._state
+        if self._budget is not None:
+            self._state = self._budget.next(before, seen)
         self.history.append(
             {
                 "time": round(time.time(), 2),
@@ -248,7 +203,7 @@ class Service:
             self._show_choice()
 
     def _show_choice(self) -> None:
-        for own in self.ready.priced:
+        for own in self.modes:
             self.metrics.chosen.labels(own.name).set(own == self.chosen)
 
     def about(self) -> dict[str, Any]:
@@ -257,8 +212,8 @@ class Service:
         return {
             "network": engine.network,
             "shape": list(engine.shape),
-            "modes": [dataclasses.asdict(own) for own in engine.priced],
-            "cascade": engine.cascade,
+            "modes": [dataclasses.asdict(own) for own in self.modes],
+            "cascade": engine.cascade is not None,
             "complete": self.complete,
             "failed": self.failed,
             "budget": {"kind": self.settings.kind, "target": self.settings.target},

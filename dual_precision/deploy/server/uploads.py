@@ -87,7 +87,8 @@ def _array(body: bytes, shape: tuple[int, ...], most: int) -> np.ndarray:
     except Exception as error:  # NumPy raises whatever its parser raises
         raise Refused(400, f"an .npy whose header cannot be read ({str(error)[:200]})") from None
     rows = (1, *own) if own == shape else own
-    if dtype != np.uint8 or fortran or rows[1:] != shape or not rows[:1] > (0,):
+    whole = all(type(count) is int for count in own)  # NumPy lets True through, which equals 1
+    if not whole or dtype != np.uint8 or fortran or rows[1:] != shape or not rows[:1] > (0,):
         raise Refused(
             400,
             f"an array {dtype} {list(own)[:9]}: expected uint8 [N, {', '.join(map(str, shape))}]",

@@ -43,6 +43,7 @@ _COLUMNS = (
     ("p50", "p50 ms", "{:.0f}"),
     ("p95", "p95 ms", "{:.0f}"),
     ("p99", "p99 ms", "{:.0f}"),
+    ("refused", "refused %", "{:.2f}"),
     ("late", "over the deadline %", "{:.2f}"),
     ("spread", "± over seeds", "{:.2f}"),
     ("accuracy", "accuracy %", "{:.2f}"),
@@ -188,15 +189,28 @@ def measure_serving(
 
 
 def summary(found: Sequence[Sent], deadline: float, low: str) -> dict[str, Any]:
-    """Figures of one run; `low` is the number of planes of the cheapest mode."""
-    times = np.array([own.milliseconds for own in found])
+    """Figures of one run; `low` is the number of planes of the cheapest mode.
+
+    The percentiles are of what was answered: a refusal comes at once and is no fast answer. It is
+    over the deadline, though.
+
+    Raises:
+      ValueError: nothing was answered.
+    """
     answered = [own for own in found if own.mode is not None]
+    if not answered:
+        raise ValueError(
+            f"{len(found)} requests, and none was answered: expected one; look at what the server"
+            " says to a single one"
+        )
+    times = [own.milliseconds for own in answered]
     late = sum(own.mode is None or own.milliseconds > deadline for own in found)
     return {
         "requests": len(found),
         **{f"p{q}": float(np.percentile(times, q)) for q in (50, 95, 99)},
+        "refused": 100 * (len(found) - len(answered)) / len(found),
         "late": 100 * late / len(found),
-        "accuracy": 100 * sum(own.right for own in answered) / (ROWS * max(1, len(answered))),
+        "accuracy": 100 * sum(own.right for own in answered) / (ROWS * len(answered)),
         "low": 100 * sum(str(own.mode).startswith(f"w{low}a") for own in answered) / len(found),
     }
 

@@ -5,11 +5,16 @@ import threading
 import numpy as np
 import pytest
 
-from dual_precision.deploy import inspect_packed
+from dual_precision import modes
+from dual_precision.deploy import Cascade, inspect_packed, save_packed
+from dual_precision.deploy.predictor import CASCADE
 from dual_precision.deploy.server import running
 from dual_precision.deploy.server.app import make_app
 from dual_precision.deploy.server.engines import PredictorEngine
 from dual_precision.deploy.server.service import measured
+from dual_precision.models import build_from
+from dual_precision.tasks.classification import Classification
+from dual_precision.training.state import initial_variables
 from experiments.benchmark.reliability.damage_ways import save_tiny_packed
 
 SIZES = (4,)  # one program for each way to answer
@@ -20,6 +25,22 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("server") / "net.safetensors"
     save_tiny_packed(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def make_path(tmp_path_factory):
+    """(cascade or None, mode="w2a2", ...) -> a file of an untrained network."""
+
+    def make(cascade=None, **widths):
+        network = {"name": "mlp", "num_classes": 4, "hidden": [16, 16], **modes(**widths).to_json()}
+        model, example = build_from(network), Classification((8, 8, 1)).example
+        path = tmp_path_factory.mktemp("made") / "net.safetensors"
+        metadata = {} if cascade is None else {CASCADE: Cascade(*cascade).to_json()}
+        variables = initial_variables(model, example, 0)
+        save_packed(path, model, variables, network, example, metadata)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +57,7 @@ def images(path):
 class Running:
     """A server in a thread; its address."""
 
-    def __init__(self, service, engine, samples=None):
+    def __init__(self, service, engine, samples=None, host="127.0.0.1", hosts=("*",)):
         self.service = service
 
         async def load():
@@ -44,7 +65,8 @@ class Running:
                 service.put(*engine, complete=True)
 
         config = running.uvicorn.Config(
-            make_app(service, load, samples), port=0, http=running.PatientProtocol, ws="none",
+            make_app(service, load, samples, hosts), host=host, port=0,
+            http=running.PatientProtocol, ws="none",
             log_config=None, log_level="error", access_log=False,
         )  # fmt: skip
         there = threading.Event()
@@ -66,7 +88,7 @@ class Running:
 
 @pytest.fixture
 def start_server():
-    """(service, engine, samples) -> a server, which ends with the test."""
+    """(service, engine, samples, host, hosts) -> a server, which ends with the test."""
     started = []
 
     def start(*given):

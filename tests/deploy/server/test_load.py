@@ -10,7 +10,8 @@ import pytest
 
 from dual_precision.deploy import Predictor
 from dual_precision.deploy.server.engines import PlanesEngine
-from dual_precision.deploy.server.service import BudgetSettings, Limits, Service, measured
+from dual_precision.deploy.server.service import Service, measured
+from dual_precision.deploy.server.settings import BudgetSettings, Limits
 from experiments.benchmark.serving import burst, clients
 from experiments.benchmark.serving.child import served
 
@@ -52,6 +53,15 @@ def test_arrivals_are_three_times_as_many_in_the_burst():
     inside = sum(3 <= at < 6 for at in times)
     assert 2.5 < inside / ((len(times) - inside) / 2) < 3.5
     assert times == sorted(burst.arrivals(0, 100.0, 9.0))
+
+
+def test_a_refusal_is_no_fast_answer():
+    answered = [burst.Sent(ms, "w2a8", 64) for ms in (100.0, 300.0)]
+    found = burst.summary([*answered, *[burst.Sent(1.0, None, 0)] * 2], 250.0, "2")
+    assert (found["p50"], found["refused"], found["late"]) == (200.0, 50.0, 75.0)
+    assert (found["accuracy"], found["low"]) == (100.0, 50.0)
+    with pytest.raises(ValueError, match="none was answered"):
+        burst.summary([burst.Sent(1.0, None, 0)], 250.0, "2")
 
 
 def test_many_clients(path, engine, start_server, monkeypatch, capsys):

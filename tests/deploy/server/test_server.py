@@ -15,9 +15,16 @@ from PIL import Image
 
 from dual_precision.data.provision.png import encode_png
 from dual_precision.deploy import Predictor, inspect_packed
+from dual_precision.deploy.file.packed import PackedFile
 from dual_precision.deploy.server import running
-from dual_precision.deploy.server.engines import PlanesEngine, PredictorEngine
-from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
+from dual_precision.deploy.server.engines import (
+    Answered,
+    PlanesEngine,
+    PredictorEngine,
+    priced_modes,
+)
+from dual_precision.deploy.server.service import Service, measured
+from dual_precision.deploy.server.settings import BudgetSettings, Limits
 from dual_precision.deploy.server.sources import PrefixFile, opened_source
 from dual_precision.deploy.server.uploads import Refused, decode_upload
 from experiments.deploy import serve
@@ -101,6 +108,17 @@ def test_bad_requests(server, images):
     assert ask(server, npy(images)).status_code == 200
 
 
+def test_counts_that_are_no_numbers_are_refused():
+    """`True` is equal to 1, and NumPy lets it through as a number of rows."""
+    for own in ("(True, 4, 6, 1)", "(2, 4, 6, True)", "(4, 6, True)", "(2.0, 4, 6, 1)"):
+        head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {own}, }}"
+        head = head.ljust(117) + "\n"
+        body = b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode() + bytes(48)
+        with pytest.raises(Refused) as found:
+            decode_upload(body[: 128 + (48 if own[1] == "2" else 24)], (4, 6, 1), 8)
+        assert found.value.status == 400, own
+
+
 def test_a_jpeg(images):
     file = io.BytesIO()
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(file, "JPEG")
@@ -127,13 +145,90 @@ def test_a_client_that_hangs_is_hung_up_on(server, begin):
     assert (b" 408 " in said) == bool(begin)
 
 
+class Broken:
+    """An engine whose answers are no numbers."""
+
+    def __init__(self, engine):
+        self.shape, self.priced = engine.shape, engine.priced
+        self.cascade, self.network = None, "broken"
+
+    def answer(self, images, mode):
+        return Answered(np.full((len(images), 4), np.nan, np.float32), mode)
+
+
+def test_what_is_no_number_is_told_and_counted_as_what_it_is(engine, images, start_server):
+    service = Service(BudgetSettings("latency", 1e4), LIMITS)
+    server = start_server(service, (Broken(engine[0]), {}))
+    found = ask(server, npy(images))
+    assert found.status_code == 500
+    assert "the logits of 'low' are not finite: expected" in found.json()["error"]
+    said = CLIENT.get(f"{server.address}metrics").text
+    assert 'dual_precision_requests_total{asked="low",status="500"} 1.0' in said
+    assert 'status="200"' not in said
+    assert 'dual_precision_images_total{asked="low"' not in said
+
+
+@pytest.fixture(scope="module")
+def three(make_path):
+    """Three modes, and a cascade of the first two that sends every image on."""
+    cascade = ("low", "mid", 1e9)
+    return make_path(cascade, low="w2a2", mid="w4a4", high="w8a8")
+
+
+def test_the_cost_of_a_cascade_is_that_of_its_own_modes(three, images, start_server):
+    engine, seconds = measured(PredictorEngine(three, sizes=(4,)))
+    server = start_server(Service(BudgetSettings("latency", 1e4), LIMITS), (engine, seconds))
+    low, mid, high = (own.bit_operations for own in engine.priced)
+    found = ask(server, npy(images), "auto").json()
+    assert found["escalated"] == [True] * 3
+    assert found["bit_operations"] == low + mid < low + high
+    said = CLIENT.get(f"{server.address}metrics").text
+    assert f"dual_precision_bit_operations_total {3 * (low + mid)}" in said
+
+
+def test_what_still_loads_is_told_to_wait(three, images, start_server):
+    service = Service(BudgetSettings("latency", 1e4), LIMITS)
+    with PackedFile(three) as file:
+        priced = priced_modes(file.info)
+    service.expect(priced)
+    first = PredictorEngine(three, ["low"], (4,))
+    server = start_server(service, None)
+    assert ask(server, npy(images), "mid").status_code == 503
+    service.put(first, {}, complete=False)
+    codes = ("low", 200), ("mid", 503), ("high", 503), ("auto", 503), ("budget", 200), ("x", 400)
+    for asked, status in codes:
+        found = ask(server, npy(images), asked)
+        assert found.status_code == status, asked
+        assert ("Retry-After" in found.headers) == (status == 503)
+    service.failed = "the network cannot be loaded: a stone"
+    found = ask(server, npy(images), "mid")
+    assert found.json()["error"].startswith(service.failed)
+    assert "Retry-After" not in found.headers, "it will never come"
+
+
+def test_cheap_is_what_the_budget_counts(make_path):
+    """The file has fewest weight bits first; w2a8 costs more BitOps than w4a2."""
+    with PackedFile(make_path(low="w2a8", high="w4a2")) as file:
+        priced = priced_modes(file.info)
+    low, high = priced
+    assert (low.name, high.name) == ("low", "high")
+    assert low.bit_operations > high.bit_operations
+    budget = BudgetSettings("bit_operations", high.bit_operations)
+    assert budget.ranked(priced) == [high, low]
+    assert budget.budget_of(priced).start().choice == 0
+    service = Service(budget, LIMITS)
+    service.expect(priced)  # the mode that is there first may be above the mean
+    with pytest.raises(ValueError, match="expected at least"):
+        Service(BudgetSettings("energy", 1e-3), LIMITS).expect(priced)
+
+
 class Slow:
     """An engine whose batches take a while."""
 
     def __init__(self, engine):
         self._engine, self.batches = engine, []
         self.shape, self.priced = engine.shape, engine.priced
-        self.cascade, self.network = False, "slow"
+        self.cascade, self.network = None, "slow"
 
     def answer(self, images, mode):
         time.sleep(0.2)
@@ -253,10 +348,31 @@ def test_planes(path):
             PlanesEngine(path, wrong)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
+def test_no_loopback_address_answers_to_the_name_of_another(host):
+    known = running.allowed_hosts(host)
+    assert {"127.0.0.1", "localhost", "[::1]"} <= {*known}
+    assert "*" not in known
+    assert running.allowed_hosts("0.0.0.0") == running.allowed_hosts("::") == ("*",)
+
+
+def test_an_address_of_ipv6(start_server):
+    try:
+        running._listening("::1", 0).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    hosts = running.allowed_hosts("::1")
+    server = start_server(Service(BudgetSettings(), LIMITS), None, None, "::1", hosts)
+    assert server.address.startswith("http://[::1]:")
+    where = f"{server.address}about"
+    assert CLIENT.get(where).status_code == 503, "it answers"
+    assert CLIENT.get(where, headers={"Host": "evil.example"}).status_code == 400
+
+
 @pytest.mark.parametrize("text", ["latency", "latency:x", "colour:3", ":", "latency:-1"])
 def test_budgets_of_words(text, engine):
     with pytest.raises(ValueError, match=r"expected one such as latency:50|a target above 0"):
-        BudgetSettings.parse(text).budget_of(engine[0])
+        BudgetSettings.parse(text).budget_of(engine[0].priced)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ const UNITS = { latency: "ms, 95th percentile", bit_operations: "BitOps an image
 let about = null;
 let pixels = null; // Uint8Array of the image shown
 let running = 0; // requests of the stream that wait for their answer
+let shows = 0; // images shown so far: an answer to an earlier one comes too late
+
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 // An .npy of uint8 with `count` copies of one image: what the server takes.
 function npy(image, shape, count) {
@@ -24,10 +27,19 @@ function fromNpy(buffer) {
 }
 
 async function json(path, options) {
-  const answer = await fetch(path, options);
-  const found = await answer.json();
-  if (!answer.ok) throw new Error(found.error || answer.status);
-  return found;
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer: is it still running?");
+  }
+  const text = await answer.text(); // not all that HTTP says is JSON
+  if (answer.ok) return JSON.parse(text);
+  let why = text;
+  try {
+    why = JSON.parse(text).error;
+  } catch {}
+  throw new Error(why || `the server says ${answer.status}`);
 }
 
 function draw(canvas, image) {
@@ -44,8 +56,16 @@ function draw(canvas, image) {
 
 // The middle square of any picture that the browser can show, in the size of the network.
 async function takeFile(file) {
-  const picture = await createImageBitmap(file);
+  if (!file) return; // nothing was chosen
+  if (!about) return void complain("the network is loading: try again in a moment");
   const [height, width, channels] = about.shape;
+  if (channels !== 1 && channels !== 3) return void complain(`the network takes ${channels} channels, which no picture has: send it an .npy`);
+  let picture;
+  try {
+    picture = await createImageBitmap(file);
+  } catch {
+    return void complain("that is no image this browser can show");
+  }
   const canvas = new OffscreenCanvas(width, height);
   const side = Math.min(picture.width, picture.height);
   const context = canvas.getContext("2d");
@@ -60,6 +80,10 @@ async function takeFile(file) {
     else image[i] = Math.round(0.299 * r + 0.587 * g + 0.114 * b);
   }
   await show(image, "");
+}
+
+function complain(text) {
+  byId("error").textContent = text;
 }
 
 const nameOf = (index) => about.classes[index] || `class ${index}`;
@@ -83,20 +107,28 @@ function card(title, kind, found) {
 
 const asked = () => document.querySelector("input[name=asked]:checked").value;
 
+// One mode that does not answer, as it still loads, hides no other.
+async function answerOf(precision, image) {
+  try {
+    return await ask(precision, image, 1);
+  } catch (error) {
+    return { error: error.message };
+  }
+}
+
 async function show(image, truth) {
+  const own = ++shows;
   pixels = image;
   draw(byId("shown"), image);
   byId("truth").textContent = truth;
-  try {
-    const [low, high, chosen] = [await ask("low", image, 1), await ask("high", image, 1), await ask(asked(), image, 1)];
-    byId("answers").innerHTML = card("low", "low", low) + card("high", "high", high) + card(`switch (${chosen.mode})`, "switch", chosen);
-    const same = low.classes[0] === high.classes[0];
-    byId("verdict").textContent = same ? "Both modes agree." : `The modes disagree: low says ${nameOf(low.classes[0])}, high ${nameOf(high.classes[0])}.`;
-    byId("verdict").className = same ? "" : "differ";
-    byId("error").textContent = "";
-  } catch (error) {
-    byId("error").textContent = error.message;
-  }
+  const [low, high, chosen] = [await answerOf("low", image), await answerOf("high", image), await answerOf(asked(), image)];
+  if (own !== shows) return;
+  const given = { low: ["low", low], high: ["high", high], switch: [`switch (${chosen.mode})`, chosen] };
+  byId("answers").innerHTML = Object.entries(given).map(([kind, [title, found]]) => (found.error ? "" : card(title, kind, found))).join("");
+  complain([...new Set([low, high, chosen].map((found) => found.error).filter(Boolean))].join("; "));
+  const both = !low.error && !high.error, same = both && low.classes[0] === high.classes[0];
+  byId("verdict").textContent = !both ? "" : same ? "Both modes agree." : `The modes disagree: low says ${nameOf(low.classes[0])}, high ${nameOf(high.classes[0])}.`;
+  byId("verdict").className = same ? "" : "differ";
 }
 
 async function listSamples() {
@@ -104,15 +136,17 @@ async function listSamples() {
   if (!labels.length) byId("samples").textContent = "none here: the data set is not prepared";
   for (let i = 0; i < labels.length; i++) {
     const image = fromNpy(await (await fetch(`samples/${i}.npy`)).arrayBuffer());
-    const canvas = document.createElement("canvas");
+    const button = document.createElement("button"), canvas = document.createElement("canvas");
     draw(canvas, image);
-    canvas.title = nameOf(labels[i]);
-    canvas.onclick = () => {
+    button.title = nameOf(labels[i]);
+    button.setAttribute("aria-label", `test image ${i + 1}: ${nameOf(labels[i])}`);
+    button.onclick = () => {
       for (const other of byId("samples").children) other.className = "";
-      canvas.className = "on";
+      button.className = "on";
       show(image, `it is: ${nameOf(labels[i])}`);
     };
-    byId("samples").append(canvas);
+    button.append(canvas);
+    byId("samples").append(button);
   }
 }
 
@@ -121,6 +155,7 @@ function stream() {
   const rate = Number(byId("rate").value);
   byId("rates").textContent = rate;
   setTimeout(stream, rate ? 1000 / rate : 200);
+  if (rate && !pixels) byId("stream").textContent = "choose an image first: the stream sends copies of it";
   if (!rate || !pixels || running >= 20) return;
   running++;
   ask(asked(), pixels, Number(byId("count").value))
@@ -155,33 +190,41 @@ function plot(history) {
 
 async function refresh() {
   try {
+    const before = about;
     about = await json("about");
+    if (before && !before.complete && about.complete && pixels) show(pixels, byId("truth").textContent); // high came
     const budget = `${about.budget.target.toLocaleString("en")} ${UNITS[about.budget.kind]}`;
-    const state = about.failed || (about.complete ? "" : " · the rest of the file is loading");
-    byId("about").textContent = `${about.network}, images ${about.shape.join(" x ")} · budget: ${budget} · it takes ${about.chosen}${state}`;
+    const state = about.failed || (about.complete ? "" : "the rest of the file is loading");
+    byId("about").textContent = `${about.network}, images ${about.shape.join(" x ")} · budget: ${budget} · it takes ${about.chosen}${state && ` · ${state}`}`;
+    byId("about").className = about.failed ? "wrong" : "";
+    const auto = document.querySelector("input[value=auto]");
+    auto.disabled = about.complete && !about.cascade;
+    auto.parentElement.title = auto.disabled ? "the file has no cascade: see python -m experiments.deploy cascade" : "";
     plot(await json("history"));
   } catch (error) {
     byId("about").textContent = error.message;
+    byId("about").className = "wrong";
   }
-  setTimeout(refresh, 500);
+  setTimeout(refresh, 500); // also where nothing answers: it may come back
 }
 
 async function start() {
-  await refresh();
-  if (!about) return void setTimeout(() => location.reload(), 1500); // still loading
-  await listSamples();
+  refresh();
+  while (!about) await sleep(100); // still loading
   stream();
+  await listSamples().catch((error) => complain(error.message));
 }
 
 const drop = byId("drop");
-drop.ondragover = (event) => { event.preventDefault(); drop.className = "over"; };
+drop.ondragover = () => { drop.className = "over"; };
 drop.ondragleave = () => { drop.className = ""; };
-drop.ondrop = (event) => {
+// Anywhere on the page: the browser would leave it, and show the file instead.
+document.ondragover = (event) => event.preventDefault();
+document.ondrop = (event) => {
   event.preventDefault();
   drop.className = "";
-  const given = event.dataTransfer.files[0];
-  if (given) takeFile(given).catch(() => { byId("error").textContent = "that is no image this browser can show"; });
+  takeFile(event.dataTransfer.files[0]);
 };
-byId("file").onchange = (event) => takeFile(event.target.files[0]).catch(() => { byId("error").textContent = "that is no image this browser can show"; });
+byId("file").onchange = (event) => takeFile(event.target.files[0]);
 document.querySelectorAll("input[name=asked]").forEach((radio) => { radio.onchange = () => pixels && show(pixels, byId("truth").textContent); });
 start();
