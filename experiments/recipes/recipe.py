@@ -18,7 +18,7 @@ from dual_precision.training.phases import Event, Phase
 from dual_precision.training.schedules import warmup_cosine
 
 Phases = tuple[Phase, ...]
-OPTIMIZERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adam": Adam}
+OPTIMIZERS: dict[str, type[Sgd | Adam]] = {"sgd": Sgd, "adam": Adam}
 LARGEST = 1e300  # of a setting; an int may be too large for a float
 MOST_PASSES = 1_000_000  # updates are counted in int32
 
