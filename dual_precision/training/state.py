@@ -17,9 +17,13 @@ from dual_precision.training.compilation import RUNS_ONCE
 
 @flax.struct.dataclass
 class TrainState:
-    """step counts updates over the whole recipe; opt_state belongs to the phase at hand.
+    """What the train step takes and gives.
 
-    `carry` is what the rows of a batch carry to the next one, mode by mode.
+    Attributes:
+      step: int32, steps of the whole recipe that are done: updates, or parts of updates, see
+        `FitOptions.accumulate`.
+      carry: what the rows of a batch carry to the next one, mode by mode.
+      opt_state: of the optimizer of the phase at hand; None is one that has to be made.
     """
 
     step: jax.Array

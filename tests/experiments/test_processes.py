@@ -43,7 +43,7 @@ def phase(name, loss, epochs=1, **more):
     return Phase(name, epochs, loss.precisions, loss, Sgd(), SCHEDULES, **more)
 
 
-BOTH = phase("both", Split(("high", "low")), start=START)
+BOTH = phase("both", Split(("high", "low")), at_start=START)
 # The first is trained on one device, the second on several processes, the last on one device again.
 PHASES = (phase("float", Together(("float",))), BOTH, phase("again", Together(("float",))))
 

@@ -177,7 +177,8 @@ class ToBits:
 class Adjust:
     """An event: bits become exact again, and those that are 0 in a whole layer are dropped.
 
-    What the network computes stays, bit for bit; the optimizer begins anew.
+    What the network computes stays, bit for bit. Momentum begins anew, for the bits are others;
+    schedules go on.
 
     Attributes:
       after: it happens after so many epochs of the phase; () is whenever it is asked to.
