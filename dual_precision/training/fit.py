@@ -228,7 +228,7 @@ def _stop(
     checkpoints: Checkpoints, state: TrainState, stage: Stage, signum: int, last: int
 ) -> None:
     step = int(state.step)
-    checkpoints.wait()  # until then an evaluation's checkpoint is not among the steps
+    checkpoints.wait()  # until then the one of an evaluation is not among the steps
     if step not in checkpoints.steps():
         _save(checkpoints, state, stage, ())
     checkpoints.wait()

@@ -22,7 +22,7 @@ from dual_precision.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class FitWeightSteps:
-    """Every kernel's step becomes the best grid of `mode`'s width for a normal variable."""
+    """The step of every kernel becomes the best for a normal variable and the width of `mode`."""
 
     mode: str
 

@@ -28,7 +28,7 @@ def first_state(network: Network, feed: Feed, variables: Any) -> TrainState:
     """The state before the first phase, of these variables; None is fresh ones."""
     if variables is None:
         variables = initial_variables(network.model, network.task.example, feed.options.seed)
-    variables = jax.tree.map(jnp.copy, dict(variables))  # the step gives its state's memory away
+    variables = jax.tree.map(jnp.copy, dict(variables))  # the step reuses their memory
     state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=None)
     return replicate(state, feed.mesh)
 

@@ -17,7 +17,7 @@ import optax
 from dual_precision.precision import Modes, is_whole
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.state import TrainState
+from dual_precision.training.state import Measured, TrainState
 
 Schedule = Callable[[jax.Array], jax.Array]
 AnyStep = TypeVar("AnyStep", int, jax.Array)
@@ -56,7 +56,7 @@ class Loss(Protocol):
         key: jax.Array,
         values: Mapping[str, jax.Array],
         /,
-    ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         """(loss, (the state after it, metrics)) of one batch; all but the state are shape ().
 
         Args:
@@ -95,7 +95,7 @@ class Phase:
     Attributes:
       name: for logs.
       epochs: passes over the training split.
-      precisions: the modes whose values it trains; validated after every evaluation's epochs.
+      precisions: the modes whose values it trains; validated at every evaluation.
       loss: see Loss.
       optimizer: see Optimizer.
       schedules: name -> (updates of the phase) -> (update -> value). The loss gets the values, the

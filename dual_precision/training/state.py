@@ -14,6 +14,8 @@ from dual_precision.structure import Example
 from dual_precision.tasks.task import State, Tree
 from dual_precision.training.compilation import RUNS_ONCE
 
+Measured = dict[str, jax.Array]  # by name, what a step tells of itself: float32, shape ()
+
 
 @flax.struct.dataclass
 class TrainState:

@@ -14,9 +14,8 @@ from dual_precision.primitives.shared_batch import BATCH
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.compilation import compiler_options
 from dual_precision.training.phases import Loss, Stage, check_names
-from dual_precision.training.state import TrainState
+from dual_precision.training.state import Measured, TrainState
 
-Measured = dict[str, jax.Array]
 # (params, moving, batch, key, values) as a `Loss` takes them -> gradients, what moves, metrics.
 Gradients = Callable[..., tuple[Tree, State, Measured]]
 _WHOLE, _ROWS = PartitionSpec(), PartitionSpec(BATCH)

@@ -36,8 +36,8 @@ from dual_precision.primitives.signed_bits import (
 )
 from dual_precision.structure import LayerPath, Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, trained_at
-from dual_precision.training.state import TrainState
+from dual_precision.training.methods.modes import trained_at
+from dual_precision.training.state import Measured, TrainState
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Moment, Optimizer, Phase, Schedule
@@ -238,7 +238,7 @@ class BitLoss:
         batch: Batch,
         key: jax.Array,
         values: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         del values
         bits = bits_of(params)
         weighted, price = with_bits(params, bits), price_of(bits)
