@@ -30,6 +30,8 @@ from dual_precision.training.processes import Group
 from dual_precision.training.schedules import warmup_cosine
 from experiments import cli
 
+pytestmark = pytest.mark.slow
+
 SIZE, BATCH = 96, 16
 HOST = "127.0.0.2"  # loopback, and not what the name of a machine leads to
 PATIENCE = 600  # seconds: a busy machine may stop for minutes

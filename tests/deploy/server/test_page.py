@@ -10,9 +10,12 @@ from dual_precision.deploy.server.service import BudgetSettings, Limits, Service
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="no Selenium: the extra [pages]")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not BROWSER or not DRIVER, reason="no chromium and chromium-driver: the packages of Debian"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not BROWSER or not DRIVER, reason="no chromium and chromium-driver: the packages of Debian"
+    ),
+]
 
 
 @pytest.fixture
