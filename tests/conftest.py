@@ -23,6 +23,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("laws")
 
 
+@pytest.hookimpl(tryfirst=True)  # before what is deselected by its marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that starts a command, or reads what commands have trained, is slow."""
+    for item in items:
+        if "child_environment" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that workers which run side by side have in common."""

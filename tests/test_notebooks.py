@@ -13,6 +13,8 @@ from dual_precision import modes
 from dual_precision.deploy import save_packed
 from dual_precision.models import build_from
 
+pytestmark = pytest.mark.slow
+
 # One more in the first two where the modes disagree.
 FIGURES = {
     "01_switch_precision": 3,

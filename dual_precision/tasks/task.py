@@ -26,9 +26,11 @@ State = dict[str, Any]  # {"batch_stats": ..., "carry": {mode: ...}}
 
 
 class Task(Protocol):
-    """What an example is and what is good; `Split` is any set of examples that it knows.
+    """What an example is and what is good. A `split` is any set of examples that the task knows.
 
-    A task is a static argument of compiled programs, and so hashable: a frozen dataclass.
+    A task is a static argument of compiled programs, and so hashable: a frozen dataclass. It may
+    have one more attribute, `evaluation_rows`: int, examples in a batch of an evaluation; 500 in
+    a task that does not say it.
     """
 
     @property

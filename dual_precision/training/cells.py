@@ -10,12 +10,12 @@ from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.ste import midrise_code
 from dual_precision.structure import Structure
 
-# How near to its cell's edge a weight may come, in cells: far above float32's rounding.
+# How near to the edge of its cell a weight may come, in cells: far above the rounding of float32.
 _MARGIN = 2.0**-10
 
 
 def keep_in_cells(mode: str, structure: Structure) -> optax.GradientTransformation:
-    """Trims updates so that no weight leaves its cell of `mode`: that mode's codes stay.
+    """Trims updates so that no weight leaves its cell of `mode`, whose codes stay so.
 
     A cell is [c, c + 1) * step * 2^(N-n); the outermost ones are open outwards. Kernels whose
     `mode` is float are left alone (their phase freezes them). Follows the learning rate in a

@@ -1,9 +1,9 @@
 """Checkpoints with Orbax: asynchronous, verified; the latest, the best and phase ends kept.
 
-Every checkpoint holds the state, and beside it as JSON the run's config, what decides its bits,
-where it stands, and a manifest: the sha256 of every array. The manifest is committed with the state
-in one atomic rename, so that a checkpoint that is there is complete. Restoring recomputes it: a
-damaged checkpoint is reported, and the one before it is used.
+Every checkpoint holds the state, and beside it as JSON the config of the run, what decides its
+bits, where it stands, and a manifest: the sha256 of every array. The manifest is committed with the
+state in one atomic rename, so that a checkpoint that is there is complete. Restoring recomputes it:
+a damaged checkpoint is reported, and the one before it is used.
 """
 
 import errno
@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dual_precision.tasks.task import Tree
 from dual_precision.training.manifest import manifest, seal_of
 from dual_precision.training.processes import is_first, together
 from dual_precision.training.reading import check_sizes, read_arrays, read_record, read_shapes
 
-Tree = Any
-KEPT = 2
+_KEPT = 2
 # What Orbax writes beside the arrays, in bytes: 0.1 MiB for a ResNet-20, and room to spare.
 _OVERHEAD = 2**20
 _FOLDER = "checkpoints"
@@ -97,7 +97,7 @@ class Checkpoints:
             policies = ocp.checkpoint_managers
             best = policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
             ends = policies.CustomSteps(self.milestones)
-            keep = policies.AnyPreservationPolicy([policies.LatestN(KEPT), best, ends])
+            keep = policies.AnyPreservationPolicy([policies.LatestN(_KEPT), best, ends])
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 enable_async_checkpointing=True,

@@ -33,7 +33,7 @@ class Feed:
                 f"accumulate={options.accumulate} for a task whose rows carry a state to the next"
                 " batch, which would go to other rows: expected 1"
             )
-        self._task, self._split, self._options = task, split, options
+        self.task, self.options, self._split = task, options, split
         self.mesh = batch_mesh(options.rows)
         self.key = jax.random.key(options.seed)
         self._epoch, self._order = 0, self._order_of(0)
@@ -62,8 +62,8 @@ class Feed:
 
     def _order_of(self, epoch: int) -> np.ndarray:
         key = jax.random.fold_in(self.key, epoch)
-        order = self._task.order(self._split, self._options.batch_size, key)
-        return order.reshape(-1, self._options.rows)
+        order = self.task.order(self._split, self.options.batch_size, key)
+        return order.reshape(-1, self.options.rows)
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,22 @@ from dual_precision.training.given import (
     checked_config,
     description_of,
 )
-from dual_precision.training.log import Journal, Listener, Record, Silence
+from dual_precision.training.log import Journal, Listener, Record, open_journal
 from dual_precision.training.metrics import evaluate
-from dual_precision.training.optimizers import schedules_at
+from dual_precision.training.moments import (
+    after_events,
+    at_epoch,
+    at_phase,
+    carry_of,
+    first_state,
+    with_optimizer,
+)
 from dual_precision.training.options import FitOptions
-from dual_precision.training.phases import Event, Moment, Phase, Stage, check_recipe, stages_of
-from dual_precision.training.processes import is_first, largest
+from dual_precision.training.phases import Phase, Stage, check_recipe, stages_of
+from dual_precision.training.processes import largest
 from dual_precision.training.sharding import replicate
 from dual_precision.training.signals import Interrupted, Signals
-from dual_precision.training.spending import spending_of
-from dual_precision.training.state import TrainState, initial_variables
+from dual_precision.training.state import TrainState
 from dual_precision.training.step import compile_steps
 
 log = logging.getLogger(__name__)
@@ -79,8 +85,7 @@ def fit(
     """
     config = checked_config(config, model, task)
     check_recipe(phases, model.modes)
-    network, workdir = Network(model, task), Path(workdir)
-    structure = structure_of(model, task.example)
+    network, structure = Network(model, task), structure_of(model, task.example)
     check_start(variables, structure)
     check_agreed(task, options, train, validation, config, variables)
     feed = Feed(task, train, options)
@@ -88,25 +93,24 @@ def fit(
     last = stages[-1].end
     run = description_of(network, phases, options, feed.steps_per_epoch)
     checkpoints = Checkpoints(workdir, config, [stage.end for stage in stages], run)
-    fresh = partial(_fresh, network, options, feed, variables)
-    state, begun = resume(checkpoints, stages, task, structure, options, feed) or (fresh(), -1)
-    spending = spending_of(stages, structure, options.rows)
-    said = Journal if is_first() else Silence
-    journal = said(workdir, last, int(state.step), options.rows, listeners, spending)
+    found = resume(checkpoints, stages, structure, feed)
+    state, begun = found or (first_state(network, feed, variables), -1)
+    journal = open_journal(Path(workdir), stages, structure, state, options.rows, listeners)
     with checkpoints, journal, Signals() as signals:
         for stage in [stage for stage in stages if stage.end > int(state.step)]:
-            happen = _events_of(network, structure, stage, feed)
+            happen = partial(after_events, network, structure, stage, feed)
             if stage.index > begun:
-                state = happen(_restarted(state, stage, task, options), stage.phase.start)
+                state = happen(at_phase(state, stage, feed), stage.phase.at_start)
+                state = with_optimizer(state, stage, feed.mesh)
             program = compile_steps(network, stage, feed.key, feed.mesh)
-            step = int(state.step)
-            while step < stage.end:
+            while (step := int(state.step)) < stage.end:
                 state, metrics = program(state, feed.arrays, feed.order(step))
                 _check_finite(metrics["loss"], step, stage, checkpoints)
                 step = int(state.step)
                 journal.show(stage.phase.name, float(metrics["loss"][-1]), step)
                 if step % feed.steps_per_epoch == 0:
-                    state = happen(_rewound(state, stage, task, options), stage.due(step))
+                    state = happen(at_epoch(state, stage, feed), stage.due(step))
+                    state = with_optimizer(state, stage, feed.mesh)
                 if _is_evaluated(step, stage, feed, options):
                     scores = _evaluate(network, state, validation, stage, metrics, journal)
                     _save(checkpoints, state, stage, scores)
@@ -131,9 +135,7 @@ def _asked_to_stop(signals: Signals, dispatches: int) -> int:
 def resume(
     checkpoints: Checkpoints,
     stages: Sequence[Stage],
-    task: Task,
     structure: Structure,
-    options: FitOptions,
     feed: Feed,
 ) -> tuple[TrainState, int] | None:
     """The newest sound checkpoint and the index of its phase; None where there is none.
@@ -155,7 +157,7 @@ def resume(
             jax.eval_shape(lambda: jnp.int32(0)),
             variables["params"],
             variables["batch_stats"],
-            jax.eval_shape(lambda: _carry_of(stage, task, options)),
+            jax.eval_shape(lambda: carry_of(stage, feed)),
             jax.eval_shape(stage.optimizer.init, variables["params"]),
         )
         target = replicate(_as_dict(state), feed.mesh)
@@ -169,54 +171,6 @@ def resume(
         checkpoints.set_aside_after(step)
         log.info("resumed at step %d", step)
     return found
-
-
-def _fresh(network: Network, options: FitOptions, feed: Feed, variables: Any) -> TrainState:
-    """The state before the first phase."""
-    if variables is None:
-        variables = initial_variables(network.model, network.task.example, options.seed)
-    variables = jax.tree.map(jnp.copy, dict(variables))  # the step gives its state's memory away
-    state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=())
-    return replicate(state, feed.mesh)
-
-
-def _carry_of(stage: Stage, task: Task, options: FitOptions) -> dict[str, Any]:
-    return {mode: task.carry(options.rows) for mode in stage.phase.precisions}
-
-
-def _rewound(state: TrainState, stage: Stage, task: Task, options: FitOptions) -> TrainState:
-    """At the begin of an epoch nothing is carried."""
-    return dataclasses.replace(state, carry=_carry_of(stage, task, options))
-
-
-def _restarted(state: TrainState, stage: Stage, task: Task, options: FitOptions) -> TrainState:
-    log.info("phase %s: %d updates", stage.phase.name, stage.end - stage.start)
-    return dataclasses.replace(_rewound(state, stage, task, options), opt_state=None)
-
-
-def _events_of(
-    network: Network, structure: Structure, stage: Stage, feed: Feed
-) -> Callable[[TrainState, Sequence[Event]], TrainState]:
-    """A function that lets events happen, and gives the optimizer a state where it has none."""
-
-    def happen(state: TrainState, events: Sequence[Event]) -> TrainState:
-        step = int(state.step)
-        for event in events:
-            moment = Moment(
-                network,
-                structure,
-                batches=lambda count: feed.batches(step, count),
-                key=jax.random.fold_in(jax.random.fold_in(feed.key, step), 2),
-                epoch=(step - stage.start) // stage.steps_per_epoch,
-            )
-            state = event(state, moment)
-        if state.opt_state is None:
-            opt_state = jax.jit(stage.optimizer.init)(state.params)
-            opt_state = schedules_at(stage.update_after(step), opt_state)
-            state = dataclasses.replace(state, opt_state=opt_state)
-        return replicate(state, feed.mesh)
-
-    return happen
 
 
 def _check_finite(losses: Any, step: int, stage: Stage, checkpoints: Checkpoints) -> None:
@@ -274,7 +228,7 @@ def _stop(
     checkpoints: Checkpoints, state: TrainState, stage: Stage, signum: int, last: int
 ) -> None:
     step = int(state.step)
-    checkpoints.wait()  # until then an evaluation's checkpoint is not among the steps
+    checkpoints.wait()  # until then the one of an evaluation is not among the steps
     if step not in checkpoints.steps():
         _save(checkpoints, state, stage, ())
     checkpoints.wait()

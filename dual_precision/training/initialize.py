@@ -22,7 +22,7 @@ from dual_precision.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class FitWeightSteps:
-    """Every kernel's step becomes the best grid of `mode`'s width for a normal variable."""
+    """The step of every kernel becomes the best for a normal variable and the width of `mode`."""
 
     mode: str
 
@@ -143,17 +143,17 @@ def fit_input_steps(
     Raises:
       ValueError: a layer that takes its inputs for non-negative gets negative ones.
     """
-    given = arguments_of(batch, state.carry.get(mode, ()))
+    arguments = arguments_of(batch, state.carry.get(mode, ()))
 
     @jax.jit
-    def measure(variables: Tree, *given: Tree) -> Tree:
+    def measure(variables: Tree, *arguments: Tree) -> Tree:
         collections = [CALIBRATION, "batch_stats"]
         _, updates = network.model.apply(
-            variables, *given, precision=mode, train=True, mutable=collections
+            variables, *arguments, precision=mode, train=True, mutable=collections
         )
         return updates.get(CALIBRATION, {})
 
-    found = flatten_dict(measure(state.variables, *given))
+    found = flatten_dict(measure(state.variables, *arguments))
     for path, least in found.items():
         layer = structure.layers.get(path[:-2])
         if path[-2] == "least" and layer and not layer.signed and float(np.min(least)) < 0:

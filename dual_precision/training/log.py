@@ -13,7 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from dual_precision.replacing import replace_file
-from dual_precision.training.spending import Spending
+from dual_precision.structure import Structure
+from dual_precision.training.phases import Stage
+from dual_precision.training.processes import is_first
+from dual_precision.training.spending import Spending, spending_of
+from dual_precision.training.state import TrainState
 
 Record = dict[str, Any]
 Listener = Callable[[Record], None]
@@ -24,11 +28,11 @@ class Journal:
 
     Args:
       folder: where metrics.jsonl stands.
-      total: updates of the whole run.
-      done: updates that are behind it; what was written after them is dropped.
-      batch_size: examples per update.
+      total: steps of the whole run, see `TrainState`.
+      done: steps that are behind it; what was written after them is dropped.
+      rows: examples in a step.
       listeners: called with every record.
-      spending: what the updates cost; None where nobody says.
+      spending: what the steps cost; None where nobody says.
     """
 
     def __init__(
@@ -36,22 +40,22 @@ class Journal:
         folder: Path,
         total: int,
         done: int,
-        batch_size: int,
+        rows: int,
         listeners: Sequence[Listener],
         spending: Spending | None = None,
     ) -> None:
         self._done, self._spending = done, spending
-        self.path, self.batch_size, self.listeners = folder / "metrics.jsonl", batch_size, listeners
+        self.path, self.rows, self.listeners = folder / "metrics.jsonl", rows, listeners
         folder.mkdir(parents=True, exist_ok=True)
         drop_records_after(self.path, done)
         self._bar = tqdm(
-            total=total * batch_size,
+            total=total * rows,
             unit=" examples",
             unit_scale=True,
             disable=None,
             smoothing=0.05,
         )
-        self._bar.update(done * batch_size)
+        self._bar.update(done * rows)
         self._since = (time.perf_counter(), done)
 
     def __enter__(self) -> "Journal":
@@ -62,13 +66,13 @@ class Journal:
 
     def show(self, phase: str, loss: float, step: int) -> None:
         """Moves the bar on, to where the run is."""
-        updates, self._done = step - self._done, step
+        steps, self._done = step - self._done, step
         shown = {"loss": f"{loss:.3f}"}
         if self._spending:
             shown["GBitOps"] = f"{self._spending.after(self._done)['gigabitops']:.3g}"
         self._bar.set_description(phase)
         self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(updates * self.batch_size)
+        self._bar.update(steps * self.rows)
 
     def write(self, record: Record, scores: Mapping[str, float]) -> None:
         """Adds a record, tells the listeners, and prints a line with the scores of the modes."""
@@ -84,7 +88,7 @@ class Journal:
         """Examples a second since the last record."""
         (since, before), now = self._since, time.perf_counter()
         self._since = (now, step)
-        return (step - before) * self.batch_size / max(now - since, 1e-9)
+        return (step - before) * self.rows / max(now - since, 1e-9)
 
 
 class Silence(Journal):
@@ -101,6 +105,20 @@ class Silence(Journal):
 
     def write(self, record: Record, scores: Mapping[str, float]) -> None:
         return
+
+
+def open_journal(
+    folder: Path,
+    stages: Sequence[Stage],
+    structure: Structure,
+    state: TrainState,
+    rows: int,
+    listeners: Sequence[Listener],
+) -> Journal:
+    """The log of a run that stands at `state`; of several processes the first alone has one."""
+    spending = spending_of(stages, structure, rows)
+    said = Journal if is_first() else Silence
+    return said(folder, stages[-1].end, int(state.step), rows, listeners, spending)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from dual_precision.tasks.task import Batch, Network, State, Task, Tree
 from dual_precision.training.compilation import compiler_options
 from dual_precision.training.sharding import divide, mesh_of
 
-EVALUATION_ROWS = 500  # of a batch, unless the task has a number of its own
+EVALUATION_ROWS = 500  # of a batch, unless the task says `evaluation_rows`
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,37 @@ class Sgd:
     nesterov: bool = True
     protect: str | None = None
 
-    decoupled: ClassVar[bool] = False  # whether weights decay beside the gradient, not in it
+    def __call__(
+        self,
+        structure: Structure,
+        precisions: Sequence[str],
+        schedules: "Mapping[str, Schedule]",
+    ) -> optax.GradientTransformation:
+        moved = optax.trace(self.momentum, nesterov=self.nesterov)
+        kernel = (optax.add_decayed_weights(self.weight_decay), moved)
+        return by_leaf(kernel, moved, self.protect, structure, precisions, schedules)
 
-    def moved(self) -> optax.GradientTransformation:
-        """What becomes of the gradients of kernels and of what is neither kernel nor step."""
-        return optax.trace(self.momentum, nesterov=self.nesterov)
+    def check(self, modes: Modes, phase: "Phase") -> None:
+        """Raises ValueError without a schedule, or where a mode cannot be protected as asked."""
+        _check_phase(self, modes, phase)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """Adam in the place of SGD, for text; quantizer steps, schedules and the rest as in `Sgd`.
+
+    Gradients of kernels, of all leaves together, are cut to a norm of 1 first.
+
+    Attributes:
+      weight_decay: on kernels only, beside the gradient and not in it (arXiv 1711.05101).
+      momentum, second: how much of the first and of the second moment an update keeps.
+      protect: see `Sgd`.
+    """
+
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    second: float = 0.99
+    protect: str | None = None
 
     def __call__(
         self,
@@ -51,67 +77,72 @@ class Sgd:
         precisions: Sequence[str],
         schedules: "Mapping[str, Schedule]",
     ) -> optax.GradientTransformation:
-        rate = optax.scale_by_learning_rate(_of_float(schedules[RATE]))
-        step_rate = optax.scale_by_learning_rate(_of_float(schedules[STEP_RATE]))
-        moved = self.moved()
-        decay = optax.add_decayed_weights(self.weight_decay)
-        kernel = (moved, decay) if self.decoupled else (decay, moved)
-        partition = optax.partition(
-            {
-                "kernel": optax.chain(*kernel, rate),
-                "step": in_log_domain(optax.chain(optax.scale_by_adam(), step_rate)),
-                "other": optax.chain(moved, rate),
-                "frozen": optax.set_to_zero(),
-            },
-            lambda params: label_leaves(params, structure, precisions, self.protect),
-        )
-        if self.protect is None:
-            return partition
-        return optax.chain(partition, keep_in_cells(self.protect, structure))
+        adam = optax.scale_by_adam(self.momentum, self.second)
+        moved = optax.chain(optax.clip_by_global_norm(1.0), adam)
+        kernel = (moved, optax.add_decayed_weights(self.weight_decay))
+        return by_leaf(kernel, moved, self.protect, structure, precisions, schedules)
 
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError without a schedule, or where a mode cannot be protected as asked."""
-        if missing := [name for name in (RATE, STEP_RATE) if name not in phase.schedules]:
-            raise ValueError(
-                f"phase {phase.name!r} has the schedules {list(phase.schedules)}: expected"
-                f" {missing} too, which {type(self).__name__} follows"
-            )
-        if self.protect is None:
-            return
-        modes.check_name(self.protect)
-        if self.protect in phase.precisions:
-            raise ValueError(
-                f"phase {phase.name!r} trains {self.protect!r}, which it protects: drop one"
-            )
-        norm = modes.norm_of(self.protect)
-        if sharing := [name for name in phase.precisions if modes.norm_of(name) == norm]:
-            raise ValueError(
-                f"phase {phase.name!r} trains {sharing}, whose normalisation {self.protect!r} uses"
-                " and whose statistics move: expected one of its own to protect it; change norms"
-            )
-        for path, entry in {"the model": modes.default, **modes.layers}.items():
-            table = {FLOAT_NAME: Precision(None, None), **modes.default, **entry}
-            for trained in phase.precisions:
-                if trained != FLOAT_NAME:
-                    _check_wider(path, table[self.protect], self.protect, table[trained])
+        _check_phase(self, modes, phase)
 
 
-@dataclasses.dataclass(frozen=True)
-class Adam(Sgd):
-    """Adam with decoupled weight decay in the place of SGD (arXiv 1711.05101), for text.
+def by_leaf(
+    kernel: Sequence[optax.GradientTransformation],
+    other: optax.GradientTransformation,
+    protect: str | None,
+    structure: Structure,
+    precisions: Sequence[str],
+    schedules: "Mapping[str, Schedule]",
+) -> optax.GradientTransformation:
+    """How the leaves of a phase move, each by its label, see `label_leaves`.
 
-    Gradients of kernels, of all leaves together, are cut to a norm of 1 first.
+    Args:
+      kernel: what becomes of the gradients of kernels, one after the other, before the rate.
+      other: the same of what is neither kernel nor quantizer step.
+      protect: see `Sgd`.
     """
+    rate = optax.scale_by_learning_rate(_of_float(schedules[RATE]))
+    step_rate = optax.scale_by_learning_rate(_of_float(schedules[STEP_RATE]))
+    partition = optax.partition(
+        {
+            "kernel": optax.chain(*kernel, rate),
+            "step": in_log_domain(optax.chain(optax.scale_by_adam(), step_rate)),
+            "other": optax.chain(other, rate),
+            "frozen": optax.set_to_zero(),
+        },
+        lambda params: label_leaves(params, structure, precisions, protect),
+    )
+    if protect is None:
+        return partition
+    return optax.chain(partition, keep_in_cells(protect, structure))
 
-    weight_decay: float = 0.01
-    momentum: float = 0.9
-    second: float = 0.99
 
-    decoupled: ClassVar[bool] = True
+def _check_phase(optimizer: Sgd | Adam, modes: Modes, phase: "Phase") -> None:
+    if missing := [name for name in (RATE, STEP_RATE) if name not in phase.schedules]:
+        raise ValueError(
+            f"phase {phase.name!r} has the schedules {list(phase.schedules)}: expected"
+            f" {missing} too, which {type(optimizer).__name__} follows"
+        )
+    if optimizer.protect is not None:
+        _check_protected(optimizer.protect, modes, phase)
 
-    def moved(self) -> optax.GradientTransformation:
-        adam = optax.scale_by_adam(self.momentum, self.second)
-        return optax.chain(optax.clip_by_global_norm(1.0), adam)
+
+def _check_protected(protect: str, modes: Modes, phase: "Phase") -> None:
+    modes.check_name(protect)
+    if protect in phase.precisions:
+        raise ValueError(f"phase {phase.name!r} trains {protect!r}, which it protects: drop one")
+    norm = modes.norm_of(protect)
+    if sharing := [name for name in phase.precisions if modes.norm_of(name) == norm]:
+        raise ValueError(
+            f"phase {phase.name!r} trains {sharing}, whose normalisation {protect!r} uses"
+            " and whose statistics move: expected one of its own to protect it; change norms"
+        )
+    for path, entry in {"the model": modes.default, **modes.layers}.items():
+        table = {FLOAT_NAME: Precision(None, None), **modes.default, **entry}
+        for trained in phase.precisions:
+            if trained != FLOAT_NAME:
+                _check_wider(path, table[protect], protect, table[trained])
 
 
 def schedules_at(update: int, opt_state: optax.OptState) -> optax.OptState:

@@ -14,7 +14,7 @@ class FitOptions:
     Attributes:
       batch_size: examples per update, over all devices of all processes.
       seed: of initial weights, data order and augmentation.
-      steps_per_dispatch: at most so many updates per program launch; 0 chooses: 64 on an
+      steps_per_dispatch: at most so many steps per program launch; 0 chooses: 64 on an
         accelerator, 1 on a CPU, where XLA runs what is inside a loop on a single core.
       epochs_per_evaluation: validation and a checkpoint come after so many epochs.
       accumulate: parts of a batch that run one after the other, where the whole does not fit into
@@ -53,5 +53,5 @@ class FitOptions:
 
     @property
     def most(self) -> int:
-        """Updates in one program launch, at most."""
+        """Steps in one program launch, at most."""
         return self.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 64)

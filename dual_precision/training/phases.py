@@ -8,7 +8,7 @@ and in between is an event. A method of training is such values; nothing else kn
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +17,52 @@ import optax
 from dual_precision.precision import Modes, is_whole
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.state import TrainState
+from dual_precision.training.state import Measured, TrainState
 
-# (network, params, state, batch, key, values) -> (loss, (state, metrics)). `values` holds what the
-# schedules give for this update, by name, and "step", the update's number in the phase.
-Loss = Callable[
-    [Network, Tree, State, Batch, jax.Array, Mapping[str, jax.Array]],
-    tuple[jax.Array, tuple[State, dict[str, jax.Array]]],
-]
 Schedule = Callable[[jax.Array], jax.Array]
 AnyStep = TypeVar("AnyStep", int, jax.Array)
 # What every record of the log has of its own.
 _RECORD = frozenset({"step", "epoch", "phase", "loss", "examples_per_second"})
 _RECORD |= {"relative_cost", "gigabitops"}
 _VALIDATION = "validation_"  # what is measured at an evaluation begins so
-# How a phase moves its parameters: (structure, the phase's modes, schedules by name) -> transform.
+# How a phase moves its parameters: (structure, modes of the phase, schedules by name) -> transform.
 # It follows schedules by optax.scale_by_schedule, as optax.scale_by_learning_rate does: whose state
-# is made anew in the middle of a phase goes on in them.
+# is made anew in the middle of a phase goes on in them. It may have `check`, see `Loss`.
 Optimizer = Callable[
     [Structure, Sequence[str], Mapping[str, Schedule]], optax.GradientTransformation
 ]
+
+
+class Loss(Protocol):
+    """What a phase makes small: any function, or a frozen record that can be called.
+
+    A record may say more of itself. All of these are optional:
+
+      check(modes: Modes, phase: Phase) -> None: called before anything is trained; raises
+        ValueError where the phase cannot work. An optimizer or an event may have it too.
+      cost(structure: Structure, values: Mapping[str, Array]) -> float or Array: what so many
+        updates cost, see `costs.update_cost`, from `values` [updates]: [updates], or one number
+        for each of them. The log tells no cost where one loss of a recipe does not say it.
+      passes: float, modes that an example goes through, forward and backward, in one epoch; all
+        modes of the phase where a loss does not say it.
+    """
+
+    def __call__(
+        self,
+        network: Network,
+        params: Tree,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        values: Mapping[str, jax.Array],
+        /,
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
+        """(loss, (the state after it, metrics)) of one batch; all but the state are shape ().
+
+        Args:
+          values: what the schedules give for this update, by name, and "step", the number of the
+            update in the phase.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +82,9 @@ class Moment:
     epoch: int
 
 
-# What is set, not learned. An event may drop the optimizer's state (opt_state=None): it is then
-# made anew, for parameters that are no longer those that it belonged to; schedules go on.
+# What is set, not learned. An event may drop the state of the optimizer (opt_state=None): it is
+# then made anew, for parameters that are no longer those that it belonged to; schedules go on. It
+# may have `check`, see `Loss`.
 Event = Callable[[TrainState, Moment], TrainState]
 
 
@@ -68,20 +95,15 @@ class Phase:
     Attributes:
       name: for logs.
       epochs: passes over the training split.
-      precisions: the modes whose values it trains; validated after every evaluation's epochs.
-      loss: see Loss. A loss, an optimizer or an event may have a method `check(modes)`, which is
-        called before anything is trained and raises ValueError where it cannot work. A loss may
-        have `cost(structure, values)`, what its updates cost, as `costs.update_cost`; see
-        spending.py. And `passes`, see there, where an example does not go through every mode of
-        the phase.
+      precisions: the modes whose values it trains; validated at every evaluation.
+      loss: see Loss.
       optimizer: see Optimizer.
       schedules: name -> (updates of the phase) -> (update -> value). The loss gets the values, the
         optimizer the schedules, the log the last values before an evaluation. No name is one that
         a record of the log has anyway; the same is true of the metrics of the loss.
-      start, end: events before its first update, and after its last one.
-      events: (every so many epochs, event); one that falls on the end comes before `end`.
+      at_start, at_end: events before its first update, and after its last one.
+      events: (every so many epochs, event); one that falls on the end comes before `at_end`.
       reports: more modes to validate at its end: those that an event has made.
-      passes: modes that an example goes through, forward and backward, in one epoch: its cost.
     """
 
     name: str
@@ -90,11 +112,10 @@ class Phase:
     loss: Loss
     optimizer: Optimizer
     schedules: Mapping[str, Callable[[int], Schedule]] = dataclasses.field(default_factory=dict)
-    start: tuple[Event, ...] = ()
-    end: tuple[Event, ...] = ()
+    at_start: tuple[Event, ...] = ()
+    at_end: tuple[Event, ...] = ()
     events: tuple[tuple[int, Event], ...] = ()
     reports: tuple[str, ...] = ()
-    passes: float = 1
 
     def __post_init__(self) -> None:
         if not is_whole(self.epochs) or self.epochs < 1:
@@ -111,10 +132,22 @@ class Phase:
             )
         check_names(self.schedules, f"a schedule of phase {self.name!r}")
 
+    @property
+    def passes(self) -> float:
+        """What an epoch costs, see `passes_of`."""
+        return passes_of(self.loss, self.precisions)
+
     def due(self, epoch: int) -> tuple[Event, ...]:
         """The events after so many epochs of the phase."""
         between = tuple(event for every, event in self.events if epoch % every == 0)
-        return between + (self.end if epoch == self.epochs else ())
+        return between + (self.at_end if epoch == self.epochs else ())
+
+
+def passes_of(loss: Loss, precisions: Sequence[str]) -> float:
+    """Modes that an example goes through, forward and backward, in one epoch of these modes: what
+    the loss says of itself, else all of them."""
+    own: float = getattr(loss, "passes", len(precisions))
+    return own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +159,7 @@ class Stage:
       start, end: the step before its first update, and after its last one.
       steps_per_epoch: steps in an epoch.
       accumulate: steps in an update: each has its part of a batch, see `FitOptions`.
-      modes: that are validated with it: its own, and those of the phases before.
+      trained: the modes that it trains, and those of the phases before: all are validated.
       schedules: by name, update of the phase -> value.
     """
 
@@ -136,7 +169,7 @@ class Stage:
     end: int
     steps_per_epoch: int
     accumulate: int
-    modes: tuple[str, ...]
+    trained: tuple[str, ...]
     schedules: Mapping[str, Schedule]
     optimizer: optax.GradientTransformation
 
@@ -162,7 +195,7 @@ class Stage:
     def validated(self, step: int) -> tuple[str, ...]:
         """The modes to validate at `step`."""
         made = self.phase.reports if step == self.end else ()
-        return tuple(sorted({*self.modes, *made}))
+        return tuple(sorted({*self.trained, *made}))
 
 
 def stages_of(
@@ -170,17 +203,17 @@ def stages_of(
 ) -> tuple[Stage, ...]:
     """The phases of a recipe, one after the other; `accumulate` steps make one update."""
     stages: list[Stage] = []
-    start, modes = 0, set[str]()
+    start, trained = 0, set[str]()
     for index, phase in enumerate(phases):
         steps = phase.epochs * steps_per_epoch
         schedules = {name: make(steps // accumulate) for name, make in phase.schedules.items()}
         optimizer = phase.optimizer(structure, phase.precisions, schedules)
         if accumulate > 1:  # the mean gradient of its steps
             optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
-        modes |= {*phase.precisions}
+        trained |= {*phase.precisions}
         end = start + steps
         place = (index, phase, start, end, steps_per_epoch, accumulate)
-        stages.append(Stage(*place, (*modes,), schedules, optimizer))
+        stages.append(Stage(*place, (*trained,), schedules, optimizer))
         start = end
     return tuple(stages)
 
@@ -206,7 +239,7 @@ def check_recipe(phases: Sequence[Phase], modes: Modes) -> None:
         for name in (*phase.precisions, *phase.reports):
             modes.check_name(name)
         events = (event for _, event in phase.events)
-        parts: list[Any] = [phase.loss, phase.optimizer, *phase.start, *events, *phase.end]
+        parts: list[Any] = [phase.loss, phase.optimizer, *phase.at_start, *events, *phase.at_end]
         for part in parts:
             if check := getattr(part, "check", None):
                 check(modes, phase)

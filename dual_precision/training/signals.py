@@ -10,7 +10,7 @@ class Interrupted(RuntimeError):
     """A signal asked to stop; the state was saved.
 
     Attributes:
-      signum: the signal's number.
+      signum: number of the signal.
     """
 
     def __init__(self, message: str, signum: int):

@@ -17,21 +17,25 @@ class Spending:
     """The cost of a run, which follows from its recipe alone.
 
     Attributes:
-      total: float64 [updates + 1], cost after so many updates; one in float costs 1.
-      unit: billions of BitOps of an update in float.
+      total: float64 [steps + 1], cost after so many steps, see `TrainState`; one in float costs 1.
+      unit: billions of BitOps of a step in float.
     """
 
     total: np.ndarray
     unit: float
 
     def after(self, step: int) -> dict[str, float]:
-        """relative_cost: the mean of the updates so far, against float; gigabitops: their sum."""
+        """relative_cost: the mean of the steps so far, against float; gigabitops: their sum."""
         spent = float(self.total[step])
         return {"relative_cost": spent / max(step, 1), "gigabitops": spent * self.unit}
 
 
-def spending_of(stages: Sequence[Stage], structure: Structure, batch_size: int) -> Spending | None:
-    """By the `cost` of the losses, see `phases.Phase`; None where one does not say it."""
+def spending_of(stages: Sequence[Stage], structure: Structure, rows: int) -> Spending | None:
+    """By the `cost` of the losses, see `phases.Loss`; None where one does not say it.
+
+    Args:
+      rows: examples in a step.
+    """
     costs = [np.zeros(1)]
     for stage in stages:
         if (cost := getattr(stage.phase.loss, "cost", None)) is None:
@@ -44,5 +48,5 @@ def spending_of(stages: Sequence[Stage], structure: Structure, batch_size: int) 
 
         steps = jnp.arange(stage.start, stage.end, dtype=jnp.int32)
         costs.append(np.asarray(of_all(steps), np.float64))
-    unit = update_bit_operations(structure.layers, batch_size) / 1e9
+    unit = update_bit_operations(structure.layers, rows) / 1e9
     return Spending(np.cumsum(np.concatenate(costs)), unit)

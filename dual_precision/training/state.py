@@ -14,12 +14,18 @@ from dual_precision.structure import Example
 from dual_precision.tasks.task import State, Tree
 from dual_precision.training.compilation import RUNS_ONCE
 
+Measured = dict[str, jax.Array]  # by name, what a step tells of itself: float32, shape ()
+
 
 @flax.struct.dataclass
 class TrainState:
-    """step counts updates over the whole recipe; opt_state belongs to the phase at hand.
+    """What the train step takes and gives.
 
-    `carry` is what the rows of a batch carry to the next one, mode by mode.
+    Attributes:
+      step: int32, steps of the whole recipe that are done: updates, or parts of updates, see
+        `FitOptions.accumulate`.
+      carry: what the rows of a batch carry to the next one, mode by mode.
+      opt_state: of the optimizer of the phase at hand; None is one that has to be made.
     """
 
     step: jax.Array

@@ -14,9 +14,8 @@ from dual_precision.primitives.shared_batch import BATCH
 from dual_precision.tasks.task import Batch, Network, State, Tree
 from dual_precision.training.compilation import compiler_options
 from dual_precision.training.phases import Loss, Stage, check_names
-from dual_precision.training.state import TrainState
+from dual_precision.training.state import Measured, TrainState
 
-Measured = dict[str, jax.Array]
 # (params, moving, batch, key, values) as a `Loss` takes them -> gradients, what moves, metrics.
 Gradients = Callable[..., tuple[Tree, State, Measured]]
 _WHOLE, _ROWS = PartitionSpec(), PartitionSpec(BATCH)
@@ -30,15 +29,16 @@ def train_step(
     network: Network,
     stage: Stage,
     mesh: Mesh | None = None,
-    given: Mapping[str, jax.Array] | None = None,
+    values: Mapping[str, jax.Array] | None = None,
 ) -> tuple[TrainState, Measured]:
-    """One update on one batch, which the devices of a mesh share, if there is one.
+    """One step: an update on one batch, or on a part of it, see `FitOptions`.
 
     Args:
       key: is for the loss, see `phases.Loss`.
-      given: name -> value, in the place of what a schedule of this name gives the loss.
+      mesh: the devices that share the batch, if there are several.
+      values: name -> value, in the place of what a schedule of this name gives the loss.
     """
-    loss, values = stage.phase.loss, {**stage.values(state.step), **(given or {})}
+    loss, values = stage.phase.loss, {**stage.values(state.step), **(values or {})}
     gradients = _gradients(loss, network)
     if mesh is not None and mesh.size > 1:
         gradients = _shared_gradients(loss, network, mesh)
@@ -53,9 +53,10 @@ def _gradients(loss: Loss, network: Network) -> Gradients:
     """For a batch that one device has."""
     gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)
 
-    def gradients(*given: Any) -> tuple[Tree, State, Measured]:
-        (value, (moving, metrics)), grads = gradient(network, *given)
-        check_names(metrics, "a metric of the loss", taken=given[-1])  # the names of the schedules
+    def gradients(*arguments: Any) -> tuple[Tree, State, Measured]:
+        (value, (moving, metrics)), grads = gradient(network, *arguments)
+        *_, values = arguments
+        check_names(metrics, "a metric of the loss", taken=values)
         return grads, moving, {"loss": value, **jax.tree.map(jnp.asarray, metrics)}
 
     return gradients
@@ -69,12 +70,12 @@ def _shared_gradients(loss: Loss, network: Network, mesh: Mesh) -> Gradients:
     message. What a loss draws at random is the same on all devices.
     """
 
-    def part(*given: Any) -> Any:
-        value, (after, metrics) = loss(*given)
+    def part(*arguments: Any) -> Any:
+        value, (after, metrics) = loss(*arguments)
         return value / mesh.size, (after, jax.tree.map(lambda own: own / mesh.size, metrics))
 
-    def of_rows(*given: Any) -> tuple[Tree, State, Measured]:
-        grads, moving, measured = _gradients(part, network)(*given)
+    def of_rows(*arguments: Any) -> tuple[Tree, State, Measured]:
+        grads, moving, measured = _gradients(part, network)(*arguments)
         flat, parted = ravel_pytree((grads, measured))
         grads, measured = parted(jax.lax.psum(flat, BATCH))
         return grads, moving, measured
@@ -88,8 +89,8 @@ def _shared_gradients(loss: Loss, network: Network, mesh: Mesh) -> Gradients:
         check_vma=False,  # with it, JAX would sum the gradient at each use of a parameter
     )
 
-    def gradients(*given: Any) -> tuple[Tree, State, Measured]:
-        grads, moving, measured = shared(*given)
+    def gradients(*arguments: Any) -> tuple[Tree, State, Measured]:
+        grads, moving, measured = shared(*arguments)
         whole = NamedSharding(mesh, _WHOLE)  # as `fit` and checkpoints have it
         carry = jax.lax.with_sharding_constraint(moving["carry"], whole)
         return grads, {**moving, "carry": carry}, measured
@@ -100,12 +101,12 @@ def _shared_gradients(loss: Loss, network: Network, mesh: Mesh) -> Gradients:
 def compile_steps(
     network: Network, stage: Stage, key: jax.Array, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
-    """A jitted (state, arrays, order, given=None) -> (state, metrics [updates]), several updates.
+    """A jitted (state, arrays, order, values=None) -> (state, metrics [steps]), several steps.
 
-    `arrays` are the whole training split, on the devices; `order` int32 [updates, batch] says
-    which of its examples each update takes. Gathering, augmentation and the update run in one
-    program, so that the device does not wait for Python between updates. `given`: see
-    `train_step`; other values take no other program.
+    `arrays` are the whole training split, on the devices; `order` int32 [steps, batch] says
+    which of its examples each step takes. Gathering, augmentation and the step run in one
+    program, so that the device does not wait for Python between steps. `values`: see
+    `train_step`; others take no other program.
 
     Args:
       mesh: the devices that share each batch; None is one device.
@@ -119,9 +120,9 @@ def compile_steps(
         state: TrainState,
         arrays: Mapping[str, jax.Array],
         order: jax.Array,
-        given: Mapping[str, jax.Array] | None = None,
+        values: Mapping[str, jax.Array] | None = None,
     ):
-        step = partial(train_step, network=network, stage=stage, mesh=mesh, given=given)
+        step = partial(train_step, network=network, stage=stage, mesh=mesh, values=values)
         if order.shape[0] == 1:  # a loop of one would only cost XLA its parallel CPU kernels
             state, metrics = step(state, *drawn(state.step, arrays, order[0]))
             return state, jax.tree.map(lambda value: value[None], metrics)

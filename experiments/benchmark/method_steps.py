@@ -66,7 +66,7 @@ class TrainingStep(Program):
         variables = initial_variables(built, task.example, seed=0)
         state = TrainState(jnp.int32(0), **variables, carry={"high": ()}, opt_state=None)
         moment = Moment(network, structure, lambda count: iter(()), jax.random.key(0), 0)
-        for event in [event for event in phase.start if isinstance(event, ToBits)]:
+        for event in [event for event in phase.at_start if isinstance(event, ToBits)]:
             state = event(state, moment)
         opt_state = jax.jit(stage.optimizer.init)(state.params)
         self._chunk: Any = compile_steps(network, stage, jax.random.key(0))

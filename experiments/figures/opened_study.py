@@ -74,7 +74,7 @@ def stages(workdir: Path, model: nn.Module, example: Example) -> dict[str, Varia
     found: dict[str, Variables] = {}
     if not config.init:
         start = initial_variables(model, example, config.seed)
-        for event in phases[0].start:
+        for event in phases[0].at_start:
             if isinstance(event, FitWeightSteps):
                 structure = structure_of(model, example)
                 start["params"] = fit_weight_steps(start["params"], structure, event.mode)

@@ -154,9 +154,9 @@ def training_curves(
     program, curves = compile_steps(network, stage, feed.key, feed.mesh), {}
     for width in tqdm(bits, unit=" widths", disable=None):
         state, found = jax.tree.map(jnp.copy, start), []
-        given = {CYCLE: way_to(width, bits)}
+        values = {CYCLE: way_to(width, bits)}
         for update in range(updates):
-            state, metrics = program(state, feed.arrays, feed.order(update), given)
+            state, metrics = program(state, feed.arrays, feed.order(update), values)
             found.append(float(metrics["high_accuracy"][-1]))
         curves[width] = found
     return curves
@@ -169,7 +169,7 @@ def _first_state(
     variables = initial_variables(network.model, network.task.example, config.seed)
     state = TrainState(jnp.int32(0), **variables, carry={"high": ()}, opt_state=())
     moment = Moment(network, structure, lambda count: feed.batches(0, count), feed.key, 0)
-    for event in phase.start:
+    for event in phase.at_start:
         state = event(state, moment)
     return state
 

@@ -65,8 +65,8 @@ class Bsq(Recipe):
             self.passes / 2,
             ("high",),
             loss=BitLoss("high", self.alpha),
-            start=(FitInputSteps("high"), ToBits("high", self.bits)),
-            end=(Adjust(),),
+            at_start=(FitInputSteps("high"), ToBits("high", self.bits)),
+            at_end=(Adjust(),),
         )
         times = min(4, own.epochs) if self.adjustments is None else self.adjustments
         after = tuple(round(own.epochs * part / times) for part in range(1, times))

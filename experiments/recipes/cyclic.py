@@ -27,10 +27,16 @@ class Static(Recipe):
     defaults: ClassVar[Mapping[str, Any]] = BOUNDS
 
     def phases(self) -> Phases:
-        end = (*taken_over("low", "high"), EstimateNorms("low", self.reestimate))
-        start = fitted("high")
-        half = self.passes / 2
-        return (phase(self, "static", half, ("high",), start=start, end=end, reports=("low",)),)
+        own = phase(
+            self,
+            "static",
+            self.passes / 2,
+            ("high",),
+            at_start=fitted("high"),
+            at_end=(*taken_over("low", "high"), EstimateNorms("low", self.reestimate)),
+            reports=("low",),
+        )
+        return (own,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Cyclic(Recipe):
             "cyclic",
             self.passes / 2,
             ("high",),
-            start=fitted("high"),
-            end=(
+            at_start=fitted("high"),
+            at_end=(
                 CopyNorms("low", "high"),
                 KeepRanges("low", "high"),
                 EstimateNorms("low", self.reestimate),

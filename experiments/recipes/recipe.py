@@ -14,11 +14,11 @@ from dual_precision.structure import Structure
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.methods.modes import Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Adam, Sgd
-from dual_precision.training.phases import Event, Phase
+from dual_precision.training.phases import Event, Phase, passes_of
 from dual_precision.training.schedules import warmup_cosine
 
 Phases = tuple[Phase, ...]
-OPTIMIZERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adam": Adam}
+OPTIMIZERS: dict[str, type[Sgd | Adam]] = {"sgd": Sgd, "adam": Adam}
 LARGEST = 1e300  # of a setting; an int may be too large for a float
 MOST_PASSES = 1_000_000  # updates are counted in int32
 
@@ -98,12 +98,11 @@ def phase(
       protect: a mode that must stay as it is, see `Sgd`.
     """
     loss = loss or Together(precisions)
-    at_once = getattr(loss, "passes", len(precisions))
     warmup = recipe.warmup if warmup is None else warmup
     peaks = {RATE: recipe.learning_rate * rate, STEP_RATE: recipe.step_learning_rate}
     return Phase(
         name,
-        max(round(passes / at_once), 1),
+        max(round(passes / passes_of(loss, precisions)), 1),
         precisions,
         loss,
         OPTIMIZERS[recipe.optimizer](weight_decay=recipe.weight_decay, protect=protect),
@@ -111,7 +110,6 @@ def phase(
             field: partial(warmup_cosine, peak=peak, warmup=warmup, final=final)
             for field, peak in peaks.items()
         },
-        passes=at_once,
         **more,
     )
 

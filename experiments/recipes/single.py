@@ -15,7 +15,7 @@ class Single(Recipe):
 
     def phases(self) -> Phases:
         start = fitted(self.trains)
-        return (phase(self, self.trains, self.passes / 2, (self.trains,), start=start),)
+        return (phase(self, self.trains, self.passes / 2, (self.trains,), at_start=start),)
 
 
 class Float(Single):
@@ -56,4 +56,4 @@ class Truncate(Recipe):
             end = (*end, EstimateNorms("low", self.reestimate))
         half = self.passes / 2
         start = fitted("high")
-        return (phase(self, "high", half, ("high",), start=start, end=end, reports=("low",)),)
+        return (phase(self, "high", half, ("high",), at_start=start, at_end=end, reports=("low",)),)

@@ -40,7 +40,7 @@ class SupernetRecipe(Recipe):
         start = fitted("low") if self.refit else ()
         end = (EstimateNorms("low", self.reestimate),)
         half = self.passes / 2
-        return (phase(self, "supernet", half, ("low",), loss=loss, start=start, end=end),)
+        return (phase(self, "supernet", half, ("low",), loss=loss, at_start=start, at_end=end),)
 
     def own_lists(self) -> dict[str, tuple[str, ...]]:
         """Layer -> what `own_choices` lists for it.

@@ -27,7 +27,7 @@ class Joint(Recipe):
     def phases(self) -> Phases:
         start = (FitWeightSteps("low"), FitInputSteps("high"), FitInputSteps("low"))
         loss = Split(BOTH) if self.split else Together(BOTH)
-        return (phase(self, "both", self.passes, BOTH, loss=loss, start=start),)
+        return (phase(self, "both", self.passes, BOTH, loss=loss, at_start=start),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TwoPhase(Recipe):
             first,
             ("high",),
             final=self.first_final,
-            start=fitted("high", grid="low"),
+            at_start=fitted("high", grid="low"),
         )
         if self.cycles:
             high = in_cycles(high, self.cycles)
@@ -82,7 +82,7 @@ class TwoPhase(Recipe):
             rate=self.second_rate,
             warmup=0.0,  # it goes on where phase 1 left off
             loss=self._loss(),
-            start=taken_over("low", "high"),
+            at_start=taken_over("low", "high"),
         )
         if not polish:
             return (high, both)
@@ -116,7 +116,7 @@ class Refine(Recipe):
     def phases(self) -> Phases:
         low = self.passes * self.low_share
         return (
-            phase(self, "low", low, ("low",), start=fitted("low")),
+            phase(self, "low", low, ("low",), at_start=fitted("low")),
             phase(
                 self,
                 "refine",
@@ -124,6 +124,6 @@ class Refine(Recipe):
                 ("high",),
                 rate=self.refine_rate,
                 protect="low",
-                start=taken_over("high", "low"),
+                at_start=taken_over("high", "low"),
             ),
         )

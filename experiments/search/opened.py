@@ -79,7 +79,7 @@ class Opened:
         kept = {layer.rpartition("/")[0] for layer, texts in own_texts if SKIP not in texts}
         blocks = tuple(block for block in space.skippable if block not in kept)
         loss = dataclasses.replace(phase.loss, layers=own, skippable=blocks)
-        phase = dataclasses.replace(phase, loss=loss, start=())
+        phase = dataclasses.replace(phase, loss=loss, at_start=())
         workdir = folder / f"trained{len(trained_in(folder)) + 1}"
         if workdir.exists():  # of a process that was killed before its log had the training
             shutil.rmtree(workdir)

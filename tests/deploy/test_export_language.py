@@ -20,6 +20,8 @@ from dual_precision.deploy.export.extras import needed
 from dual_precision.deploy.export.onnx.file import EngineNetwork, save_onnx
 from dual_precision.deploy.export.stablehlo import Programs, save_programs
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = NextByte(6).example
 NETWORKS = {
     "transformer": {"features": 16, "depth": 1, "heads": 2, "context": 6},

@@ -15,6 +15,8 @@ pytest.importorskip("ai_edge_litert")
 
 from dual_precision.deploy.export.litert import LiteNetwork, save_litert
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_mode_answers_as_the_network(tmp_path):
     network = {

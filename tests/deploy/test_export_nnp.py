@@ -16,6 +16,8 @@ pytest.importorskip("onnx")
 
 from dual_precision.deploy.export.nnp import NnpNetwork, save_nnp
 
+pytestmark = pytest.mark.slow
+
 NNABLA = os.environ.get("NNABLA_PYTHON")  # of an environment that has nnabla
 NETWORK = {
     "name": "resnet8", "num_classes": 3, "widths": [4, 8], "stage_sizes": [1, 1],

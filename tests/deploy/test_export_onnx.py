@@ -32,6 +32,8 @@ from dual_precision.deploy.export.onnx.file import (
 )
 from dual_precision.deploy.export.onnx.floats import save_float_onnx
 
+pytestmark = pytest.mark.slow
+
 RESNET: dict[str, Any] = {
     "name": "resnet8", "num_classes": 3, "widths": [4, 8], "stage_sizes": [1, 1],
     "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4],

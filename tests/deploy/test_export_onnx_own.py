@@ -28,6 +28,8 @@ from dual_precision.deploy.export.onnx.ranges import ranges_of
 from dual_precision.deploy.export.onnx.steps import trace_steps
 from dual_precision.deploy.integer.conversion import to_integer
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (13, 7, 3)
 Part = Callable[..., Any]
 

@@ -18,6 +18,8 @@ pytest.importorskip("flatbuffers")
 
 from dual_precision.deploy.export.stablehlo import Programs, save_programs
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Classification((8, 8, 3)).example
 NETWORK = {
     "name": "resnet8", "num_classes": 3, "widths": [4, 8], "stage_sizes": [1, 1],

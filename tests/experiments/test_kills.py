@@ -20,6 +20,8 @@ from experiments.benchmark.reliability.killed_runs import (
     written,
 )
 
+pytestmark = pytest.mark.slow
+
 # Writes a file after a while, and then would go on for long.
 _WRITES = "import sys, time; open(sys.argv[1], 'w').write('x'); time.sleep(float(sys.argv[2]))"
 

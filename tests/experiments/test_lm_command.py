@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import dual_precision
 from dual_precision.deploy import inspect_packed
 from experiments.workdir import RESULTS
+
+pytestmark = pytest.mark.slow
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
 

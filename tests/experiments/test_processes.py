@@ -30,6 +30,8 @@ from dual_precision.training.processes import Group
 from dual_precision.training.schedules import warmup_cosine
 from experiments import cli
 
+pytestmark = pytest.mark.slow
+
 SIZE, BATCH = 96, 16
 HOST = "127.0.0.2"  # loopback, and not what the name of a machine leads to
 PATIENCE = 600  # seconds: a busy machine may stop for minutes
@@ -43,7 +45,7 @@ def phase(name, loss, epochs=1, **more):
     return Phase(name, epochs, loss.precisions, loss, Sgd(), SCHEDULES, **more)
 
 
-BOTH = phase("both", Split(("high", "low")), start=START)
+BOTH = phase("both", Split(("high", "low")), at_start=START)
 # The first is trained on one device, the second on several processes, the last on one device again.
 PHASES = (phase("float", Together(("float",))), BOTH, phase("again", Together(("float",))))
 

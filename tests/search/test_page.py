@@ -20,7 +20,10 @@ CHOICES = tuple(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
 NAMES = ("stage2_conv", "block1/conv1", "block1/conv2", "stage3_conv")
 SPACE = Space("low", NAMES, (CHOICES,) * 4, (1_000_000, 2_000_000, 2_000_000, 1_000_000), 10**7)
 WAIT = 15  # seconds, on a busy machine
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that serve and drive
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of the libraries that serve and drive
+]
 
 # Bokeh's widgets stand in shadow roots: all elements, wherever they are.
 FIND = """

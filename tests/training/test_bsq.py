@@ -73,9 +73,9 @@ def bsq_phase(alpha: float, events=EVENTS, epochs=4 * EVERY) -> Phase:
         BitLoss("high", alpha),
         BitOptimizer(Sgd()),
         {name: partial(warmup_cosine, peak=peak, warmup=0.1) for name, peak in peaks.items()},
-        start=(FitInputSteps("high"), ToBits("high")),
+        at_start=(FitInputSteps("high"), ToBits("high")),
         events=events,
-        end=(Adjust(),),
+        at_end=(Adjust(),),
     )
 
 

@@ -141,7 +141,7 @@ SCHEDULES = {
 
 def test_spending_adds_up_over_phases(small):
     """Update by update; in BitOps it is the published sum over MACs, widths and images."""
-    found = spending_of(stages(small, LOSS, Together(("high",))), small.structure, batch_size=32)
+    found = spending_of(stages(small, LOSS, Together(("high",))), small.structure, rows=32)
     assert len(found.total) == 33
     shares = cosine_cycles(16, 2)(jnp.arange(16))
     widths = np.asarray(LOSS.widths(small.structure.modes, {CYCLE: shares}).weights)

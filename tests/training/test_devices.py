@@ -29,6 +29,8 @@ from dual_precision.training.phases import Phase, stages_of
 from dual_precision.training.sharding import batch_mesh, place_batches, replicate
 from dual_precision.training.state import TrainState, initial_variables
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 3, 32
 LOSSES = {
     "float": Together(("float",)),

@@ -74,7 +74,7 @@ PHASES = (
         "high",
         "high",
         epochs=2,
-        start=(FitWeightSteps("low"), FitInputSteps("high")),
+        at_start=(FitWeightSteps("low"), FitInputSteps("high")),
         events=((1, shift), (1, forget)),
     ),
     phase(
@@ -82,7 +82,7 @@ PHASES = (
         "high",
         "low",
         loss=Together(("high", "low"), teacher="high", distillation=0.5),
-        start=(CopyNorms("low", "high"), FitInputSteps("low")),
+        at_start=(CopyNorms("low", "high"), FitInputSteps("low")),
     ),
     phase("polish", "high", sgd=Sgd(protect="low")),
 )
@@ -415,8 +415,9 @@ def test_events_happen_when_they_should_whatever_stops_the_run(tmp_path, monkeyp
 
     first, second = LONGER
     events = ((2, note("every 2")), (1, note("every")))
-    first = dataclasses.replace(first, start=(note("start"),), events=events, end=(note("end"),))
-    second = dataclasses.replace(second, start=(note("next"),))
+    ends = {"at_start": (note("start"),), "at_end": (note("end"),)}
+    first = dataclasses.replace(first, events=events, **ends)
+    second = dataclasses.replace(second, at_start=(note("next"),))
     chunks = Chunks(monkeypatch, after=interrupt)
     for _ in range(3):
         with pytest.raises(Interrupted):
@@ -468,7 +469,7 @@ def test_schedules_go_on_where_an_optimizer_begins_anew(tmp_path, accumulate):
 
 def test_truncated_low_takes_over_the_normalisation_of_high(tmp_path):
     end = (CopyNorms("low", "high"), FitInputSteps("low"))
-    state = run(tmp_path, phases=(phase("high", "high", epochs=2, end=end, reports=("low",)),))
+    state = run(tmp_path, phases=(phase("high", "high", epochs=2, at_end=end, reports=("low",)),))
     for tree in (state.params["norm1"], state.batch_stats["norm1"]):
         jax.tree.map(np.testing.assert_array_equal, tree["low"], tree["high"])
     before = initial_variables(MODEL, TASK.example, OPTIONS.seed)["batch_stats"]["norm1"]
@@ -488,7 +489,7 @@ def test_starts_from_given_variables(tmp_path):
         raise Enough
 
     with pytest.raises(Enough):
-        run(tmp_path, phases=(phase("float", "float", start=(look,)),), variables=given)
+        run(tmp_path, phases=(phase("float", "float", at_start=(look,)),), variables=given)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 

@@ -189,7 +189,7 @@ def test_estimated_statistics_of_a_norm_that_is_called_twice():
         (EstimateNorms("low", 0), "statistics of 0 batches: expected 1 or more"),
     ],
 )
-@pytest.mark.parametrize("place", ["start", "end", "events"])
+@pytest.mark.parametrize("place", ["at_start", "at_end", "events"])
 def test_events_are_checked_before_anything_is_trained(event, says, place):
     given = {place: ((1, event),) if place == "events" else (event,)}
     phase = Phase("p", 1, ("low",), Together(("low",)), Sgd(), RATES, **given)

@@ -232,6 +232,32 @@ def test_momentum_and_nesterov(small, optimizer, first):
     np.testing.assert_allclose(updates["classifier", "bias"], -0.1 * first, rtol=1e-6)
 
 
+OTHER = {"weight_decay": 0.5, "momentum": 0.5, "nesterov": False, "second": 0.5, "protect": "low"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "setting"),
+    [(each, field.name) for each in (Sgd, Adam) for field in dataclasses.fields(each)],
+)
+def test_every_setting_of_an_optimizer_has_an_effect(small, optimizer, setting):
+    """On the second update: the first one of Adam is the same for all moments."""
+    params = small.variables["params"]
+    rate = optax.constant_schedule(0.1)
+
+    def second(own):
+        transform = own(small.structure, ("high",), {RATE: rate, STEP_RATE: rate})
+        first, then = (
+            jax.tree.map(lambda leaf, g=g: jnp.full_like(leaf, g), params) for g in (1, 2)
+        )
+        _, state = jax.jit(transform.update)(first, transform.init(params), params)
+        return jax.jit(transform.update)(then, state, params)[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        plain, other = second(optimizer()), second(optimizer(**{setting: OTHER[setting]}))
+    leaves = zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True)
+    assert any(np.any(one != two) for one, two in leaves)
+
+
 # -- what cannot be protected ----------------------------------------------------------------------
 
 

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from dual_precision.training.methods.modes import Together
+from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase, stages_of
 from dual_precision.training.schedules import warmup_cosine
 
+BOTH = ("high", "low")
 RATES = dict.fromkeys((RATE, STEP_RATE), lambda _: optax.constant_schedule(0.1))
 
 
@@ -56,7 +57,7 @@ def test_phases_that_cannot_be(fields, says):
 
 
 def test_events_are_due_after_every_so_many_epochs():
-    own = phase(epochs=6, events=((2, "two"), (3, "three")), start=("start",), end=("end",))
+    own = phase(epochs=6, events=((2, "two"), (3, "three")), at_start=("start",), at_end=("end",))
     due = {epoch: own.due(epoch) for epoch in range(1, 7)}
     assert due == {
         1: (),
@@ -68,11 +69,25 @@ def test_events_are_due_after_every_so_many_epochs():
     }
 
 
+@pytest.mark.parametrize(
+    ("loss", "passes"),
+    [
+        (Together(BOTH), 2),
+        (Split(BOTH), 1),
+        (Split(BOTH, "high", 0.5), 1 + 1 / 6),
+        (lambda *_: None, 2),
+    ],
+)
+def test_what_an_epoch_costs_is_said_by_the_loss(loss, passes):
+    """A loss that does not say it is taken for one that runs all modes of the phase."""
+    assert Phase("p", 1, BOTH, loss, Sgd()).passes == pytest.approx(passes)
+
+
 def test_phases_follow_each_other(small):
     """Each stage begins where the one before ended; its modes are validated from then on."""
     phases = (
         phase("first", 2, ("low",), reports=("high",)),
-        phase("second", 1, ("high",), end=("end",)),
+        phase("second", 1, ("high",), at_end=("end",)),
         phase("third", 3, ("float",)),
     )
     first, second, third = stages_of(phases, small.structure, steps_per_epoch=10)

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ _SMOOTH = 0.3  # weight of the last window in the rate of what comes in
 class Service:
     """See the top of this file. Everything runs in one event loop, except the engine itself.
 
+    Args:
+      now, sleep: the clock of the windows, in seconds; a test may have one of its own.
+
     Attributes:
       engine: None until a first mode is there.
       modes: of the engine, see `BudgetSettings.ranked`.
@@ -33,8 +36,15 @@ class Service:
       history: of the last windows, for the page.
     """
 
-    def __init__(self, settings: BudgetSettings, limits: Limits) -> None:
+    def __init__(
+        self,
+        settings: BudgetSettings,
+        limits: Limits,
+        now: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.settings, self.limits, self.metrics = settings, limits, Metrics()
+        self._now, self._sleep = now, sleep
         self.engine: Engine | None = None
         self.modes: list[Priced] = []
         self._expected: set[str] = set()
@@ -166,10 +176,10 @@ class Service:
 
     async def control(self) -> None:
         """Decides at the end of every window, until it is cancelled."""
-        last = time.perf_counter()
+        last = self._now()
         while True:
-            await asyncio.sleep(self.limits.window)
-            now = time.perf_counter()
+            await self._sleep(self.limits.window)
+            now = self._now()
             if self.engine is not None:
                 self._decide(now - last)
             last = now

@@ -36,8 +36,8 @@ from dual_precision.primitives.signed_bits import (
 )
 from dual_precision.structure import LayerPath, Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, trained_at
-from dual_precision.training.state import TrainState
+from dual_precision.training.methods.modes import trained_at
+from dual_precision.training.state import Measured, TrainState
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Moment, Optimizer, Phase, Schedule
@@ -177,7 +177,8 @@ class ToBits:
 class Adjust:
     """An event: bits become exact again, and those that are 0 in a whole layer are dropped.
 
-    What the network computes stays, bit for bit; the optimizer begins anew.
+    What the network computes stays, bit for bit. Momentum begins anew, for the bits are others;
+    schedules go on.
 
     Attributes:
       after: it happens after so many epochs of the phase; () is whenever it is asked to.
@@ -237,7 +238,7 @@ class BitLoss:
         batch: Batch,
         key: jax.Array,
         values: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         del values
         bits = bits_of(params)
         weighted, price = with_bits(params, bits), price_of(bits)

@@ -15,7 +15,8 @@ from dual_precision.costs import update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Widths
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, trained_at
+from dual_precision.training.methods.modes import trained_at
+from dual_precision.training.state import Measured
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
@@ -107,7 +108,7 @@ class CyclicLoss:
         batch: Batch,
         key: jax.Array,
         values: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         asked = self.widths(network.model.modes, values)
         loss, (state, metrics) = trained_at(asked, network, params, state, batch, key)
         for what in ("weights", "activations"):

@@ -14,11 +14,11 @@ from dual_precision.primitives.shared_batch import is_shared
 from dual_precision.structure import Structure
 from dual_precision.tasks.losses import distillation, ensemble
 from dual_precision.tasks.task import Batch, Network, State, Tree
+from dual_precision.training.state import Measured
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
 
-Metrics = dict[str, jax.Array]
 ENSEMBLE = "ensemble"  # a teacher of every mode: the mean of what all of them say
 
 
@@ -33,7 +33,7 @@ class Split:
     Attributes:
       precisions: in the order in which they run: statistics go from one to the next.
       teacher: the mode whose outputs (logits) the others learn from; None is none.
-      distillation: share of the teacher's soft labels in the loss of the others.
+      distillation: share of the soft labels of the teacher in the loss of the others.
     """
 
     precisions: tuple[str, ...]
@@ -80,7 +80,7 @@ class Split:
         batch: Batch,
         key: jax.Array,
         values: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         del values
         count, rows = len(self.precisions), _rows_of(batch)
         if rows < count and not is_shared():
@@ -99,7 +99,7 @@ class Split:
                 network, params, state, shares[mode], mode, share, jax.random.fold_in(key, index)
             )
         total = jnp.float32(0.0)
-        metrics: Metrics = {}
+        metrics: Measured = {}
         for mode, found in outputs.items():
             loss, own = loss_of(network, mode, found, shares[mode])
             if self.teacher is not None and mode != self.teacher:
@@ -117,7 +117,7 @@ class Together:
       precisions: in the order in which they run: statistics go from one to the next.
       teacher: the mode whose outputs (logits) the others learn from; ENSEMBLE: every mode learns
         from the mean of what all of them say (Zhu et al. 2018, arXiv 1806.04606); None is none.
-      distillation: share of the teacher's soft labels in the loss of the others.
+      distillation: share of the soft labels of the teacher in the loss of the others.
     """
 
     precisions: tuple[str, ...]
@@ -148,7 +148,7 @@ class Together:
         batch: Batch,
         key: jax.Array,
         values: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         del values
         outputs = {}
         for index, mode in enumerate(self.precisions):
@@ -161,7 +161,7 @@ class Together:
                 key=jax.random.fold_in(key, index),
             )
         total = jnp.float32(0.0)
-        metrics: Metrics = {}
+        metrics: Measured = {}
         teacher = ensemble(list(outputs.values())) if self.teacher == ENSEMBLE else None
         if self.teacher in outputs:
             teacher = outputs[self.teacher]
@@ -262,14 +262,14 @@ def _run_share(
 
 def trained_at(
     precision: Asked, network: Network, params: Tree, state: State, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, tuple[State, Metrics]]:
+) -> tuple[jax.Array, tuple[State, Measured]]:
     """What a loss gives that runs one precision on all of a batch; see `phases.Loss`."""
     outputs, state = network(params, state, batch, precision=precision, train=True, key=key)
     loss, metrics = loss_of(network, mode_of(precision), outputs, batch)
     return loss, (state, metrics)
 
 
-def loss_of(network: Network, mode: str, outputs: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+def loss_of(network: Network, mode: str, outputs: Any, batch: Batch) -> tuple[jax.Array, Measured]:
     """The loss of the task for the outputs of a mode, and what is logged of them."""
     loss, measured = network.task.loss(outputs, batch), network.task.measures(outputs, batch)
     metrics = {f"{mode}_{name}": jnp.mean(value) for name, value in measured.items()}

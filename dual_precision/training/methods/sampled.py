@@ -12,7 +12,8 @@ from dual_precision.costs import PIXEL_BITS, update_cost
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME, Modes, Precision, Widths
 from dual_precision.structure import Structure, free_layers, structure_of
 from dual_precision.tasks.task import Batch, Network, State, Tree
-from dual_precision.training.methods.modes import Metrics, trained_at
+from dual_precision.training.methods.modes import trained_at
+from dual_precision.training.state import Measured
 
 if TYPE_CHECKING:
     from dual_precision.training.phases import Phase
@@ -108,7 +109,7 @@ class SampledLoss:
         batch: Batch,
         key: jax.Array,
         values: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+    ) -> tuple[jax.Array, tuple[State, Measured]]:
         del values
         asked = self.path(network, jax.random.fold_in(key, 0))
         return trained_at(asked, network, params, state, batch, key)

@@ -13,9 +13,12 @@ from dual_precision.deploy.server.settings import BudgetSettings, Limits
 webdriver = pytest.importorskip("selenium.webdriver", reason="no Selenium: the extra [pages]")
 ENTER = "\ue007"  # of WebDriver
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not BROWSER or not DRIVER, reason="no chromium and chromium-driver: the packages of Debian"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not BROWSER or not DRIVER, reason="no chromium and chromium-driver: the packages of Debian"
+    ),
+]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dual_precision.training.methods.bsq import Adjust
 from dual_precision.training.methods.cyclic import CYCLE, CyclicLoss
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import RATE, Sgd
-from dual_precision.training.phases import Phase, check_recipe
+from dual_precision.training.phases import Phase, check_recipe, passes_of
 from experiments.recipes.choice import RECIPES, resolve
 from experiments.recipes.config import PRESETS, make_config
 from experiments.recipes.recipe import Recipe, fitted, phase, taken_over
@@ -54,6 +54,15 @@ def test_cost_is_the_passes_asked_for_to_within_an_epoch(mode, order):
     for passes in range(6, 60):
         wanted = passes if mode in ("joint", "two_phase") else passes / 2
         assert abs(made(mode, order, passes=float(passes)).cost - wanted) <= 1.5
+
+
+@each_recipe
+def test_the_passes_of_a_phase_are_those_of_its_loss(mode, order):
+    """Of `Together` every mode, of split batches one and what a teacher reads, of others one."""
+    for own in made(mode, order).phases():
+        loss = own.loss
+        said = loss.passes if isinstance(loss, Split | Together) else 1
+        assert own.passes == said == passes_of(loss, own.precisions)
 
 
 def test_shares_divide_the_passes():
@@ -99,7 +108,7 @@ def test_bits_are_adjusted_so_many_times_and_the_last_time_at_the_end(passes, as
     (own,) = made("bsq", "", passes=passes, adjustments=asked).phases()
     between = [event.after for _, event in own.events if isinstance(event, Adjust)]
     assert between == ([after] if after else [])
-    assert own.end == (Adjust(),)
+    assert own.at_end == (Adjust(),)
 
 
 def test_refine_promises_low():
@@ -107,7 +116,7 @@ def test_refine_promises_low():
     assert first.precisions == ("low",)
     assert second.precisions == ("high",)
     assert second.optimizer == Sgd(weight_decay=Refine().weight_decay, protect="low")
-    kinds = {type(event) for event in second.start}
+    kinds = {type(event) for event in second.at_start}
     assert FitWeightSteps not in kinds, "another step would be another grid for low"
 
 
@@ -134,9 +143,9 @@ def test_low_learns_from_high_where_that_costs_nothing_or_where_it_is_asked_for(
 def test_the_fair_baseline_estimates_again_after_the_cut():
     """The statistics belong to the weights that are left, and come after all else is set."""
     (plain,), (fair,) = Truncate().phases(), Truncate(reestimate=20).phases()
-    assert plain.end == taken_over("low", "high")
-    assert fair.end == (*plain.end, EstimateNorms("low", 20))
-    assert repr(dataclasses.replace(fair, end=plain.end)) == repr(plain), "the same high twin"
+    assert plain.at_end == taken_over("low", "high")
+    assert fair.at_end == (*plain.at_end, EstimateNorms("low", 20))
+    assert repr(dataclasses.replace(fair, at_end=plain.at_end)) == repr(plain), "the same high twin"
 
 
 def test_recipes_are_refused_that_cannot_keep_their_promise():
@@ -152,8 +161,8 @@ def test_recipes_are_refused_that_cannot_keep_their_promise():
         check_recipe(protected, modes(layers=own, low="w2a2", high="w8a8"))
     for wrong in (
         (phase(Refine(), "a", 1, ("medium",)),),
-        refining(start=fitted("high", grid="medium")),
-        refining(end=taken_over("low", "medium")),
+        refining(at_start=fitted("high", grid="medium")),
+        refining(at_end=taken_over("low", "medium")),
         refining(reports=("medium",)),
         refining(events=((1, FitWeightSteps("medium")),)),
     ):
@@ -174,7 +183,7 @@ def test_recipes_are_refused_that_cannot_keep_their_promise():
         {"loss": Together(("high",), distillation=0.5)},
         {"loss": Together(("low",), teacher="high", distillation=0.5)},
         {"optimizer": Sgd(protect="high")},
-        {"start": fitted("low", grid="low") + taken_over("float", "high")},
+        {"at_start": fitted("low", grid="low") + taken_over("float", "high")},
     ],
     ids=str,
 )
@@ -189,7 +198,7 @@ def test_cycles_swing_between_the_modes():
     (cyclic,), (static,) = made("cyclic").phases(), made("static").phases()
     assert cyclic.loss == CyclicLoss("high", "low")
     assert cyclic.schedules.keys() - static.schedules.keys() == {CYCLE}
-    for field in ("epochs", "optimizer", "start", "reports", "passes"):
+    for field in ("epochs", "optimizer", "at_start", "reports", "passes"):
         assert getattr(cyclic, field) == getattr(static, field)
     config = make_config("paper", {"mode": "cyclic"})
     assert (config.low, config.high) == ("w3a3g8", "w8a8g8"), "the bounds of the paper"
