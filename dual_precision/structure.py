@@ -191,6 +191,18 @@ class _Trace:
         return result
 
 
+def check_nested(structure: Structure, paths: Collection[LayerPath] | None = None) -> None:
+    """Raises ValueError where layers compute with other grids than the nested one; None is all."""
+    for path in structure.layers if paths is None else paths:
+        if not structure.layers[path].nested:
+            raise ValueError(
+                f"layer {'/'.join(path)!r} of class {structure.classes[path].__name__} quantizes in"
+                " a way of its own, and what is packed or deployed are codes of the nested grid,"
+                " one store for all modes: expected a class that leaves to QuantizedLayer how it"
+                " quantizes; train the same network with such layers"
+            )
+
+
 def free_layers(structure: Structure, mode: str) -> tuple[str, ...]:
     """The layers whose widths in a mode are a choice, in the order of the forward pass.
 

@@ -24,6 +24,8 @@ class Layer:
       macs: multiply-accumulates per example, of all calls.
       inputs: numbers in its inputs, per example, of all calls.
       stored: width at which the weights are stored; None is float.
+      nested: whether its weights and inputs are on the grids of `QuantizedLayer`, and nothing else
+        is done to them: what is packed, and every deployed form, computes with these.
       signed: whether its inputs may be negative.
       matrix: whether it is the product of a matrix with the last axis of its input.
       recurrent: whether it is that of a matrix with its own last output, see layers/lstm.py.
@@ -36,6 +38,7 @@ class Layer:
     macs: int
     inputs: int
     stored: int | None = None
+    nested: bool = False
     signed: bool = False
     matrix: bool = False
     recurrent: bool = False

@@ -30,6 +30,7 @@ from dual_precision.structure import (
     Layer,
     LayerPath,
     Structure,
+    check_nested,
     mode_order,
     structure_of,
 )
@@ -52,16 +53,17 @@ def to_integer(
       example: what the model takes, see `structure_of`.
 
     Raises:
-      ValueError: a layer has float weights in a mode, or is of a class with a call of its own, or
-        of none that an attribute names; the output of one goes to a normalisation and elsewhere,
-        or it is called more than once and goes to one; values are missing; weights that are not
-        finite; sums beyond int32.
+      ValueError: a layer has float weights in a mode, or is of a class with a call or a quantizer
+        of its own, or of none that an attribute names; the output of one goes to a normalisation
+        and elsewhere, or it is called more than once and goes to one; values are missing; weights
+        that are not finite; sums beyond int32.
 
     >>> model, variables = load_packed("net.safetensors")  # doctest: +SKIP
     >>> integer_model, integers = to_integer(model, variables, task.example)  # doctest: +SKIP
     >>> integer_model.apply(integers, images, precision="low")  # doctest: +SKIP
     """
     structure = structure_of(model, example)
+    check_nested(structure)
     _check_calls(structure)
     leaves, present = _present(structure, dict(flatten_dict(variables)))
     normalised = set(structure.sources.values())
@@ -91,6 +93,7 @@ def to_integer(
 def has_integer_forms(structure: Structure) -> bool:
     """Whether every layer says its product alone, so that `to_integer` has a form of it."""
     try:
+        check_nested(structure)
         for path in structure.layers:
             layer_form(structure.classes[path], IntegerLayer)
     except ValueError:
