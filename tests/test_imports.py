@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,26 @@ def test_nobody_switches_on_the_class_of_a_layer():
 def test_third_parties(path):
     allowed = {PACKAGE, *sys.stdlib_module_names, *OUTSIDE[room_of(path)]}
     assert not [module for module in imports(path) if not within(module, allowed)]
+
+
+# Words that look like flags of a command, and are none of ours.
+FLAGS = {
+    "data/provision/download.py": "of npm",
+    "primitives/native/build.py": "of the compiler",
+    "training/methods/bsq.py": "a docstring says where its result can be used",
+}
+
+
+@each_part
+def test_a_package_speaks_of_nothing_that_is_not_installed(path):
+    """Neither of the commands in experiments/ nor of their flags: a caller has arguments."""
+    own = r"\bexperiments\."
+    if str(path.relative_to(ROOT / PACKAGE)) not in FLAGS:
+        own += r"|(?<![\w-])--[a-z]"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.search(own, node.value)
+            assert not found, f"{path}:{node.lineno}: {node.value[found.start() :]!r}"
 
 
 @each_source

@@ -247,8 +247,8 @@ def _usable(
         if own and {own.first, own.then} <= set(precisions):
             return own, ""
         return None, (
-            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...),"
-            " or calibrate the file: python -m experiments.deploy cascade FILE --write"
+            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...), or"
+            f" write one into the file: amend_metadata(path, {{{CASCADE!r}: cascade.to_json()}})"
         )
     if not {cascade.first, cascade.then} <= set(precisions):
         raise ValueError(

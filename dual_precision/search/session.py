@@ -190,22 +190,21 @@ class Session:
         if found.space.digest != wanted.space.digest:
             raise SpaceError(
                 f"{self.path} is a log of another space, of {[*found.space.layers]}: expected"
-                " one of this network and mode; give another --workdir"
+                " one of this network and mode; give another workdir"
             )
         if found.settings != wanted.settings:
             there, here = (dataclasses.asdict(state.settings) for state in (found, wanted))
             raise SpaceError(
-                f"{self.path} was begun with {there}, now {here}: give the same, or another"
-                " --workdir"
+                f"{self.path} was begun with {there}, now {here}: give the same, or another workdir"
             )
         if pairs := _differences(_choices_of(found.space), _choices_of(wanted.space)):
             raise SpaceError(
                 f"{self.path} was begun with other choices: {pairs}; give the same, or another"
-                " --workdir; on the page a session that goes on can be given others"
+                " workdir; on the page a session that goes on can be given others"
             )
         if pairs := _differences(found.about, json.loads(json.dumps(wanted.about))):
             raise SpaceError(
-                f"{self.path} is of something else: {pairs}; give the same, or another --workdir"
+                f"{self.path} is of something else: {pairs}; give the same, or another workdir"
             )
 
 

@@ -63,7 +63,7 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
     }
     ended = start(child_environment, "search", *own, "--seed=1")
     assert ended.returncode == 1
-    assert "give the same, or another --workdir" in ended.stderr
+    assert "give the same, or another workdir" in ended.stderr
 
 
 def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path):
@@ -154,7 +154,7 @@ def test_logs_of_another_supernet_are_refused(tmp_path, table):
         (space, {"losses": [1.0]}, 0.5, "quantile"),
         (bounded, {"losses": [1.0]}, 0.25, "bound"),
     ):
-        with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another --workdir"):
+        with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another workdir"):
             compare(own, about, other, 0, 20, quantile, tmp_path)
     assert not evaluated
 

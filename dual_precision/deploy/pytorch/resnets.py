@@ -142,8 +142,7 @@ def _padding(classifier: str, padding: str) -> str:
     if padding not in PADDINGS:
         raise ValueError(
             f"padding={padding!r}: the shortcuts have no parameters, and names with {classifier!r}"
-            f" do not say on which side their zero channels are: give one of {list(PADDINGS)},"
-            " python -m experiments.deploy import PATH --padding=... --out=FILE"
+            f" do not say on which side their zero channels are: give one of {list(PADDINGS)}"
         )
     return padding
 
