@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers import Dense, Embed, Recurrence, SwitchableRMSNorm, check_named_layers
+from dual_precision.models.inputs import ModuleDef
 from dual_precision.precision import Asked, Modes, mode_of
-
-ModuleDef = Any
 
 
 class LSTM(nn.Module):

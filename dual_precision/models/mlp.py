@@ -2,16 +2,13 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 from flax import linen as nn
 
 from dual_precision.layers import Dense, SwitchableBatchNorm, check_named_layers
-from dual_precision.models.inputs import prepare_images
+from dual_precision.models.inputs import ModuleDef, prepare_images
 from dual_precision.precision import Asked, Modes, mode_of
-
-ModuleDef = Any
 
 
 class MLP(nn.Module):

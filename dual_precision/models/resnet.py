@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers import Conv, Dense, SwitchableBatchNorm, check_named_layers
-from dual_precision.models.inputs import prepare_images
+from dual_precision.models.inputs import ModuleDef, prepare_images
 from dual_precision.precision import Asked, Modes, Widths, mode_of
-
-ModuleDef = Any
 
 
 class BasicBlock(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Settings, propose
 from dual_precision.search.space import Candidate, Space, SpaceError
-from dual_precision.search.state import Event, State, begin_event, moved, state_from
+from dual_precision.search.state import SearchEvent, SearchState, begin_event, moved, state_from
 
 Evaluate = Callable[[Space, Candidate], float]  # accuracy in percent
 Train = Callable[[Space], Sequence[float]]  # trains the shared weights on, gives the losses
@@ -25,7 +25,7 @@ LARGEST_LOG = 256 << 20  # bytes
 _MOST_TOLD = 8  # differences that an error lists: a network has many layers
 
 
-def read_events(path: Path) -> list[Event]:
+def read_events(path: Path) -> list[SearchEvent]:
     """The lines of a log; half a line at the end is of a process that was killed while it wrote.
 
     Raises:
@@ -33,7 +33,7 @@ def read_events(path: Path) -> list[Event]:
     """
     if path.stat().st_size > LARGEST_LOG:
         raise SpaceError(f"{path}: over {LARGEST_LOG >> 20} MiB: expected a session log")
-    events: list[Event] = []
+    events: list[SearchEvent] = []
     try:
         lines = path.read_text().splitlines(keepends=True)
     except UnicodeDecodeError:
@@ -66,7 +66,7 @@ def _end_last_line(path: Path, events: int) -> None:
         os.truncate(path, whole)
 
 
-def replay(events: Sequence[Event]) -> list[State]:
+def replay(events: Sequence[SearchEvent]) -> list[SearchState]:
     """The state after every event of a log, the first one's first.
 
     Raises:
@@ -177,7 +177,7 @@ class Session:
             self._write(event)
             self.state, self.version = state, self.version + 1
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: SearchEvent) -> None:
         line = (json.dumps(event) + "\n").encode()
         with self.path.open("ab", buffering=0) as log:
             before = log.seek(0, os.SEEK_END)
@@ -185,7 +185,7 @@ class Session:
                 log.truncate(before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
-    def _check_same(self, found: State, wanted: State) -> None:
+    def _check_same(self, found: SearchState, wanted: SearchState) -> None:
         """Compares how two sessions began; what was edited since is no matter."""
         if found.space.digest != wanted.space.digest:
             raise SpaceError(

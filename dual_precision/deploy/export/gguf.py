@@ -42,7 +42,7 @@ from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import Layer, Structure, structure_of
 
 ARCHITECTURE = "dual_precision"
-BLOCK = 32  # inputs that share a scale
+_BLOCK = 32  # inputs that share a scale
 _PURPOSE = "a GGUF file"
 
 
@@ -120,11 +120,11 @@ def _kernel(
     kinds = gguf.GGMLQuantizationType
     if not layer.macs:  # a table: a row is read, and each feature has a step of its own
         rows = np.ascontiguousarray(values)
-        if rows.shape[-1] % BLOCK:
+        if rows.shape[-1] % _BLOCK:
             return rows, None
         return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
-    if rows.shape[1] % BLOCK:
+    if rows.shape[1] % _BLOCK:
         return rows, None
     if bits == 8:
         return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
@@ -140,7 +140,7 @@ def _kernel(
 
 
 def _blocks(numbers: np.ndarray) -> np.ndarray:
-    return numbers.reshape(len(numbers), -1, BLOCK)
+    return numbers.reshape(len(numbers), -1, _BLOCK)
 
 
 def _halves(values: np.ndarray, blocks: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def _nibbles(numbers: np.ndarray, scale: np.ndarray, lowest: np.ndarray | None) 
     if lowest is not None:
         parts.append(_halves(lowest, own.shape[1]))
     if own.max(initial=0) > 15:
-        fifth = (own >> 4 & 1) << np.arange(BLOCK, dtype=np.uint32)
+        fifth = (own >> 4 & 1) << np.arange(_BLOCK, dtype=np.uint32)
         parts.append(fifth.sum(-1, dtype=np.uint32)[..., None].view(np.uint8))
     return np.concatenate([*parts, packed], axis=-1).reshape(len(numbers), -1)
 

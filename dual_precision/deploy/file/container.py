@@ -34,7 +34,7 @@ import numpy as np
 
 VERSION = 1
 LONGEST_HEADER = 2**24  # bytes; 100 bytes a tensor make room for 160,000 of them
-MOST_AXES = 8
+_MOST_AXES = 8
 
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _FORMAT = b'{"__metadata__":{"format":"dual_precision packed '
@@ -169,10 +169,10 @@ def _parse(header: dict[str, Any], start: int) -> Header:
         shape, (first, end) = entry["shape"], entry["data_offsets"]
         dtype = DTYPES[entry["dtype"]]
         # Few and small factors, so that the product below is not the work of an hour.
-        if len(shape) > MOST_AXES or not all(
+        if len(shape) > _MOST_AXES or not all(
             type(n) is int and 0 <= n < 2**48 for n in (*shape, first, end)
         ):
-            raise PackedError(f"tensor {name!r} of shape {shape}: expected {MOST_AXES} axes")
+            raise PackedError(f"tensor {name!r} of shape {shape}: expected {_MOST_AXES} axes")
         if first != offset or end - first != math.prod(shape) * dtype.itemsize:
             raise PackedError(f"tensor {name!r} at {first} to {end}: expected {shape} at {offset}")
         tensors[name] = Tensor(dtype, tuple(shape), first, offset := end)

@@ -35,7 +35,7 @@ from dual_precision.structure import (
     structure_of,
 )
 
-EXACT = 2**24  # float32 holds every integer up to here
+_EXACT = 2**24  # float32 holds every integer up to here
 
 
 def to_integer(
@@ -193,11 +193,11 @@ def _groups(path: LayerPath, codes: np.ndarray, layer: Layer, mode: str) -> int:
     inputs = most.shape[1]
     if most.sum(axis=1).max() < 2**31:
         for groups in range(1, inputs + 1):
-            if np.add.reduceat(most, group_bounds(inputs, groups)[:-1], axis=1).max() <= EXACT:
+            if np.add.reduceat(most, group_bounds(inputs, groups)[:-1], axis=1).max() <= _EXACT:
                 return groups
     raise ValueError(
         f"layer {'/'.join(path)!r} of {inputs} input channels sums up to"
-        f" {most.sum(axis=1).max()} in precision {mode!r}: expected less than 2^31, and {EXACT} of"
+        f" {most.sum(axis=1).max()} in precision {mode!r}: expected less than 2^31, and {_EXACT} of"
         " one channel; give it fewer bits"
     )
 

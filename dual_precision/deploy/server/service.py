@@ -19,11 +19,11 @@ from dual_precision.deploy.controller import (
 from dual_precision.deploy.predictor import AUTO
 from dual_precision.deploy.server.batcher import BUDGET, Batcher, Reply
 from dual_precision.deploy.server.engines import Engine, Priced, seconds_of_an_image
-from dual_precision.deploy.server.metrics import Metrics
+from dual_precision.deploy.server.metrics import ServerMetrics
 from dual_precision.deploy.server.uploads import Refused
 
 LOW, HIGH = "low", "high"  # also the cheapest and the dearest mode, whatever their names
-KINDS = ("latency", "bit_operations", "energy")
+_KINDS = ("latency", "bit_operations", "energy")
 _HISTORY = 600  # windows that the page may see
 _SMOOTH = 0.3  # weight of the last window in the rate of what comes in
 
@@ -44,8 +44,8 @@ class BudgetSettings:
     target: float = 50.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if self.kind not in _KINDS:
+            raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(_KINDS)}")
         check_target(self.target)
 
     @classmethod
@@ -110,7 +110,7 @@ class Service:
     """
 
     def __init__(self, settings: BudgetSettings, limits: Limits) -> None:
-        self.settings, self.limits, self.metrics = settings, limits, Metrics()
+        self.settings, self.limits, self.metrics = settings, limits, ServerMetrics()
         self.engine: Engine | None = None
         self.complete, self.failed = False, ""
         self.history: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
