@@ -54,7 +54,7 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
 
 
 def _read(checkpoints: Checkpoints, step: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """(model, variables, the run's config)."""
+    """(model, variables, the config of the run)."""
     config = checkpoints.about(step)["config"]
     if "network" not in config:
         raise ValueError(

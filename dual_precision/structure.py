@@ -84,7 +84,7 @@ class Structure:
         }
 
     def is_inside(self, leaf: LayerPath) -> bool:
-        """Whether a leaf belongs to a layer or a norm; others are the model's own."""
+        """Whether a leaf belongs to a layer or a norm; others belong to the model itself."""
         parts = {leaf[1:end] for end in range(1, len(leaf) + 1)}
         return not parts.isdisjoint(self.layers.keys() | self.norms.keys())
 

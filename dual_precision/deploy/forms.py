@@ -1,7 +1,7 @@
 """The same model with other classes in the place of its layers: how a network is deployed.
 
-A form is a class whose call computes what a layer's does, in another way: from integers, or from
-bit planes. It is mixed with the class of each layer, so that what the class says itself, its
+A form is a class whose call computes what that of a layer does, in another way: from integers, or
+from bit planes. It is mixed with the class of each layer, so that what the class says itself, its
 attributes and its `product`, is kept, and classes that nobody has heard of here have forms too.
 """
 
@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from dual_precision.structure import Example, LayerPath, Structure, batch_of, check_nested
 
-Classes = Callable[[type], Any]  # a layer's class -> what stands in its place
+Classes = Callable[[type], Any]  # the class of a layer -> what stands in its place
 
 
 @functools.cache

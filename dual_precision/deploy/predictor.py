@@ -41,7 +41,7 @@ from dual_precision.tasks.task import Tree
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-CASCADE = "cascade"  # its name in a packed file's metadata
+CASCADE = "cascade"  # its name in the metadata of a packed file
 # What a program is for: a mode alone, the first of a cascade, which keeps its sums, or the second.
 _ALONE, _FIRST, _THEN = "alone", "first", "then"
 BLOCK = 16  # batches of the largest size that a cascade runs through at a time
@@ -111,7 +111,7 @@ class Predictor:
     def predict(self, inputs: Any, precision: str) -> np.ndarray:
         """What the network gives, [N, ...]: of a classifier logits, float32 [N, classes].
 
-        The bits of a row's logits may depend on the batch size whose program it runs in.
+        The bits of the logits of a row may depend on the batch size whose program it runs in.
 
         Args:
           inputs: what the network takes, any N: for images uint8 [N, H, W, C]; a tuple of arrays
@@ -184,7 +184,7 @@ class Predictor:
             _ = self.info.image_shape  # a ValueError where it takes no images
 
     def _compile(self, apply: Apply, name: str, use: str, size: int, kept: Tree) -> Any:
-        """Adds a program; its outputs' shapes."""
+        """Adds a program; the shapes of its outputs."""
         keep = use == _FIRST
 
         def program(variables: Tree, kept: Tree, rows: Rows) -> tuple[jax.Array, Tree]:

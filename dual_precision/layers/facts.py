@@ -1,7 +1,8 @@
 """What layers say of themselves: the facts that others would else have to guess from their class.
 
-A module that is a layer or a normalisation has a method `facts(x, y)`, of one call's input and
-output. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None for all the rest.
+A module that is a layer or a normalisation has a method `facts(x, y)`, of the input and output of
+one call. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None for all the
+rest.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Layers whose precision is an argument of the call; nothing in them remembers a mode.
 
 Every layer declares the parameters of all its modes whatever the call names, so that one `init`
-gives the tree that every mode uses. What belongs to one mode alone stands under that mode's name
-in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shared.
+gives the tree that every mode uses. What belongs to one mode alone stands under the name of that
+mode in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shared.
 """
 
 import math

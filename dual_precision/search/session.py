@@ -67,7 +67,7 @@ def _end_last_line(path: Path, events: int) -> None:
 
 
 def replay(events: Sequence[SearchEvent]) -> list[SearchState]:
-    """The state after every event of a log, the first one's first.
+    """The state after every event of a log, that after the first event first.
 
     Raises:
       SpaceError: an event that cannot happen; the message has its line.

@@ -13,9 +13,10 @@ holds its numbers. A weight of n bits is an odd number o = 2 c + 1, |o| < 2^n, t
     n = 6, 7    Q8_0   w = d q          q = o             d = step / 2
     n = 8       Q8_0   likewise, of the nearest numbers of each block: o has 9 bits
 
-so that up to 7 bits only d and m are rounded, to float16: by at most 2^-11 of a weight's range. A
-table, whose step is another for each feature, is rounded as 8 bits are; what is no multiple of 32
-long, and all the rest, is float32. Steps and widths of activations are in the metadata.
+so that up to 7 bits only d and m are rounded, to float16: by at most 2^-11 of the range of a
+weight. A table, whose step is another for each feature, is rounded as 8 bits are; what is no
+multiple of 32 long, and all the rest, is float32. Steps and widths of activations are in the
+metadata.
 
 No engine knows the architecture: llama.cpp has none of these blocks, see docs/engines.md.
 """

@@ -4,12 +4,12 @@
     programs = Programs("net.programs")
     logits = programs.predict(images, precision="low")
 
-The file is a safetensors file. Its tensors are the integer network's values (params/stem/kernel,
-int8, ...) and, as bytes, what `jax.export` makes of the forward of each mode (programs/low), for
-any batch size. The values are arguments of the programs, so that both modes share them, and a
-program takes 14 to 40 kB. Where layers have calls of their own, as those of language models, the
-values are the same codes, and a program decodes them before the forward of the network as it is.
-No model code is needed to run one. `jax.export` checks no sums of its
+The file is a safetensors file. Its tensors are the values of the integer network
+(params/stem/kernel, int8, ...) and, as bytes, what `jax.export` makes of the forward of each mode
+(programs/low), for any batch size. The values are arguments of the programs, so that both modes
+share them, and a program takes 14 to 40 kB. Where layers have calls of their own, as those of
+language models, the values are the same codes, and a program decodes them before the forward of the
+network as it is. No model code is needed to run one. `jax.export` checks no sums of its
 own: a flipped bit of a program can load and give wrong numbers. So the metadata hold a sha256 of
 everything else, and nothing is believed before it.
 """

@@ -12,8 +12,8 @@
 
 This is a safetensors file: `safetensors.numpy.load_file` opens it and shows the tensors. Written
 (in writer.py) and read (here) without that library: its writer sorts tensors by dtype and name,
-where a prefix must hold one mode's floats and planes together; its reader wants the whole file and
-checks no sums.
+where a prefix must hold the floats and planes of one mode together; its reader wants the whole file
+and checks no sums.
 
 Nothing in a file is believed before its checksum, and no length before it is compared with the
 size of the file.
@@ -63,7 +63,7 @@ class Header:
     """What the header says.
 
     Attributes:
-      about: the caller's values.
+      about: what the caller gave.
       tensors: in the order of the file.
       sections: name -> (its end in bytes after the header, sha256), in the order of the file.
       start: bytes before the first tensor.

@@ -1,4 +1,4 @@
-"""What stands in a packed file: from variables to the tensors of each mode's section, and back.
+"""What stands in a packed file: from variables to tensors in a section for each mode, and back.
 
 The sections follow each other from the mode with the fewest weight bits to the one with the most.
 A section holds what its mode reads and those before do not have:
@@ -17,8 +17,8 @@ scale = gain with var = 1 - epsilon, whose factor is exactly 1. bias - mean * ga
 XLA fuses it into one rounding inside of a jitted program and not outside, so that no stored
 number would stand for both.
 
-A kernel comes back as the middle of each weight's cell, (c + 1/2) * step * 2^(N-n), a latent whose
-codes are the ones that were read, so that the same forward gives the same bits.
+A kernel comes back as the middle of the cell of each weight, (c + 1/2) * step * 2^(N-n), a latent
+whose codes are the ones that were read, so that the same forward gives the same bits.
 """
 
 from collections.abc import Mapping, Sequence

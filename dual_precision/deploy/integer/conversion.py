@@ -44,7 +44,7 @@ def to_integer(
     """The same model with integer layers, and its variables: int8 codes and a few floats.
 
     The output of a layer may go to a normalisation, and then to that alone: it is its bare sums.
-    Layers and normalisations are those that the model's attributes name by their classes, as in
+    Layers and normalisations are those that attributes of the model name by their classes, as in
     `conv: ModuleDef = Conv`. What else a model computes must not depend on the mode.
 
     Args:
@@ -210,7 +210,7 @@ def _widths(layer: Layer, mode: str) -> tuple[int, int | None, int]:
 
 
 def _scale(path: LayerPath, layer: Layer, leaves: Leaves, mode: str) -> np.ndarray:
-    """The factor of a layer's sums, step * 2^(N-n) / 2 * input_step, as the training forward
+    """The factor of the sums of a layer, step * 2^(N-n) / 2 * input_step, as the training forward
     rounds it: float32 [out], the product alone is not exact."""
     weights, activations, stored = _widths(layer, mode)
     step = np.asarray(leaves["params", *path, "step"], np.float32)

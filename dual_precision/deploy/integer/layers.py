@@ -101,7 +101,7 @@ def odd_residual(codes: jax.Array, low: int, high: int, stored: int) -> jax.Arra
 class IntegerLayer(QuantizedLayer):
     """The form of a layer that computes with codes, see `forms.layer_form`. Parameters:
 
-    kernel: int8 codes of the stored width, in the shape of the training layer's kernel.
+    kernel: int8 codes of the stored width, in the shape of the kernel of the training layer.
     input_step: mode -> float32 (), of the modes that quantize the input.
     scale: mode -> float32 [features], and bias [features], where no FoldedNorm follows.
 
@@ -204,7 +204,7 @@ class IntegerLayer(QuantizedLayer):
         return self.get_variable("params", name)
 
     def _widths(self, precision: str) -> tuple[int, int | None, int]:
-        """Bits of the mode's weights, of its activations (None is float), of the stored codes."""
+        """Bits of weights and of activations (None is float) in a mode, and of the stored codes."""
         own, stored = self.modes.at(self.path)[precision], self.modes.stored_at(self.path)
         assert own.weights is not None, "to_integer refuses float weights"
         assert stored is not None, "to_integer refuses float weights"

@@ -175,8 +175,9 @@ def to_bit_layers(
         was read.
       example: what the model takes, see `structure_of`.
       mode: whose weights and normalisation to take. Planes are fitted to what it computes with;
-        only where those are 8-bit codes, the planes are the codes': at 8 planes the weights are
-        the mode's own, and at fewer nearer to them than the codes' prefix, by its scale.
+        only where those are 8-bit codes, the planes are those of the codes: at 8 planes the
+        weights are those of the mode, and at fewer nearer to them than a prefix of the codes, by
+        its scale.
       read: numbers of planes that the clips are chosen for, see `fit_planes`.
 
     Raises:
