@@ -33,7 +33,7 @@ class Cost:
     """What one mode costs, of a network or of a layer.
 
     Attributes:
-      weight_bytes: kernels at the mode's width, packed, and 4 bytes for every step of theirs.
+      weight_bytes: kernels at the width of the mode, packed, and 4 bytes for every step of theirs.
       bit_operations: sum over layers of MACs * weight bits * activation bits, per image.
       macs: multiply-accumulates per image.
     """
@@ -51,7 +51,7 @@ def pixel_layer(layers: Mapping[LayerPath, Layer]) -> LayerPath | None:
 
 
 def input_bits(layers: Mapping[LayerPath, Layer], path: LayerPath, mode: str) -> int:
-    """Width of a layer's input. Inputs of the first layer that no mode quantizes: 8-bit pixels."""
+    """Width of the input of a layer: of the first one, 8 bits of pixels that no mode quantizes."""
     pixels = path == pixel_layer(layers) and mode != FLOAT_NAME
     return layers[path].table[mode].activations or (PIXEL_BITS if pixels else FLOAT_BITS)
 
@@ -81,9 +81,9 @@ def mode_cost(layers: Mapping[LayerPath, Layer], mode: str) -> Cost:
 def reused_bit_operations(layers: Mapping[LayerPath, Layer], low: str, high: str) -> int:
     """The part of `mode_cost(layers, high).bit_operations` that a run of `low` has done already.
 
-    The pixel layer's sum over the planes that `low` reads is the first part of the same sum in
-    `high`: MACs * low's weight bits * 8, all of the layer where the widths are equal, 0 where
-    `low` is the wider one there. Other layers see other inputs in other modes.
+    The sum of the pixel layer over the planes that `low` reads is the first part of the same sum
+    in `high`: MACs * weight bits of `low` * 8, all of the layer where the widths are equal, 0
+    where `low` is the wider one there. Other layers see other inputs in other modes.
     """
     path = pixel_layer(layers)
     if path is None:

@@ -21,7 +21,7 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
     """The trained network of a workdir: (model, variables), ready for `model.apply`.
 
     Args:
-      workdir: as given to the experiment's --workdir.
+      workdir: the folder of a run, as `fit` was given.
       step: "latest", "best" (by validation, where the most modes are trained), or a number.
 
     Raises:
@@ -39,8 +39,8 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
     checkpoints = Checkpoints(workdir)
     if not checkpoints.steps():
         raise CheckpointError(
-            f"no checkpoint in {checkpoints.folder}: train one first,"
-            f" python -m experiments.cifar --dataset=digits --workdir={workdir}"
+            f"no checkpoint in {checkpoints.folder}: expected the folder of a run that has trained"
+            " for an epoch or more"
         )
     if step == "best":
         step = checkpoints.best()
@@ -54,7 +54,7 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
 
 
 def _read(checkpoints: Checkpoints, step: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """(model, variables, the run's config)."""
+    """(model, variables, the config of the run)."""
     config = checkpoints.about(step)["config"]
     if "network" not in config:
         raise ValueError(

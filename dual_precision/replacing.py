@@ -10,8 +10,8 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
     """Writes a file that is either there as a whole or not at all.
 
     Every writer prepares a file of its own beside it, with the rights that `open` gives: of several
-    at once, the last one's stands there. A writer that is killed may leave `NAME.16HEXDIGITS.part`,
-    which nobody reads and which may be deleted.
+    at once, that of the last one stands there. A writer that is killed may leave
+    `NAME.16HEXDIGITS.part`, which nobody reads and which may be deleted.
 
     Raises:
       OSError: it cannot be written; what stood under `path` is as it was.

@@ -84,7 +84,7 @@ class Structure:
         }
 
     def is_inside(self, leaf: LayerPath) -> bool:
-        """Whether a leaf belongs to a layer or a norm; others are the model's own."""
+        """Whether a leaf belongs to a layer or a norm; others belong to the model itself."""
         parts = {leaf[1:end] for end in range(1, len(leaf) + 1)}
         return not parts.isdisjoint(self.layers.keys() | self.norms.keys())
 
@@ -189,6 +189,18 @@ class _Trace:
                 if array is args[0]:
                     self.sources[path] = source
         return result
+
+
+def check_nested(structure: Structure, paths: Collection[LayerPath] | None = None) -> None:
+    """Raises ValueError where layers compute with other grids than the nested one; None is all."""
+    for path in structure.layers if paths is None else paths:
+        if not structure.layers[path].nested:
+            raise ValueError(
+                f"layer {'/'.join(path)!r} of class {structure.classes[path].__name__} quantizes in"
+                " a way of its own, and what is packed or deployed are codes of the nested grid,"
+                " one store for all modes: expected a class that leaves to QuantizedLayer how it"
+                " quantizes; train the same network with such layers"
+            )
 
 
 def free_layers(structure: Structure, mode: str) -> tuple[str, ...]:

@@ -18,8 +18,16 @@ from flax import linen as nn
 
 from dual_precision import Modes, Widths, data, modes
 from dual_precision.costs import mode_cost
-from dual_precision.layers import Dense, QuantizedLayer, SwitchableBatchNorm
-from dual_precision.models import MLP
+from dual_precision.layers import (
+    Conv,
+    Dense,
+    Embed,
+    QuantizedLayer,
+    Recurrence,
+    SwitchableBatchNorm,
+)
+from dual_precision.models import LSTM, MLP
+from dual_precision.primitives.ste import round_ste
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.fit import fit
@@ -42,15 +50,18 @@ def digits(tmp_path_factory) -> data.Dataset:
     return data.load("digits", data_dir=tmp_path_factory.mktemp("tfds"))
 
 
-def train(digits: data.Dataset, phase: Phase, workdir: Any) -> tuple[Any, float]:
-    """A run on digits: the last state, and the accuracy of high on its validation images."""
+def train(
+    digits: data.Dataset, phase: Phase, workdir: Any, dense: type = Dense
+) -> tuple[nn.Module, Any, float]:
+    """A run on digits: the model, the last state, and the validation accuracy of high."""
     means = {"mean": tuple(map(float, digits.mean)), "std": tuple(map(float, digits.std))}
-    model = MLP(num_classes=10, modes=modes(low="w2a2", high="w8a8"), hidden=(32,), **means)
+    own = {"modes": modes(low="w2a2", high="w8a8"), "dense": dense, **means}
+    model = MLP(num_classes=10, hidden=(32,), **own)
     task, records = Classification.of(digits), []
     options = FitOptions(batch_size=64, epochs_per_evaluation=phase.epochs)
     parts = (digits.train, digits.validation, options, workdir)
     state = fit(model, task, (phase,), *parts, listeners=[records.append])
-    return state, records[-1]["validation_high_accuracy"]
+    return model, state, records[-1]["validation_high_accuracy"]
 
 
 # -- a method is a loss and schedules --------------------------------------------------------------
@@ -109,20 +120,20 @@ HAPPENED: list[int] = []
 def test_a_method_is_a_loss_and_schedules(digits, tmp_path):
     schedules = {**RATES, "width": partial(cosine_cycles, low=3, high=8, cycles=8)}
     phase = Phase("cyclic", 20, ("high",), Cyclic("high"), Sgd(), schedules, START)
-    assert train(digits, phase, tmp_path)[1] > 0.85
+    assert train(digits, phase, tmp_path)[2] > 0.85
 
 
 def test_a_method_may_give_every_layer_its_own_width(digits, tmp_path):
     loss = RandomWidths(("dense1", "classifier"))
     phase = Phase("random", 20, ("high",), loss, Sgd(), RATES, START)
-    assert train(digits, phase, tmp_path)[1] > 0.85
+    assert train(digits, phase, tmp_path)[2] > 0.85
 
 
 def test_a_method_may_have_an_event_every_few_epochs(digits, tmp_path):
     HAPPENED.clear()
     both, event = ("high", "low"), (6, HalveSmallWeights("classifier"))
     phase = Phase("events", 20, both, Split(both), Sgd(), RATES, START, events=(event,))
-    assert train(digits, phase, tmp_path)[1] > 0.85
+    assert train(digits, phase, tmp_path)[2] > 0.85
     assert HAPPENED == [6, 12, 18]
 
 
@@ -284,3 +295,109 @@ def test_a_layer_states_its_own_facts(tmp_path, monkeypatch):
     for mode in ("low", "high"):
         wanted = predict(variables, images, precision=mode)
         np.testing.assert_array_equal(again.apply(loaded, images, precision=mode), wanted)
+
+
+# -- a quantizer is one class for all layers -------------------------------------------------------
+
+
+class Largest(QuantizedLayer):
+    """2^n - 1 levels to the largest magnitude, of each output channel and of the inputs."""
+
+    def stored_bits(self):
+        return None  # floats: the codes of one width are no part of those of another
+
+    def grid_of_weights(self, asked, kernel):
+        if asked.weights is None:
+            return None
+        axes = tuple(range(kernel.ndim - 1))
+        return step_of(jnp.max(jnp.abs(kernel), axes, keepdims=True), asked.weights)
+
+    def grid_of_inputs(self, asked, x):
+        return (
+            None if asked.activations is None else step_of(jnp.max(jnp.abs(x)), asked.activations)
+        )
+
+    def weights_on(self, kernel, grid):
+        return round_ste(kernel / grid) * grid
+
+    def inputs_on(self, x, grid):
+        return round_ste(x / grid) * grid
+
+    def fits_inputs(self):
+        return True  # in every call
+
+
+def step_of(largest, bits):
+    return jax.lax.stop_gradient(largest) / (2.0 ** (bits - 1) - 1)
+
+
+class LargestDense(Dense, Largest):
+    """Behind a class of layers, so that what these say of themselves comes first."""
+
+
+class LargestConv(Conv, Largest):
+    pass
+
+
+class LargestEmbed(Embed, Largest):
+    pass
+
+
+class LargestRecurrence(Recurrence, Largest):
+    pass
+
+
+def rounded(x, bits, axes=None):
+    step = np.abs(x).max(axes, keepdims=True) / np.float32(2 ** (bits - 1) - 1)
+    return np.round(x / step) * step
+
+
+@pytest.mark.parametrize("cls", [LargestDense, LargestConv])
+def test_a_quantizer_is_one_class_for_products(cls):
+    x = np.random.default_rng(0).normal(size=(3, 5, 5, 4)).astype(np.float32)
+    own, base = (c(6, modes(low="w2a4", high="w5a6")) for c in (cls, cls.__bases__[0]))
+    assert own.use_bias == base.use_bias
+    variables, plain = (layer.init(jax.random.key(0), x, precision="low") for layer in (own, base))
+    assert "step" not in variables["params"]
+    kernel = np.asarray(variables["params"]["kernel"])
+    for mode, (weights, inputs) in {"low": (2, 4), "high": (5, 6)}.items():
+        seen = {"kernel": rounded(kernel, weights, tuple(range(kernel.ndim - 1)))}
+        variables_of_base = {"params": {**plain["params"], **seen}}
+        wanted = base.apply(variables_of_base, rounded(x, inputs), precision="float")
+        found = own.apply(variables, x, precision=mode)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_quantizer_is_one_class_for_tables_and_recurrences():
+    text = np.random.default_rng(1).integers(0, 256, (2, 7)).astype(np.uint8)
+    own = {"embed": LargestEmbed, "dense": LargestDense, "recurrence": LargestRecurrence}
+    model = LSTM(modes(low="w2a4", high="w8a8"), features=16, depth=1, **own)
+    variables = model.init(jax.random.key(0), text, precision="high")
+    table = LargestEmbed(16, model.modes.pin(4, None))
+    params = {"params": variables["params"]["embed"]}
+    rows = table.apply(params, np.arange(256, dtype=np.uint8), precision="low")
+    np.testing.assert_array_equal(table.apply(params, text, precision="low"), rows[text])
+    np.testing.assert_allclose(rows, rounded(params["params"]["kernel"], 4, 0), atol=1e-5)
+
+    def loss(variables, mode):
+        return jnp.sum(model.apply(variables, text, precision=mode) ** 2)
+
+    exact, errors = model.apply(variables, text, precision="float"), {}
+    for mode in ("low", "high"):
+        apart = model.apply(variables, text, precision=mode) - exact
+        errors[mode] = float(jnp.linalg.norm(apart) / jnp.linalg.norm(exact))
+    assert 0 < errors["high"] < 0.05 < errors["low"]
+    gradients = jax.grad(loss)(variables, "low")["params"]
+    for name in ("embed", "input1", "hidden1", "head"):
+        assert 0 < float(jnp.linalg.norm(gradients[name]["kernel"])) < np.inf
+
+
+def test_a_network_of_an_own_quantizer_is_trained_and_not_converted(digits, tmp_path):
+    from dual_precision.deploy import to_integer
+
+    both = ("high", "low")
+    phase = Phase("own", 20, both, Split(both), Sgd(), RATES)
+    model, state, accuracy = train(digits, phase, tmp_path, LargestDense)
+    assert accuracy > 0.85
+    with pytest.raises(ValueError, match="'dense1' of class LargestDense quantizes in a way of"):
+        to_integer(model, state.variables, Classification.of(digits).example)

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,61 @@ def test_nobody_switches_on_the_class_of_a_layer():
 def test_third_parties(path):
     allowed = {PACKAGE, *sys.stdlib_module_names, *OUTSIDE[room_of(path)]}
     assert not [module for module in imports(path) if not within(module, allowed)]
+
+
+# Words that look like flags of a command, and are none of ours.
+FLAGS = {
+    "data/provision/download.py": "of npm",
+    "primitives/native/build.py": "of the compiler",
+    "training/methods/bsq.py": "a docstring says where its result can be used",
+}
+
+
+@each_part
+def test_a_package_speaks_of_nothing_that_is_not_installed(path):
+    """Neither of the commands in experiments/ nor of their flags: a caller has arguments."""
+    own = r"\bexperiments\."
+    if str(path.relative_to(ROOT / PACKAGE)) not in FLAGS:
+        own += r"|(?<![\w-])--[a-z]"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.search(own, node.value)
+            assert not found, f"{path}:{node.lineno}: {node.value[found.start() :]!r}"
+
+
+# Public names that more than one module has, and why.
+SHARED = {
+    "Bits": "of two rooms that do not know each other: the same alias of an integer",
+    "KERNEL": "each compiled kernel is asked by its module, as in planes.KERNEL",
+    "available": "likewise, as in planes.available()",
+    "load": "dual_precision.load and data.load, which are called by these names",
+    "log": "the logger of a module",
+    "Tree": "checkpoints know no tasks",
+}
+
+
+def public_names(body: list[ast.stmt]) -> set[str]:
+    """Classes, functions and constants that a module defines for others."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named = [n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            found |= {n.id for n in named if isinstance(n.ctx, ast.Store)}
+        elif isinstance(node, ast.If | ast.Try):
+            found |= public_names([*node.body, *node.orelse])
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_word_is_defined_once():
+    """No two modules define the same public name: a reader need not ask which one is meant."""
+    where: dict[str, list[str]] = {}
+    for path in PARTS:
+        for name in public_names(ast.parse(path.read_text()).body):
+            where.setdefault(name, []).append(str(path.relative_to(ROOT / PACKAGE)))
+    assert not {n: paths for n, paths in where.items() if len(paths) > 1 and n not in SHARED}
 
 
 @each_source

@@ -28,7 +28,7 @@ class Spec:
     npm: NpmPackage | None = None
     debian: str | None = None  # a Debian package that carries it
     class_names: tuple[str, ...] | None = None  # where TFDS would take them from the download
-    archives: str = ""  # what --archive accepts, for messages
+    archives: str = ""  # what `archive` may be, for messages
     # split -> sha256 of pixels and of labels, in canonical order (see arrays.py)
     sha256: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
 

@@ -24,7 +24,7 @@ class TextSpec:
     """A text: where it may come from, how it is recognised.
 
     Attributes:
-      name: as --dataset calls it.
+      name: as `load_text` calls it.
       about: what is held out.
       sha256: "train" and "test" -> of their bytes; empty where they are another on every machine.
     """
@@ -158,7 +158,7 @@ def _root(data_dir: str | Path | None) -> Path:
 def _of_file(name: str, archive: object) -> Text:
     check_text_name(name)
     if archive is not None:
-        raise ValueError(f"--archive with the file {name}: expected none, the file is the text")
+        raise ValueError(f"an archive with the file {name}: expected none, the file is the text")
     path = Path(name).expanduser()
     try:
         if path.stat().st_size > LARGEST_TEXT:

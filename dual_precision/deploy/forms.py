@@ -1,7 +1,7 @@
 """The same model with other classes in the place of its layers: how a network is deployed.
 
-A form is a class whose call computes what a layer's does, in another way: from integers, or from
-bit planes. It is mixed with the class of each layer, so that what the class says itself, its
+A form is a class whose call computes what that of a layer does, in another way: from integers, or
+from bit planes. It is mixed with the class of each layer, so that what the class says itself, its
 attributes and its `product`, is kept, and classes that nobody has heard of here have forms too.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from dual_precision.structure import Example, LayerPath, Structure, batch_of
+from dual_precision.structure import Example, LayerPath, Structure, batch_of, check_nested
 
-Classes = Callable[[type], Any]  # a layer's class -> what stands in its place
+Classes = Callable[[type], Any]  # the class of a layer -> what stands in its place
 
 
 @functools.cache
@@ -55,11 +55,16 @@ def with_forms(
     """The model with forms in the place of the classes that its attributes name.
 
     Args:
-      layers, norms: the class of a layer, or of a norm -> what stands in its place.
+      layers, norms: the class of a layer, or of a norm -> what stands in its place, or itself.
       others: more attributes to set.
+
+    Raises:
+      ValueError: a layer that is not to keep its class computes with another grid than its form.
     """
-    forms = {structure.classes[path]: norms for path in structure.norms}
-    forms |= {structure.classes[path]: layers for path in structure.layers}
+    classes = structure.classes
+    check_nested(structure, [p for p in structure.layers if layers(classes[p]) is not classes[p]])
+    forms = {classes[path]: norms for path in structure.norms}
+    forms |= {classes[path]: layers for path in structure.layers}
     values = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     replaced = {
         name: forms[value](value)

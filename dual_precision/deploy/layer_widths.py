@@ -44,7 +44,7 @@ def with_layer_widths(
             if new and not old:
                 raise ValueError(
                     f"layer {'/'.join(path)!r}: {mode!r} has float activations, and no input step"
-                    f" for {new} bits: expected a32 there; train it with --widths"
+                    f" for {new} bits: expected a32 there; train it at these widths"
                 )
             if new and old:
                 leaves[leaf] = rescaled_step(leaves[leaf], old, new, layer.signed)

@@ -8,7 +8,7 @@ them as an argument. What happens on the host is NumPy, so that no request, what
 compiles anything. Nothing changes after construction: any number of threads may call `predict`.
 
 Where a layer sees the same input in both modes of a cascade, the second goes on from the sums of
-the first, y_high = y_low + residual: see KEPT in integer/layers.py.
+the first, y_high = y_low + residual: see KEPT_SUMS in integer/layers.py.
 """
 
 import dataclasses
@@ -32,21 +32,21 @@ from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.integer.chaining import chained
 from dual_precision.deploy.integer.conversion import to_integer
-from dual_precision.deploy.integer.layers import KEPT
+from dual_precision.deploy.integer.layers import KEPT_SUMS
 from dual_precision.deploy.integer.programs import CompiledProgram
 from dual_precision.precision import is_whole
 from dual_precision.structure import batch_of
+from dual_precision.tasks.task import Tree
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-CASCADE = "cascade"  # its name in a packed file's metadata
+CASCADE = "cascade"  # its name in the metadata of a packed file
 # What a program is for: a mode alone, the first of a cascade, which keeps its sums, or the second.
-ALONE, FIRST, THEN = "alone", "first", "then"
+_ALONE, _FIRST, _THEN = "alone", "first", "then"
 BLOCK = 16  # batches of the largest size that a cascade runs through at a time
 WAYS = tuple(field.name for field in dataclasses.fields(Answer))
 
-Tree = dict[str, Any]
 Rows = tuple[Any, ...]  # what a model takes, arrays whose first axis are the rows
 Apply = Callable[..., tuple[jax.Array, Tree]]
 
@@ -103,15 +103,15 @@ class Predictor:
         self._programs: dict[tuple[str, str, int], CompiledProgram] = {}
         for size in self.batch_sizes:
             for name in self.precisions:
-                self._compile(apply, name, ALONE, size, {})
+                self._compile(apply, name, _ALONE, size, {})
             if self.cascade:
-                _, kept = self._compile(apply, self.cascade.first, FIRST, size, {})
-                self._compile(apply, self.cascade.then, THEN, size, kept)
+                _, kept = self._compile(apply, self.cascade.first, _FIRST, size, {})
+                self._compile(apply, self.cascade.then, _THEN, size, kept)
 
     def predict(self, inputs: Any, precision: str) -> np.ndarray:
         """What the network gives, [N, ...]: of a classifier logits, float32 [N, classes].
 
-        The bits of a row's logits may depend on the batch size whose program it runs in.
+        The bits of the logits of a row may depend on the batch size whose program it runs in.
 
         Args:
           inputs: what the network takes, any N: for images uint8 [N, H, W, C]; a tuple of arrays
@@ -130,7 +130,7 @@ class Predictor:
                 f" {[*self.precisions, *([AUTO] if self.cascade else [])]}"
                 f" (the file holds {list(self.info.bytes_read)})"
             )
-        return self._run(precision, ALONE, checked_inputs(inputs, self._row))[0]
+        return self._run(precision, _ALONE, checked_inputs(inputs, self._row))[0]
 
     def answer(self, inputs: Any, cascade: Cascade | None = None) -> Answer:
         """What "auto" gives, and which rows took which way; arguments and errors as `predict`.
@@ -158,14 +158,14 @@ class Predictor:
         return Answer(*(np.concatenate([getattr(p, n) for p in parts]) for n in WAYS))
 
     def _cascade(self, cascade: Cascade, rows: Rows) -> Answer:
-        logits, kept = self._run(cascade.first, FIRST, rows)
+        logits, kept = self._run(cascade.first, _FIRST, rows)
 
         def then(index: np.ndarray) -> np.ndarray:
-            return self._run(cascade.then, THEN, taken(rows, index), taken(kept, index))[0]
+            return self._run(cascade.then, _THEN, taken(rows, index), taken(kept, index))[0]
 
         def again(index: np.ndarray) -> np.ndarray:
             (images,) = taken(rows, index)
-            return self._run(cascade.first, ALONE, (mirrored(images),))[0]
+            return self._run(cascade.first, _ALONE, (mirrored(images),))[0]
 
         return answer(cascade, logits, again, then)
 
@@ -184,8 +184,8 @@ class Predictor:
             _ = self.info.image_shape  # a ValueError where it takes no images
 
     def _compile(self, apply: Apply, name: str, use: str, size: int, kept: Tree) -> Any:
-        """Adds a program; its outputs' shapes."""
-        keep = use == FIRST
+        """Adds a program; the shapes of its outputs."""
+        keep = use == _FIRST
 
         def program(variables: Tree, kept: Tree, rows: Rows) -> tuple[jax.Array, Tree]:
             return apply({**variables, **kept}, rows, name, keep)
@@ -247,8 +247,8 @@ def _usable(
         if own and {own.first, own.then} <= set(precisions):
             return own, ""
         return None, (
-            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...),"
-            " or calibrate the file: python -m experiments.deploy cascade FILE --write"
+            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...), or"
+            f" write one into the file: amend_metadata(path, {{{CASCADE!r}: cascade.to_json()}})"
         )
     if not {cascade.first, cascade.then} <= set(precisions):
         raise ValueError(
@@ -285,7 +285,7 @@ def _network(file: PackedFile, precisions: Sequence[str]) -> tuple[Apply, dict[s
         model, own = to_integer(model, own, file.info.example)
 
     def apply(variables: Tree, rows: Rows, name: str, keep: bool) -> tuple[jax.Array, Tree]:
-        output, kept = model.apply(variables, *rows, precision=name, mutable=[KEPT] * keep)
+        output, kept = model.apply(variables, *rows, precision=name, mutable=[KEPT_SUMS] * keep)
         return output, dict(kept)
 
     return apply, own

@@ -2,14 +2,13 @@
 
 from dual_precision.layers.attention import Attention, KVCache
 from dual_precision.layers.embed import Embed
+from dual_precision.layers.linear import Conv, Dense
 from dual_precision.layers.lstm import Recurrence
 from dual_precision.layers.minmax import MinMaxConv, MinMaxDense
 from dual_precision.layers.norms import SwitchableBatchNorm, SwitchableRMSNorm
 from dual_precision.layers.quantized import (
     CALIBRATION,
     ROUNDING,
-    Conv,
-    Dense,
     QuantizedLayer,
     check_named_layers,
 )

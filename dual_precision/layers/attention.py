@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dual_precision.layers.quantized import Dense
+from dual_precision.layers.linear import Dense
 from dual_precision.precision import Asked, Modes
 from dual_precision.primitives.attention import cached_attention, causal_attention, rotated
 

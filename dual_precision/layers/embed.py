@@ -10,7 +10,6 @@ from flax import linen as nn
 from dual_precision.layers.facts import Layer
 from dual_precision.layers.quantized import Initializer, QuantizedLayer
 from dual_precision.precision import Asked
-from dual_precision.primitives.ste import midrise_ste
 
 
 class Embed(QuantizedLayer):
@@ -38,15 +37,15 @@ class Embed(QuantizedLayer):
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
         asked = self.modes.resolve(self.path, precision)
-        kernel, grid = self._kernel(asked, self.vocabulary)
+        kernel = self._kernel(self.vocabulary)
+        grid = self.grid_of_weights(asked, kernel)
         # Few numbers: the rows that are read are quantized, not the table. A size that is a symbol,
         # of an export for any batch, is not few.
         few = isinstance(x.size, int) and x.size < self.vocabulary
-        kernel = kernel[x] if few else kernel
+        rows = kernel[x.reshape(-1)] if few else kernel
         if grid is not None:
-            step = grid.step.reshape((1,) * (kernel.ndim - 1) + grid.step.shape[-1:])
-            kernel = midrise_ste(kernel, step, grid.cell, grid.half)
-        return self._output(asked, kernel if few else kernel[x])
+            rows = self.weights_on(rows, grid)
+        return self._output(asked, rows.reshape(*x.shape, self.features) if few else rows[x])
 
     def facts(self, x: jax.Array, y: jax.Array) -> Layer:
         """No multiply-accumulates: a row of the table is read for every number."""
@@ -56,6 +55,7 @@ class Embed(QuantizedLayer):
             kernel=kernel,
             macs=0,
             inputs=math.prod(x.shape[1:]),
-            stored=self.modes.stored_at(self.path),
-            rows=True,
+            stored=self.stored_bits(),
+            nested=self._nested,
+            rows=type(self).__call__ is Embed.__call__,
         )

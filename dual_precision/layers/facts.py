@@ -1,7 +1,8 @@
 """What layers say of themselves: the facts that others would else have to guess from their class.
 
-A module that is a layer or a normalisation has a method `facts(x, y)`, of one call's input and
-output. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None for all the rest.
+A module that is a layer or a normalisation has a method `facts(x, y)`, of the input and output of
+one call. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None for all the
+rest.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ class Layer:
       macs: multiply-accumulates per example, of all calls.
       inputs: numbers in its inputs, per example, of all calls.
       stored: width at which the weights are stored; None is float.
+      nested: whether its weights and inputs are on the grids of `QuantizedLayer`, and nothing else
+        is done to them: what is packed, and every deployed form, computes with these.
       signed: whether its inputs may be negative.
       matrix: whether it is the product of a matrix with the last axis of its input.
       recurrent: whether it is that of a matrix with its own last output, see layers/lstm.py.
@@ -36,6 +39,7 @@ class Layer:
     macs: int
     inputs: int
     stored: int | None = None
+    nested: bool = False
     signed: bool = False
     matrix: bool = False
     recurrent: bool = False

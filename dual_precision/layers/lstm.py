@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
-from dual_precision.layers.quantized import CALIBRATION, ROUNDING, Initializer, QuantizedLayer
+from dual_precision.layers.quantized import ROUNDING, Initializer, QuantizedLayer
 from dual_precision.precision import Asked, Resolved
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.recurrence import Carry, run_gates
-from dual_precision.primitives.ste import midrise_ste, uniform_ste
+
+_OF_A_CALL = ("__call__", "product")  # what its forms on planes know, and derived classes may not
 
 
 class Recurrence(QuantizedLayer):
@@ -42,6 +43,11 @@ class Recurrence(QuantizedLayer):
 
     def check_call(self, x: jax.Array) -> None:
         super().check_call(x)
+        if not self.signed:
+            raise ValueError(
+                f"{self._named} has signed=False: expected True, as h has either sign; a class of"
+                " another quantizer comes behind: class Mine(Recurrence, Quantizer)"
+            )
         if x.ndim != 3 or x.shape[-1] != 4 * self.features:
             raise ValueError(
                 f"{self._named} got {list(x.shape)}: expected [N, T, {4 * self.features}], four"
@@ -54,36 +60,38 @@ class Recurrence(QuantizedLayer):
     ) -> tuple[jax.Array, Carry]:
         self.check_call(gates)
         asked = self.modes.resolve(self.path, precision)
-        kernel, grid = self._kernel(asked, self.features)
+        kernel = self._kernel(self.features)
+        grid = self.grid_of_weights(asked, kernel)
         bias = self.param("bias", _forget_one, 4 * self.features)
         seen = carry[1]
-        if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
-            # The step of h is fitted to what h is without it.
+        if self.fits_inputs():
+            # The grid of h is fitted to what h is without it.
             free, _ = run_gates(
                 gates + bias[None, None], carry, lambda h, _: self.product(h, kernel)
             )
             seen = free.reshape(-1, self.features)
-        inputs = self._input(asked, seen)
-        weights = kernel if grid is None else midrise_ste(kernel, *grid)
+        inputs = self.grid_of_inputs(asked, seen)
+        weights = kernel if grid is None else self.weights_on(kernel, grid)
         given, back = self._gradient_of(asked, gates.shape[1])
 
         def product(h: jax.Array, key: Any) -> jax.Array:
-            h = h if inputs is None else uniform_ste(h, *inputs)
+            h = h if inputs is None else self.inputs_on(h, inputs)
             return back(self.product(h, weights), key)
 
         return run_gates(gates + bias[None, None], carry, product, given)
 
     def facts(self, x: jax.Array, y: Any) -> Layer:
         """A call for every byte."""
-        length, kernel = x.shape[1], self.kernel_shape(self.features)
+        length, kernel, own = x.shape[1], self.kernel_shape(self.features), type(self)
         return Layer(
             table=self.modes.at(self.path),
             kernel=kernel,
             macs=length * math.prod(kernel),
             inputs=length * self.features,
-            stored=self.modes.stored_at(self.path),
+            stored=self.stored_bits(),
+            nested=self._nested,
             signed=True,
-            recurrent=True,
+            recurrent=all(getattr(own, name) is getattr(Recurrence, name) for name in _OF_A_CALL),
             calls=length,
         )
 

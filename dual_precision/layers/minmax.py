@@ -3,14 +3,13 @@
 For comparison with its figures. Modes do not share codes here: each width is a grid of its own.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dual_precision.layers.facts import Layer
-from dual_precision.layers.quantized import Conv, Dense, Grid, QuantizedLayer, check_present
+from dual_precision.layers.linear import Conv, Dense
+from dual_precision.layers.quantized import Grid, QuantizedLayer, check_present
 from dual_precision.precision import Resolved
 from dual_precision.primitives.minmax import quantize_between, range_of_batch, range_of_channels
 
@@ -24,24 +23,24 @@ class MinMaxLayer(QuantizedLayer):
     mode, is used in evaluation. Training is where "batch_stats" may change.
     """
 
-    def facts(self, x: jax.Array, y: jax.Array) -> Layer:
-        """As of every layer, but its weights are stored as floats."""
-        return dataclasses.replace(super().facts(x, y), stored=None)
+    def stored_bits(self) -> int | None:
+        return None
 
-    def _multiplied(
-        self, x: jax.Array, kernel: jax.Array, inputs: Grid, weights: Grid
-    ) -> jax.Array:
-        x = x if inputs is None else quantize_between(x, *inputs)
-        return self.product(x, kernel if weights is None else quantize_between(kernel, *weights))
-
-    def _kernel(self, asked: Resolved, inputs: int) -> tuple[jax.Array, Grid]:
-        self._check_inputs(inputs)
-        kernel = self.param("kernel", self.kernel_init, self.kernel_shape(inputs), jnp.float32)
+    def grid_of_weights(self, asked: Resolved, kernel: jax.Array) -> Grid:
         if asked.weights is None:
-            return kernel, None
-        return kernel, (*jax.lax.stop_gradient(range_of_channels(kernel)), asked.weights)
+            return None
+        return (*jax.lax.stop_gradient(range_of_channels(kernel)), asked.weights)
 
-    def _input(self, asked: Resolved, x: jax.Array) -> Grid:
+    def weights_on(self, kernel: jax.Array, grid: Grid) -> jax.Array:
+        return quantize_between(kernel, *grid)
+
+    def inputs_on(self, x: jax.Array, grid: Grid) -> jax.Array:
+        return quantize_between(x, *grid)
+
+    def fits_inputs(self) -> bool:
+        return self.is_mutable_collection("batch_stats") and not self.is_initializing()
+
+    def grid_of_inputs(self, asked: Resolved, x: jax.Array) -> Grid:
         names = [mode for mode, p in self.modes.at(self.path).items() if p.activations]
         if not names:
             return None
@@ -50,7 +49,7 @@ class MinMaxLayer(QuantizedLayer):
             return None
         check_present(asked.mode, ranges.value)
         running = ranges.value[asked.mode]
-        if not self.is_mutable_collection("batch_stats") or self.is_initializing():
+        if not self.fits_inputs():
             return running["least"], running["span"], asked.activations
         least, span = jax.lax.stop_gradient(range_of_batch(x))
         moved = {
@@ -65,9 +64,11 @@ def _initial_ranges(modes: list[str]) -> dict[str, Any]:
     return {mode: {"least": jnp.float32(0), "span": jnp.float32(1)} for mode in modes}
 
 
-class MinMaxConv(MinMaxLayer, Conv):
+class MinMaxConv(Conv, MinMaxLayer):
     """`Conv` with these quantizers."""
 
 
-class MinMaxDense(MinMaxLayer, Dense):
-    """`Dense` with these quantizers."""
+class MinMaxDense(Dense, MinMaxLayer):
+    """`Dense` with these quantizers; without a bias, as the networks that were measured."""
+
+    use_bias: bool = False

@@ -1,8 +1,8 @@
 """Layers whose precision is an argument of the call; nothing in them remembers a mode.
 
 Every layer declares the parameters of all its modes whatever the call names, so that one `init`
-gives the tree that every mode uses. What belongs to one mode alone stands under that mode's name
-in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shared.
+gives the tree that every mode uses. What belongs to one mode alone stands under the name of that
+mode in the tree (`norm/low/scale`, `conv1/input_step/high`); everything else is shared.
 """
 
 import math
@@ -16,7 +16,6 @@ from flax import linen as nn
 from dual_precision.layers.facts import Layer
 from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths, is_whole
 from dual_precision.primitives.code_products import code_product
-from dual_precision.primitives.convolution import codes_pay, conv2d, conv2d_codes, conv2d_integers
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.normalization import per_channel
 from dual_precision.primitives.quantizers import (
@@ -37,15 +36,37 @@ WEIGHTS = ("kernel", "words")
 ROUNDING = "rounding"
 
 Initializer = Callable[..., Any]
-# What `_multiplied` of the same class takes: an InputGrid or a WeightGrid here; None is float.
+# What `weights_on` or `inputs_on` of the same class takes: a WeightGrid or an InputGrid here; None
+# is float.
 Grid = Any
+
+# What the nested grid is made of: a class that has one of these of its own is on another grid.
+_OF_THE_GRID = (
+    "grid_of_weights",
+    "grid_of_inputs",
+    "weights_on",
+    "inputs_on",
+    "stored_bits",
+    "_calibrated",
+    "_kernel",
+    "_multiplied",
+    "_output",
+)
+# What is true of one `product`, and not of another that a derived class puts in its place.
+_OF_A_PRODUCT = ("matrix", "channelwise", "product_of_integers", "codes_pay", "product_of_codes")
 
 
 class QuantizedLayer(nn.Module):
     """One latent kernel, a step per channel, an input step per mode: what every layer shares.
 
     A layer is a product that is linear in both of its operands: a class of its own says the shape
-    of its kernel and `product`, and costs, packed file and integer forward follow from these.
+    of its kernel and `product`, and costs, packed file and integer forward follow from these. One
+    that has another `product` than its base says all that is particular to it again.
+
+    The grids are the nested ones. Another quantizer is a class with `grid_of_weights`,
+    `grid_of_inputs`, `weights_on`, `inputs_on` and `stored_bits` of its own; behind a class of
+    layers it makes layers of it: `class MinMaxDense(Dense, MinMaxLayer)`. What is packed or
+    deployed is the nested grid alone, see `facts.Layer.nested`.
 
     Attributes:
       features: output channels.
@@ -64,6 +85,13 @@ class QuantizedLayer(nn.Module):
     # of integers, and its factor comes after it.
     channelwise: ClassVar[bool] = False
     kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.lecun_normal())
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "product" in vars(cls):
+            for name in _OF_A_PRODUCT:
+                if name not in vars(cls):
+                    setattr(cls, name, vars(QuantizedLayer)[name])
 
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
         """Shape of the kernel for so many input channels: [..., inputs, features]."""
@@ -101,8 +129,9 @@ class QuantizedLayer(nn.Module):
     def __call__(self, x: jax.Array, *, precision: Asked) -> jax.Array:
         self.check_call(x)
         asked = self.modes.resolve(self.path, precision)
-        kernel, weights = self._kernel(asked, x.shape[-1])
-        y = self._multiplied(x, kernel, self._input(asked, x), weights)
+        kernel = self._kernel(x.shape[-1])
+        weights = self.grid_of_weights(asked, kernel)
+        y = self._multiplied(x, kernel, self.grid_of_inputs(asked, x), weights)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + per_channel(bias, y.ndim)
@@ -116,34 +145,77 @@ class QuantizedLayer(nn.Module):
             kernel=kernel,
             macs=math.prod(y.shape[1:]) * math.prod(kernel[:-1]),  # each output is such a sum
             inputs=math.prod(x.shape[1:]),
-            stored=self.modes.stored_at(self.path),
+            stored=self.stored_bits(),
+            nested=self._nested,
             signed=self.signed,
             matrix=self.matrix,
         )
+
+    def stored_bits(self) -> int | None:
+        """Width of the stored codes, which all modes share; None where weights stay floats."""
+        return self.modes.stored_at(self.path)
+
+    def grid_of_weights(self, asked: Resolved, kernel: jax.Array) -> Grid:
+        """The grid that a call sees the kernel on, [..., features]; None in float. Its axes before
+        the last have size 1, so that rows of the kernel can be seen on it too."""
+        stored = self.stored_bits()
+        if stored is None:
+            return None
+        narrowest = min(p.weights for p in self.modes.at(self.path).values() if p.weights)
+        step = self.param("step", lambda _: gaussian_weight_step(kernel, narrowest, stored))
+        if asked.weights is None:
+            return None
+        return weight_grid(kernel, step, asked.weights, stored)
+
+    def weights_on(self, kernel: jax.Array, grid: Grid) -> jax.Array:
+        """The kernel, or rows of it, on a grid of `grid_of_weights`; the same shape."""
+        return midrise_ste(kernel, *grid)
+
+    def grid_of_inputs(self, asked: Resolved, x: jax.Array) -> Grid:
+        """The grid that a call sees its input on; None in float."""
+        table = self.modes.at(self.path)
+        widths = {mode: p.activations for mode, p in table.items() if p.activations}
+        if not widths:
+            return None
+        steps = self.param("input_step", _initial_input_steps, widths)
+        if asked.activations is None or asked.own.activations is None:
+            return None
+        check_present(asked.mode, steps)
+        if self.fits_inputs():
+            self._calibrate(asked.mode, x, asked.own)
+        step = self._calibrated(asked.mode, steps)
+        step = rescaled_step(step, asked.own.activations, asked.activations, self.signed)
+        return input_grid(x, step, asked.activations, self.signed)
+
+    def inputs_on(self, x: jax.Array, grid: Grid) -> jax.Array:
+        """Inputs on a grid of `grid_of_inputs`; the same shape."""
+        return uniform_ste(x, *grid)
+
+    def fits_inputs(self) -> bool:
+        """Whether `grid_of_inputs` of this call is fitted to the inputs that it is given."""
+        return self.is_mutable_collection(CALIBRATION) and not self.is_initializing()
+
+    @property
+    def _nested(self) -> bool:
+        cls = type(self)
+        return all(getattr(cls, name) is getattr(QuantizedLayer, name) for name in _OF_THE_GRID)
 
     def _multiplied(
         self, x: jax.Array, kernel: jax.Array, inputs: Grid, weights: Grid
     ) -> jax.Array:
         """The product of what the call quantizes and of what it takes as it is."""
-        if self.channelwise and weights is not None:
+        if self.channelwise and self._nested and weights is not None:
             product = self.product if inputs is None else self.product_of_integers
             return code_product(product, x, kernel, inputs, weights)
-        x = x if inputs is None else uniform_ste(x, *inputs)
-        return self.product(x, kernel if weights is None else midrise_ste(kernel, *weights))
+        x = x if inputs is None else self.inputs_on(x, inputs)
+        return self.product(x, kernel if weights is None else self.weights_on(kernel, weights))
 
-    def _kernel(self, asked: Resolved, inputs: int) -> tuple[jax.Array, Grid]:
-        """The latent kernel, and the grid that the call sees it on; None in float."""
+    def _kernel(self, inputs: int) -> jax.Array:
+        """The latent kernel."""
         self._check_inputs(inputs)
         shape = self.kernel_shape(inputs)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        stored = self.modes.stored_at(self.path)
-        if stored is None:
-            return kernel, None
-        narrowest = min(p.weights for p in self.modes.at(self.path).values() if p.weights)
-        step = self.param("step", lambda _: gaussian_weight_step(kernel, narrowest, stored))
-        if asked.weights is None:
-            return kernel, None
-        return kernel, weight_grid(kernel, step, asked.weights, stored)
+        kernel: jax.Array = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        return kernel
 
     @property
     def _named(self) -> str:
@@ -159,25 +231,9 @@ class QuantizedLayer(nn.Module):
         expected: int = self.get_variable("params", "kernel").shape[-2]
         if inputs != expected:
             raise ValueError(
-                f"{self._named} got {inputs} channels: expected {expected};"
-                " give images of the size and channels that the model was made for"
+                f"{self._named} got {inputs} channels: expected {expected}; give inputs of the"
+                " shape that the model was made for"
             )
-
-    def _input(self, asked: Resolved, x: jax.Array) -> Grid:
-        """The grid that the call sees its input on; None in float."""
-        table = self.modes.at(self.path)
-        widths = {mode: p.activations for mode, p in table.items() if p.activations}
-        if not widths:
-            return None
-        steps = self.param("input_step", _initial_input_steps, widths)
-        if asked.activations is None or asked.own.activations is None:
-            return None
-        check_present(asked.mode, steps)
-        if self.is_mutable_collection(CALIBRATION) and not self.is_initializing():
-            self._calibrate(asked.mode, x, asked.own)
-        step = self._calibrated(asked.mode, steps)
-        step = rescaled_step(step, asked.own.activations, asked.activations, self.signed)
-        return input_grid(x, step, asked.activations, self.signed)
 
     def _calibrate(self, mode: str, x: jax.Array, own: Precision) -> None:
         """Leaves the input step that suits this batch, and the smallest input."""
@@ -236,63 +292,3 @@ def check_named_layers(model: nn.Module, precision: Asked) -> None:
 def _initial_input_steps(_: jax.Array, widths: dict[str, int]) -> dict[str, jax.Array]:
     """LSQ's first guess, 2 E|x| / sqrt(top), for a rectified standard normal (E|x| = 0.4)."""
     return {mode: jnp.float32(0.8 / (2**bits - 1) ** 0.5) for mode, bits in widths.items()}
-
-
-class Dense(QuantizedLayer):
-    """y = quantize(x) @ quantize(kernel) + bias; x [..., in] -> [..., features]."""
-
-    use_bias: bool = True
-
-    matrix: ClassVar[bool] = True
-    channelwise: ClassVar[bool] = True
-
-    def kernel_shape(self, inputs: int) -> tuple[int, ...]:
-        return (inputs, self.features)
-
-    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # As rows: XLA copies what has more axes element by element, for the gradient of the kernel.
-        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-class Conv(QuantizedLayer):
-    """Two-dimensional convolution, zero padding; x [N, H, W, in] -> [N, h, w, out].
-
-    The padding is symmetric, (kernel - 1) / 2 on every side, as in the published CIFAR networks
-    (XLA's "SAME" pads strided convolutions on one side only): `kernel_size` is odd.
-    """
-
-    kernel_size: int = 3
-    stride: int = 1
-
-    channelwise: ClassVar[bool] = True
-    kernel_init: ClassVar[Initializer] = staticmethod(nn.initializers.he_normal())
-
-    def check_call(self, x: jax.Array) -> None:
-        super().check_call(x)
-        for what in ("kernel_size", "stride"):
-            self._check_count(what, getattr(self, what))
-        if self.kernel_size % 2 == 0:
-            raise ValueError(
-                f"{self._named} has kernel_size={self.kernel_size}: expected an odd number, as the"
-                " padding is the same on every side"
-            )
-        if x.ndim != 4:
-            raise ValueError(f"{self._named} got {list(x.shape)}: expected [N, H, W, channels]")
-
-    def kernel_shape(self, inputs: int) -> tuple[int, ...]:
-        return (self.kernel_size, self.kernel_size, inputs, self.features)
-
-    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv2d(x, kernel, self.stride)
-
-    def product_of_integers(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv2d_integers(x, kernel, self.stride)
-
-    def codes_pay(self, largest: tuple[int, int]) -> bool:
-        return codes_pay(largest)
-
-    def product_of_codes(
-        self, x: jax.Array, codes: jax.Array, widths: tuple[int, int], largest: tuple[int, int]
-    ) -> jax.Array:
-        return conv2d_codes(x, codes, self.stride, widths, largest)

@@ -1,11 +1,14 @@
-"""What the models take: uint8 pixels, which they normalise, or floats that already are."""
+"""What the models take: classes of layers, and uint8 pixels, which they normalise, or floats."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dual_precision.primitives.normalization import per_channel
+
+ModuleDef = Any  # a class of layers, or a partial of one
 
 
 def prepare_images(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

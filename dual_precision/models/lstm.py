@@ -1,7 +1,7 @@
 """A long short-term memory on bytes (Hochreiter and Schmidhuber 1997), as language models have it.
 
 Two layers by default, as in CPT's experiment on text (arXiv 2101.09868); PrecisionBatching has one
-(arXiv 2003.00822). What is carried from a text's part to the next is an argument.
+(arXiv 2003.00822). What is carried from one part of a text to the next is an argument.
 """
 
 from typing import Any
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers import Dense, Embed, Recurrence, SwitchableRMSNorm, check_named_layers
+from dual_precision.models.inputs import ModuleDef
 from dual_precision.precision import Asked, Modes, mode_of
-
-ModuleDef = Any
 
 
 class LSTM(nn.Module):

@@ -2,16 +2,13 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 from flax import linen as nn
 
 from dual_precision.layers import Dense, SwitchableBatchNorm, check_named_layers
-from dual_precision.models.inputs import prepare_images
+from dual_precision.models.inputs import ModuleDef, prepare_images
 from dual_precision.precision import Asked, Modes, mode_of
-
-ModuleDef = Any
 
 
 class MLP(nn.Module):
@@ -36,7 +33,7 @@ class MLP(nn.Module):
         x = prepare_images(x, self.mean, self.std)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for index, width in enumerate(self.hidden):
-            # The pixels are 8-bit codes already, so the first layer's input needs no quantizer.
+            # The pixels are 8-bit codes already: the input of the first layer needs no quantizer.
             modes = self.modes.pin(8, None) if index == 0 else self.modes
             biased = self.norm is None
             layer = self.dense(width, modes=modes, use_bias=biased, name=f"dense{index + 1}")

@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers import Conv, Dense, SwitchableBatchNorm, check_named_layers
-from dual_precision.models.inputs import prepare_images
+from dual_precision.models.inputs import ModuleDef, prepare_images
 from dual_precision.precision import Asked, Modes, Widths, mode_of
-
-ModuleDef = Any
 
 
 class BasicBlock(nn.Module):
@@ -65,8 +63,8 @@ class ResNet(nn.Module):
       modes: what "low", "high", ... mean.
       stage_sizes: blocks per stage; every stage but the first halves the resolution.
       widths: channels per stage.
-      transitions: halve the resolution by a convolution of its own, before a stage's blocks, so
-        that every shortcut is an identity; else the first block of a stage does it.
+      transitions: halve the resolution by a convolution of its own, before the blocks of a stage,
+        so that every shortcut is an identity; else the first block of a stage does it.
       projections: shortcuts that change the shape are 1x1 convolutions with a normalisation.
       space_to_depth: side of the pixel blocks that the stem stacks into channels; 1 is none.
       skipped: names of blocks that there are not, such as "stage2_block1"; only those whose
@@ -98,7 +96,7 @@ class ResNet(nn.Module):
         x = space_to_depth(x, self.space_to_depth)
         conv = partial(self.conv, modes=self.modes)
         norm = partial(self.norm, modes=self.modes)
-        # The pixels are 8-bit codes already, so the stem's input needs no quantizer.
+        # The pixels are 8-bit codes already, so the input of the stem needs no quantizer.
         x = self.conv(self.widths[0], modes=self.modes.pin(8, None), name="stem")(
             x, precision=precision
         )

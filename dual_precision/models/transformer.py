@@ -19,9 +19,8 @@ from dual_precision.layers import (
     SwitchableRMSNorm,
     check_named_layers,
 )
+from dual_precision.models.inputs import ModuleDef
 from dual_precision.precision import Asked, Modes, mode_of
-
-ModuleDef = Any
 
 
 class DecoderBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""What a precision mode is: a frozen set of widths under a name, and each layer's own.
+"""What a precision mode is: a frozen set of widths under a name, and those of each layer.
 
 A mode is data. The call `model.apply(variables, x, precision="low")` names a mode; `Modes` says
 what the name means, for the whole network or, where `layers` says so, for one layer. A call may

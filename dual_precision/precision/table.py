@@ -44,8 +44,8 @@ class Modes:
       default: mode name -> Precision, for every layer that `layers` does not name.
       layers: layer path ("stage1_block0/conv1") or pattern ("stage3_*") -> mode name -> Precision;
         modes that an entry leaves out keep their default.
-      stored: width of the stored grid. The meaning of a weight's step depends on it alone, not on
-        which modes there are.
+      stored: width of the stored grid. The meaning of the step of a weight depends on it alone, not
+        on which modes there are.
       norms: mode name -> the mode whose normalisation it uses; others have their own.
       pinned: widths that a call gives for all layers do not reach layers of these modes.
 
@@ -186,7 +186,7 @@ class Modes:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types, which `modes_from` reads: the part of a network's description."""
+        """JSON types, which `modes_from` reads: the part of the description of a network."""
         return {
             "modes": {name: str(p) for name, p in self.default.items()},
             "layers": {
@@ -251,7 +251,7 @@ def _widest(table: Mapping[str, str]) -> int:
 
 
 def modes_from(description: Mapping[str, Any]) -> Modes:
-    """The modes that a network's description means, see `Modes.to_json`.
+    """The modes that the description of a network means, see `Modes.to_json`.
 
     A description without "stored" was made when each layer was stored as wide as its widest mode:
     the default then says the width.

@@ -28,8 +28,8 @@ class Precision:
     """Widths in bits, 1 to 8; None is float.
 
     Attributes:
-      weights, activations: of a layer's kernel and of its input.
-      gradients: of the gradient that comes back to a layer's output (backward precision).
+      weights, activations: of the kernel of a layer and of its input.
+      gradients: of the gradient that comes back to the output of a layer (backward precision).
     """
 
     weights: int | None

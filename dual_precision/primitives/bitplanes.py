@@ -4,7 +4,7 @@ A code c of N bits is kept as u = c + 2^(N-1), in [0, 2^N). Bit b of u, as s_b =
 
     value_N = step * sum_{b=0..N-1} 2^(b-1) * s_b,
 
-so the first n planes are the n-bit mode's own code, with no special case for one bit.
+so the first n planes are the code of the n-bit mode, with no special case for one bit.
 """
 
 import math

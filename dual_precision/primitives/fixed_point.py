@@ -20,7 +20,7 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
 
     Args:
       x: [B, K], float32.
-      bits: 8, 16 or 32. A float32 has 24 bits, so 32 keep all of what a row's largest value
+      bits: 8, 16 or 32. A float32 has 24 bits, so 32 keep all of what the largest value of a row
         leaves room for.
 
     Returns:

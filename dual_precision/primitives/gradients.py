@@ -1,4 +1,4 @@
-"""Gradients of a given width: what comes back to a layer's output, rounded at random."""
+"""Gradients of a given width: what comes back to the output of a layer, rounded at random."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from dual_precision.primitives.nested import Bits, check_bits, top_of
 from dual_precision.primitives.shared_batch import own_key, whole_extremes
 from dual_precision.primitives.ste import in_steps
 
-_SMALLEST = 1e-8  # of a grid's step: a gradient of zeros stays one
+_SMALLEST = 1e-8  # of the step of a grid: a gradient of zeros stays one
 
 
 def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
@@ -24,7 +24,7 @@ def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
 
     Source: the error quantizer of Banner et al. 2018 (arXiv 1805.11046) as Cyclic Precision
     Training (Fu et al. 2021, arXiv 2101.09868) uses it. Maxima over the batch are largest ones
-    here; the code published with the latter takes the smallest of the examples' maxima.
+    here; the code published with the latter takes the smallest of the maxima of the examples.
 
     >>> round_at_random(jnp.array([-1.0, 0.0, 2.0]), 2, jax.random.key(0))
     Array([-1.,  0.,  2.], dtype=float32)

@@ -10,7 +10,7 @@ from dual_precision.primitives.nested import Bits, check_bits, top_of
 from dual_precision.primitives.shared_batch import whole_means
 from dual_precision.primitives.ste import in_steps
 
-_SMALLEST = 1e-8  # of a grid's step: an array of one value stays as it is
+_SMALLEST = 1e-8  # of the step of a grid: an array of one value stays as it is
 
 
 def range_of_channels(w: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Nested integer codes: the code of a narrow mode is a prefix of the wide mode's code."""
+"""Nested integer codes: the code of a narrow mode is a prefix of that of the wide mode."""
 
 import jax
 import jax.numpy as jnp

@@ -36,7 +36,7 @@ def normalize_batch(
       epsilon: added to the variance.
 
     Returns:
-      y like x, and the batch's mean and biased variance [channels].
+      y like x, and mean and biased variance of the batch [channels].
     """
     return _normalize_forward(x, scale, bias, epsilon)[0]
 

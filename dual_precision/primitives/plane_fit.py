@@ -11,8 +11,8 @@ from dual_precision.primitives.nested import check_bits, check_finite, encode, t
 
 _TRIED = 24  # clipping points from the largest weight down, each 0.93 of the one before
 # The numbers of planes that choose among them where nobody says which will be read. One is the
-# sign, whatever the step; more than five leave less than 0.4 % of a normal variable's power at any
-# of the clips that these choose.
+# sign, whatever the step; more than five leave less than 0.4 % of the power of a normal variable at
+# any of the clips that these choose.
 FEW_PLANES = (2, 3, 4, 5)
 
 
@@ -57,7 +57,7 @@ def fit_planes(
 
     Codes are on the mid-rise grid; its clipping point is searched per output, for the smallest
     mean over the n of `read` of the log of the squared error. scale_n is then the least-squares one
-    for that n, which the nested grid's own (step * 2^(N-n)) is not: cells at the clips are wider.
+    for that n, which that of the nested grid (step * 2^(N-n)) is not: cells at the clips are wider.
 
     No clip is the best of every n. What few planes want costs many of them: of 2 to 5 the clip is
     nearer than the largest weight, and at 8 planes the error is then that of the clip.

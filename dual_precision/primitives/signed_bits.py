@@ -2,8 +2,8 @@
 
     w = step * clip(round(sum_b (positive_b - negative_b) * 2^b), -255, 255),   b = 0 .. n - 1
 
-Here step = s / (2^n - 1) of the paper's scale s: it stays where a most significant bit comes or
-goes, and doubles, exactly, where a least significant one goes. Zero has a code, unlike on the
+Here step = s / (2^n - 1) of the scale s of the paper: it stays where a most significant bit comes
+or goes, and doubles, exactly, where a least significant one goes. Zero has a code, unlike on the
 nested grid.
 
 Source: Yang et al. 2021, "BSQ", arXiv 2102.10462, sections 3.1 and 3.3.

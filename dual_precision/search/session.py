@@ -17,7 +17,7 @@ from typing import Any
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Settings, propose
 from dual_precision.search.space import Candidate, Space, SpaceError
-from dual_precision.search.state import Event, State, begin_event, moved, state_from
+from dual_precision.search.state import SearchEvent, SearchState, begin_event, moved, state_from
 
 Evaluate = Callable[[Space, Candidate], float]  # accuracy in percent
 Train = Callable[[Space], Sequence[float]]  # trains the shared weights on, gives the losses
@@ -25,7 +25,7 @@ LARGEST_LOG = 256 << 20  # bytes
 _MOST_TOLD = 8  # differences that an error lists: a network has many layers
 
 
-def read_events(path: Path) -> list[Event]:
+def read_events(path: Path) -> list[SearchEvent]:
     """The lines of a log; half a line at the end is of a process that was killed while it wrote.
 
     Raises:
@@ -33,7 +33,7 @@ def read_events(path: Path) -> list[Event]:
     """
     if path.stat().st_size > LARGEST_LOG:
         raise SpaceError(f"{path}: over {LARGEST_LOG >> 20} MiB: expected a session log")
-    events: list[Event] = []
+    events: list[SearchEvent] = []
     try:
         lines = path.read_text().splitlines(keepends=True)
     except UnicodeDecodeError:
@@ -66,8 +66,8 @@ def _end_last_line(path: Path, events: int) -> None:
         os.truncate(path, whole)
 
 
-def replay(events: Sequence[Event]) -> list[State]:
-    """The state after every event of a log, the first one's first.
+def replay(events: Sequence[SearchEvent]) -> list[SearchState]:
+    """The state after every event of a log, that after the first event first.
 
     Raises:
       SpaceError: an event that cannot happen; the message has its line.
@@ -177,7 +177,7 @@ class Session:
             self._write(event)
             self.state, self.version = state, self.version + 1
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: SearchEvent) -> None:
         line = (json.dumps(event) + "\n").encode()
         with self.path.open("ab", buffering=0) as log:
             before = log.seek(0, os.SEEK_END)
@@ -185,27 +185,26 @@ class Session:
                 log.truncate(before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
-    def _check_same(self, found: State, wanted: State) -> None:
+    def _check_same(self, found: SearchState, wanted: SearchState) -> None:
         """Compares how two sessions began; what was edited since is no matter."""
         if found.space.digest != wanted.space.digest:
             raise SpaceError(
                 f"{self.path} is a log of another space, of {[*found.space.layers]}: expected"
-                " one of this network and mode; give another --workdir"
+                " one of this network and mode; give another workdir"
             )
         if found.settings != wanted.settings:
             there, here = (dataclasses.asdict(state.settings) for state in (found, wanted))
             raise SpaceError(
-                f"{self.path} was begun with {there}, now {here}: give the same, or another"
-                " --workdir"
+                f"{self.path} was begun with {there}, now {here}: give the same, or another workdir"
             )
         if pairs := _differences(_choices_of(found.space), _choices_of(wanted.space)):
             raise SpaceError(
                 f"{self.path} was begun with other choices: {pairs}; give the same, or another"
-                " --workdir; on the page a session that goes on can be given others"
+                " workdir; on the page a session that goes on can be given others"
             )
         if pairs := _differences(found.about, json.loads(json.dumps(wanted.about))):
             raise SpaceError(
-                f"{self.path} is of something else: {pairs}; give the same, or another --workdir"
+                f"{self.path} is of something else: {pairs}; give the same, or another workdir"
             )
 
 

@@ -150,7 +150,7 @@ class Space:
         return any(candidate == self.same(text) for text in dict.fromkeys(candidate))
 
     def widths(self, candidate: Candidate) -> dict[str, dict[str, str]]:
-        """What --widths takes: {layer: {mode: "w2a3"}}."""
+        """As widths are given layer by layer: {layer: {mode: "w2a3"}}."""
         pairs = zip(self.layers, candidate, strict=True)
         return {layer: {self.mode: text} for layer, text in pairs if text != SKIP}
 

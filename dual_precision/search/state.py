@@ -8,12 +8,12 @@ from dual_precision.search.edits import edit_from, edited
 from dual_precision.search.evolve import Evaluated, Settings
 from dual_precision.search.space import Space, SpaceError, space_from
 
-FORMAT = "dual_precision search 1"
-Event = Mapping[str, Any]
+_FORMAT = "dual_precision search 1"
+SearchEvent = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class SearchState:
     """After so many events.
 
     Attributes:
@@ -41,17 +41,17 @@ class State:
 def begin_event(space: Space, settings: Settings, about: Mapping[str, Any]) -> dict[str, Any]:
     """The first line of a log."""
     own = {"space": space.to_json(), "settings": dataclasses.asdict(settings)}
-    return {"event": "begin", "format": FORMAT, "digest": space.digest, **own, "about": {**about}}
+    return {"event": "begin", "format": _FORMAT, "digest": space.digest, **own, "about": {**about}}
 
 
-def state_from(event: Event) -> State:
+def state_from(event: SearchEvent) -> SearchState:
     """The state that a log begins with.
 
     Raises:
       SpaceError: the event is something else.
     """
-    if event.get("event") != "begin" or event.get("format") != FORMAT:
-        raise SpaceError(f"a log that begins with {str(event)[:120]}: expected {FORMAT!r}")
+    if event.get("event") != "begin" or event.get("format") != _FORMAT:
+        raise SpaceError(f"a log that begins with {str(event)[:120]}: expected {_FORMAT!r}")
     try:
         settings = Settings(**event["settings"])
         about = dict(event["about"])
@@ -60,10 +60,10 @@ def state_from(event: Event) -> State:
     space = space_from(event.get("space", {}))
     if space.digest != event.get("digest"):
         raise SpaceError("a log whose space is not the one that its digest is of: it was changed")
-    return State(space, settings, about, losses=tuple(about.get("losses", ())))
+    return SearchState(space, settings, about, losses=tuple(about.get("losses", ())))
 
 
-def moved(state: State, event: Event) -> State:
+def moved(state: SearchState, event: SearchEvent) -> SearchState:
     """The state after an event.
 
     Raises:
@@ -97,7 +97,7 @@ def moved(state: State, event: Event) -> State:
     raise SpaceError(f"event {kind!r} is unknown: expected evaluated, edit, undo, pause, trained")
 
 
-def _evaluated(state: State, event: Event) -> State:
+def _evaluated(state: SearchState, event: SearchEvent) -> SearchState:
     try:
         candidate = tuple(map(str, event["candidate"]))
         one = Evaluated(candidate, float(event["accuracy"]), state.space.cost(candidate))

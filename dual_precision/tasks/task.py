@@ -35,7 +35,7 @@ class Task(Protocol):
 
     @property
     def example(self) -> Any:
-        """What the model takes, of one example without the batch's axis: ShapeDtypeStructs."""
+        """What the model takes, of one example without the axis of the batch: ShapeDtypeStructs."""
 
     def carry(self, rows: int) -> Tree:
         """The state that `rows` rows of a batch start with; () where nothing is carried."""

@@ -316,6 +316,6 @@ class Checkpoints:
         if failures:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be read: {'; '.join(failures)}."
-                " Start again in another --workdir"
+                " Start again in another workdir"
             )
         return None

@@ -275,7 +275,7 @@ def _why_not(group: Group, text: str) -> tuple[str, int]:
     """Why this process could not join, in one line; exit status 1."""
     text = text.partition("*** Check failure")[0]  # a stack trace follows
     if re.search(r"ALREADY_EXISTS|incarnation|already (registered|connected)", text, re.I):
-        reason = "another process has the same number: give each its own --process"
+        reason = "another process has the same number: give each a number of its own"
     elif re.search(r"address already in use|failed to start|add port|to bind", text, re.I):
         reason = "the port is in use on this machine, or the address is not its own: choose another"
     elif re.search(r"DEADLINE_EXCEEDED|timed out|UNAVAILABLE", text, re.I) and group.process:

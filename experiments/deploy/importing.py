@@ -19,7 +19,7 @@ from typing import Any
 from dual_precision import data
 from dual_precision.data.catalog import Spec, lookup
 from dual_precision.deploy.file.writer import check_replaceable
-from dual_precision.deploy.pytorch.mapping import State
+from dual_precision.deploy.pytorch.mapping import StateDict
 from dual_precision.deploy.pytorch.network import Imported, import_network, import_resnet
 from dual_precision.deploy.pytorch.state import read_state
 from dual_precision.loading import save_floats
@@ -83,7 +83,7 @@ def _normalisation(mean: str | None, std: str | None, measured: bool) -> tuple:
 
 
 def _found(
-    state: State, spec: Spec | None, model: str | None, names: str | None, padding: str | None
+    state: StateDict, spec: Spec | None, model: str | None, names: str | None, padding: str | None
 ) -> Imported:
     if names is None and model is None:
         return import_resnet(state, padding or "")

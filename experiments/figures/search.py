@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from dual_precision.search.evolve import fitness_of, front_of
-from dual_precision.search.state import State
+from dual_precision.search.state import SearchState
 from experiments.figures.drawing import AUTO, COLOURS, GREY
 
 
-def draw_front(state: State) -> Any:
+def draw_front(state: SearchState) -> Any:
     """Every candidate, the uniform ones, and the front, on a logarithmic axis of cost."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     found = state.evaluated
@@ -29,7 +29,7 @@ def draw_front(state: State) -> Any:
     return figure
 
 
-def draw_fitness(state: State) -> Any:
+def draw_fitness(state: SearchState) -> Any:
     """A cell for every block: its fitness, and how many candidates had it; empty where removed."""
     layers = state.space.layers
     blocks = fitness_of(state.space, state.evaluated)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dual_precision.search.evolve import Evaluated, best_within, front_of
 from dual_precision.search.space import Candidate, Space
-from dual_precision.search.state import State
+from dual_precision.search.state import SearchState
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
 from experiments.workdir import write_whole
@@ -21,7 +21,7 @@ _COLUMNS = (
 )
 
 
-def front_rows(state: State) -> list[dict[str, Any]]:
+def front_rows(state: SearchState) -> list[dict[str, Any]]:
     """The front, cheapest first, beside the best candidate with one width for all layers."""
     uniform = front_of([one for one in state.evaluated if state.space.is_uniform(one.candidate)])
     rows = []
@@ -64,7 +64,7 @@ def candidate_of(
     return path
 
 
-def beside(state: State, given: Evaluated) -> str:
+def beside(state: SearchState, given: Evaluated) -> str:
     """A line: a map that was given, and the best candidate that costs no more."""
     best = best_within(front_of(state.evaluated), given.cost)
     rest = "nothing that costs no more" if best is None else f"{best.accuracy:.2f} % the best"
@@ -74,7 +74,7 @@ def beside(state: State, given: Evaluated) -> str:
     )
 
 
-def leave_search(state: State, folder: Path, bound: float) -> Path:
+def leave_search(state: SearchState, folder: Path, bound: float) -> Path:
     """Writes front.json, front.png and widths.json: the best map of at most `bound` BitOps.
 
     Raises:

@@ -33,7 +33,7 @@ from dual_precision.search.evolve import (
 )
 from dual_precision.search.session import Evaluate, Session, read_events, replay
 from dual_precision.search.space import Candidate, Space
-from dual_precision.search.state import State
+from dual_precision.search.state import SearchState
 from experiments import cli
 from experiments.figures.tables import markdown_table
 from experiments.search.opened import describe_opened, open_supernet
@@ -50,7 +50,7 @@ _COLUMNS = (
 )
 
 
-def cuts_of(state: State, quantile: float) -> list[Edit]:
+def cuts_of(state: SearchState, quantile: float) -> list[Edit]:
     """What the scripted analyst does after a generation."""
     fitness = fitness_of(state.space, state.evaluated)
     kept = {

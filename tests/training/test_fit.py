@@ -274,7 +274,7 @@ def test_exchanged_checkpoints_are_passed_over(finished, uninterrupted, caplog):
 def test_all_checkpoints_damaged(finished):
     for path in (finished / "checkpoints").glob("*/about/metadata"):
         path.write_text("{")
-    with pytest.raises(CheckpointError, match="Start again in another --workdir"):
+    with pytest.raises(CheckpointError, match="Start again in another workdir"):
         run(finished)
 
 

@@ -41,7 +41,7 @@ def open_builder(spec: Spec, data_dir: Path | None) -> Any:
         root = "TFDS's default directory" if where is None else where
         raise DamagedData(
             f"the {spec.name} under {root} cannot be opened ({_brief(error)}); delete that "
-            "directory and start again, or name another with --data_dir"
+            "directory and start again, or name another as data_dir"
         ) from error
 
 
@@ -98,7 +98,7 @@ def read_prepared(spec: Spec, builder: Any, *, progress: bool) -> dict[str, Imag
     except NotImplementedError as error:
         raise DamagedData(
             f"the {spec.name} in {folder} is stored as {builder.info.file_format.value}, which "
-            "only TensorFlow reads; expected array_record: name another directory with --data_dir"
+            "only TensorFlow reads; expected array_record: name another directory as data_dir"
         ) from error
     except Exception as error:  # TFDS, array_record, protobuf and PIL each raise their own
         raise _damaged(spec, folder, f"cannot be read ({_brief(error)})") from error
@@ -172,7 +172,7 @@ def check_raw(spec: Spec, raw: Raw) -> None:
 def _damaged(spec: Spec, folder: Path, how: str) -> DamagedData:
     return DamagedData(
         f"the {spec.name} in {folder} {how}; delete that directory and start again, or name "
-        "another with --data_dir"
+        "another as data_dir"
     )
 
 

@@ -76,7 +76,7 @@ def _provision(
             if target.exists():
                 raise DataError(
                     f"{target} is there but holds no prepared data set; delete that directory and "
-                    "start again, or name another with --data_dir"
+                    "start again, or name another as data_dir"
                 )
             with _staging(root, spec.name) as staging:
                 staged, splits = _first_that_works(spec, staging, root, archive, progress)
@@ -87,7 +87,7 @@ def _provision(
             raise
         raise DataError(
             f"data_dir: cannot write {spec.name} below {root} ({error.strerror}); make room or "
-            "name another directory with --data_dir"
+            "name another directory as data_dir"
         ) from error
 
 
@@ -207,8 +207,8 @@ def _checked(spec: Spec, raw: Raw) -> Raw:
 def _ways_out(spec: Spec, tried: list[str]) -> str:
     return (
         f"dataset={spec.name} is not prepared and no source has it [{'; '.join(tried)}]. Ways out: "
-        "--data_dir=DIR, a TFDS directory in which it is prepared as array_record; "
-        f"--archive=PATH, {spec.archives}; or --dataset=digits, which needs no network"
+        "data_dir, a TFDS directory in which it is prepared as array_record; "
+        f"archive, {spec.archives}; or the data set digits, which needs no network"
     )
 
 

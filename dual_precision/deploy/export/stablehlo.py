@@ -4,12 +4,12 @@
     programs = Programs("net.programs")
     logits = programs.predict(images, precision="low")
 
-The file is a safetensors file. Its tensors are the integer network's values (params/stem/kernel,
-int8, ...) and, as bytes, what `jax.export` makes of the forward of each mode (programs/low), for
-any batch size. The values are arguments of the programs, so that both modes share them, and a
-program takes 14 to 40 kB. Where layers have calls of their own, as those of language models, the
-values are the same codes, and a program decodes them before the forward of the network as it is.
-No model code is needed to run one. `jax.export` checks no sums of its
+The file is a safetensors file. Its tensors are the values of the integer network
+(params/stem/kernel, int8, ...) and, as bytes, what `jax.export` makes of the forward of each mode
+(programs/low), for any batch size. The values are arguments of the programs, so that both modes
+share them, and a program takes 14 to 40 kB. Where layers have calls of their own, as those of
+language models, the values are the same codes, and a program decodes them before the forward of the
+network as it is. No model code is needed to run one. `jax.export` checks no sums of its
 own: a flipped bit of a program can load and give wrong numbers. So the metadata hold a sha256 of
 everything else, and nothing is believed before it.
 """
@@ -37,7 +37,7 @@ from dual_precision.primitives import nested
 from dual_precision.primitives.convolution import xla_alone
 from dual_precision.structure import Structure, batch_of
 
-FORMAT = "dual_precision programs 1"
+_FORMAT = "dual_precision programs 1"
 PLATFORMS = ("cpu", "cuda")
 _KNOWN = (*PLATFORMS, "tpu")  # those of which `Programs` loads what was written
 _PROGRAMS, _SUM = "programs/", "sha256"
@@ -79,7 +79,7 @@ def save_programs(
         program = _exported(forward, integers, info.example, name, platforms)
         tensors[_PROGRAMS + name] = np.frombuffer(program, np.uint8)
     about = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "example": json.dumps(example_to_json(info.example)),
         "precisions": json.dumps(names),
     }
@@ -214,8 +214,8 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: no file of programs, or cut off ({error}): {again}") from None
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {about.get('format')!r}: expected {FORMAT!r}")
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"{path}: format {about.get('format')!r}: expected {_FORMAT!r}")
     said = about.pop(_SUM, "")
     if said != _sum_of(tensors, about):
         raise ValueError(f"{path}: altered, its sha256 is another: {again}")

@@ -12,8 +12,8 @@
 
 This is a safetensors file: `safetensors.numpy.load_file` opens it and shows the tensors. Written
 (in writer.py) and read (here) without that library: its writer sorts tensors by dtype and name,
-where a prefix must hold one mode's floats and planes together; its reader wants the whole file and
-checks no sums.
+where a prefix must hold the floats and planes of one mode together; its reader wants the whole file
+and checks no sums.
 
 Nothing in a file is believed before its checksum, and no length before it is compared with the
 size of the file.
@@ -34,7 +34,7 @@ import numpy as np
 
 VERSION = 1
 LONGEST_HEADER = 2**24  # bytes; 100 bytes a tensor make room for 160,000 of them
-MOST_AXES = 8
+_MOST_AXES = 8
 
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _FORMAT = b'{"__metadata__":{"format":"dual_precision packed '
@@ -63,7 +63,7 @@ class Header:
     """What the header says.
 
     Attributes:
-      about: the caller's values.
+      about: what the caller gave.
       tensors: in the order of the file.
       sections: name -> (its end in bytes after the header, sha256), in the order of the file.
       start: bytes before the first tensor.
@@ -169,10 +169,10 @@ def _parse(header: dict[str, Any], start: int) -> Header:
         shape, (first, end) = entry["shape"], entry["data_offsets"]
         dtype = DTYPES[entry["dtype"]]
         # Few and small factors, so that the product below is not the work of an hour.
-        if len(shape) > MOST_AXES or not all(
+        if len(shape) > _MOST_AXES or not all(
             type(n) is int and 0 <= n < 2**48 for n in (*shape, first, end)
         ):
-            raise PackedError(f"tensor {name!r} of shape {shape}: expected {MOST_AXES} axes")
+            raise PackedError(f"tensor {name!r} of shape {shape}: expected {_MOST_AXES} axes")
         if first != offset or end - first != math.prod(shape) * dtype.itemsize:
             raise PackedError(f"tensor {name!r} at {first} to {end}: expected {shape} at {offset}")
         tensors[name] = Tensor(dtype, tuple(shape), first, offset := end)

@@ -1,4 +1,4 @@
-"""What stands in a packed file: from variables to the tensors of each mode's section, and back.
+"""What stands in a packed file: from variables to tensors in a section for each mode, and back.
 
 The sections follow each other from the mode with the fewest weight bits to the one with the most.
 A section holds what its mode reads and those before do not have:
@@ -17,8 +17,8 @@ scale = gain with var = 1 - epsilon, whose factor is exactly 1. bias - mean * ga
 XLA fuses it into one rounding inside of a jitted program and not outside, so that no stored
 number would stand for both.
 
-A kernel comes back as the middle of each weight's cell, (c + 1/2) * step * 2^(N-n), a latent whose
-codes are the ones that were read, so that the same forward gives the same bits.
+A kernel comes back as the middle of the cell of each weight, (c + 1/2) * step * 2^(N-n), a latent
+whose codes are the ones that were read, so that the same forward gives the same bits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.primitives import bitplanes, nested
 from dual_precision.primitives.quantizers import quantize_weights
-from dual_precision.structure import Layer, LayerPath, Structure
+from dual_precision.structure import Layer, LayerPath, Structure, check_nested
 
 Leaves = dict[LayerPath, Any]
 _IN_PLANES = ("kernel", "step")  # leaves that are checked by the way into codes and back
@@ -57,11 +57,12 @@ def to_sections(
       order: the modes, as `mode_order` gives.
 
     Raises:
-      ValueError: a value is missing; weights are on another grid than the nested one; a weight
-        would not come back with the code that it has now.
+      ValueError: a value is missing; a layer computes with another grid than the nested one; a
+        weight would not come back with the code that it has now.
     """
     leaves: Leaves = dict(flatten_dict(variables))
-    check_nested(leaves, structure)
+    check_nested(structure, _with_widths(structure))
+    _check_trained(leaves, structure)
     # What float alone reads is of no use without float weights: it may be missing.
     kept = structure.leaves_of(order)
     known = {path: leaf.shape for path, leaf in structure.shapes.items() if path in leaves}
@@ -87,7 +88,12 @@ def to_sections(
 def from_sections(
     tensors: Mapping[str, np.ndarray], structure: Structure, order: Sequence[str], last: str
 ) -> Any:
-    """Variables of the modes up to `last`, from the tensors of their sections."""
+    """Variables of the modes up to `last`, from the tensors of their sections.
+
+    Raises:
+      ValueError: as `to_sections`.
+    """
+    check_nested(structure, _with_widths(structure))
     rest = dict(tensors)
     modes = order[: order.index(last) + 1]
     norms = _norms_first_read(structure, order)
@@ -110,21 +116,23 @@ def from_sections(
     return unflatten_dict(leaves)
 
 
-def check_nested(leaves: Leaves, structure: Structure) -> None:
-    """Raises ValueError where weights have widths, and no codes of the nested grid."""
-    for path, layer in structure.layers.items():
-        name = f"layer {'/'.join(path)!r}"
+def _with_widths(structure: Structure) -> list[LayerPath]:
+    """The layers that quantize anything in any mode; the others are kept as they are."""
+    return [
+        path
+        for path, layer in structure.layers.items()
+        if any(own.weights or own.activations for own in layer.table.values())
+    ]
+
+
+def _check_trained(leaves: Leaves, structure: Structure) -> None:
+    """Raises ValueError where the weights are not what they will be when training has ended."""
+    for path in structure.layers:
         if any(leaf[:-2] == ("params", *path) and leaf[-2] == "bits" for leaf in leaves):
             raise ValueError(
-                f"{name} holds bits that are being trained, of a grid with a zero, which a packed"
-                " file has not: expected the run that trained on at the widths they gave, as with"
-                " --mode=high --init=WORKDIR --widths=WORKDIR/widths.json"
-            )
-        if layer.stored is None and any(own.weights for own in layer.table.values()):
-            raise ValueError(
-                f"{name} has its codes between a minimum and a maximum, another grid for every"
-                " width: expected layers of the nested grid, one store for all modes; train the"
-                " same network without _minmax"
+                f"layer {'/'.join(path)!r} holds bits that are being trained, of a grid with a"
+                " zero, which a packed file has not: expected a network that was trained on from"
+                " it, at the widths that were found"
             )
 
 

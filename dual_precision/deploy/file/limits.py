@@ -13,8 +13,8 @@ MOST_VALUES = 10_000  # in the description of a network: widths of layers, means
 MOST_MODES = 64
 MOST_OWN_WIDTHS = 1000  # layers or patterns that have widths of their own
 LARGEST_NUMBER = 2**24  # of a description: features, groups, bits
-MOST_INPUTS = 64  # arrays in an example
-MOST_AXES = 8
+_MOST_INPUTS = 64  # arrays in an example
+_MOST_AXES = 8
 LARGEST_AXIS = 2**20
 LARGEST_EXAMPLE = 2**26  # numbers in one example
 
@@ -45,13 +45,15 @@ def check_network(network: Any) -> None:
 def check_example(example: Example) -> None:
     """Raises PackedError where an example is empty, or larger than a file may ask for."""
     leaves = jax.tree.leaves(example)
-    if len(leaves) > MOST_INPUTS:
-        raise PackedError(f"{len(leaves)} inputs: expected at most {MOST_INPUTS}")
+    if len(leaves) > _MOST_INPUTS:
+        raise PackedError(f"{len(leaves)} inputs: expected at most {_MOST_INPUTS}")
     sizes = 0
     for leaf in leaves:
-        if len(leaf.shape) > MOST_AXES or not all(1 <= axis <= LARGEST_AXIS for axis in leaf.shape):
+        if len(leaf.shape) > _MOST_AXES or not all(
+            1 <= axis <= LARGEST_AXIS for axis in leaf.shape
+        ):
             raise PackedError(
-                f"an input of shape {list(leaf.shape)[:MOST_AXES]}: expected at most {MOST_AXES}"
+                f"an input of shape {list(leaf.shape)[:_MOST_AXES]}: expected at most {_MOST_AXES}"
                 f" axes of 1 to {LARGEST_AXIS}"
             )
         sizes += math.prod(leaf.shape)

@@ -79,9 +79,9 @@ def load_packed(
 ) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
     """The network of a packed file: (model, variables), ready for `model.apply`.
 
-    For inference: a kernel is the middle of each weight's cell, and of a normalisation's scale and
-    variance only their quotient is left, so training goes on from a checkpoint, not from here.
-    Widths that a call gives as values are true up to the number of planes that were read.
+    For inference: a kernel is the middle of the cell of each weight, and of the scale and variance
+    of a normalisation only their quotient is left, so training goes on from a checkpoint, not from
+    here. Widths that a call gives as values are true up to the number of planes that were read.
 
     Args:
       source: a path, or a binary file that can seek.
@@ -194,7 +194,7 @@ def inspect_packed(source: Source) -> PackedInfo:
 
 
 def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
-    """Sets entries of a packed file's metadata; its sections keep every byte.
+    """Sets entries of the metadata of a packed file; its sections keep every byte.
 
     Args:
       changes: name -> anything of JSON types.

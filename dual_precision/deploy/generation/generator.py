@@ -135,9 +135,9 @@ class Generator:
             pay, plain bytes where none do, or of several texts whose costs are not given.
           temperature: 0 takes the most likely byte; else logits are divided by it, 1e-30 or more,
             and sampled.
-          seed: of the samples, 0 to 2^32 - 1, 0 if None; at a temperature of 0 there are none. A
-            byte's random numbers depend on its place in its text, and the place of the text among
-            the prompts, alone.
+          seed: of the samples, 0 to 2^32 - 1, 0 if None; at a temperature of 0 there are none. The
+            random numbers of a byte depend on its place in its text, and the place of the text
+            among the prompts, alone.
           costs: that None of drafts decides by; None of them are those of the attribute, which
             were measured of one text.
           tally: is added to.

@@ -20,7 +20,7 @@ from dual_precision.primitives.native.chain_steps import RESULTS, Step, in_few_p
 from dual_precision.primitives.native.chains import Chain, Link, Sums, run_links, traced_sum
 
 CALL = "chains"  # a node that stands for links
-Part = TypeVar("Part", Node, Link)
+_Part = TypeVar("_Part", Node, Link)
 
 _ALIKE = {
     "mul": "multiply",
@@ -71,10 +71,10 @@ def _in_few_calls(graph: TracedGraph, links: list[Link], others: list[Node]) -> 
     return dataclasses.replace(graph, nodes=nodes)
 
 
-def _runnable(parts: list[Part], ready: set[int]) -> tuple[list[Part], list[Part]]:
+def _runnable(parts: list[_Part], ready: set[int]) -> tuple[list[_Part], list[_Part]]:
     """(those that can run, one after the other; the rest). What they make is ready then."""
-    now: list[Part] = []
-    later: list[Part] = []
+    now: list[_Part] = []
+    later: list[_Part] = []
     for part in parts:
         if ready.issuperset(_inputs(part)):
             ready.update(part.outputs if isinstance(part, Node) else part.results)

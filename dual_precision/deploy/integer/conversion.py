@@ -30,11 +30,12 @@ from dual_precision.structure import (
     Layer,
     LayerPath,
     Structure,
+    check_nested,
     mode_order,
     structure_of,
 )
 
-EXACT = 2**24  # float32 holds every integer up to here
+_EXACT = 2**24  # float32 holds every integer up to here
 
 
 def to_integer(
@@ -43,7 +44,7 @@ def to_integer(
     """The same model with integer layers, and its variables: int8 codes and a few floats.
 
     The output of a layer may go to a normalisation, and then to that alone: it is its bare sums.
-    Layers and normalisations are those that the model's attributes name by their classes, as in
+    Layers and normalisations are those that attributes of the model name by their classes, as in
     `conv: ModuleDef = Conv`. What else a model computes must not depend on the mode.
 
     Args:
@@ -52,16 +53,17 @@ def to_integer(
       example: what the model takes, see `structure_of`.
 
     Raises:
-      ValueError: a layer has float weights in a mode, or is of a class with a call of its own, or
-        of none that an attribute names; the output of one goes to a normalisation and elsewhere,
-        or it is called more than once and goes to one; values are missing; weights that are not
-        finite; sums beyond int32.
+      ValueError: a layer has float weights in a mode, or is of a class with a call or a quantizer
+        of its own, or of none that an attribute names; the output of one goes to a normalisation
+        and elsewhere, or it is called more than once and goes to one; values are missing; weights
+        that are not finite; sums beyond int32.
 
     >>> model, variables = load_packed("net.safetensors")  # doctest: +SKIP
     >>> integer_model, integers = to_integer(model, variables, task.example)  # doctest: +SKIP
     >>> integer_model.apply(integers, images, precision="low")  # doctest: +SKIP
     """
     structure = structure_of(model, example)
+    check_nested(structure)
     _check_calls(structure)
     leaves, present = _present(structure, dict(flatten_dict(variables)))
     normalised = set(structure.sources.values())
@@ -91,6 +93,7 @@ def to_integer(
 def has_integer_forms(structure: Structure) -> bool:
     """Whether every layer says its product alone, so that `to_integer` has a form of it."""
     try:
+        check_nested(structure)
         for path in structure.layers:
             layer_form(structure.classes[path], IntegerLayer)
     except ValueError:
@@ -190,11 +193,11 @@ def _groups(path: LayerPath, codes: np.ndarray, layer: Layer, mode: str) -> int:
     inputs = most.shape[1]
     if most.sum(axis=1).max() < 2**31:
         for groups in range(1, inputs + 1):
-            if np.add.reduceat(most, group_bounds(inputs, groups)[:-1], axis=1).max() <= EXACT:
+            if np.add.reduceat(most, group_bounds(inputs, groups)[:-1], axis=1).max() <= _EXACT:
                 return groups
     raise ValueError(
         f"layer {'/'.join(path)!r} of {inputs} input channels sums up to"
-        f" {most.sum(axis=1).max()} in precision {mode!r}: expected less than 2^31, and {EXACT} of"
+        f" {most.sum(axis=1).max()} in precision {mode!r}: expected less than 2^31, and {_EXACT} of"
         " one channel; give it fewer bits"
     )
 
@@ -207,7 +210,7 @@ def _widths(layer: Layer, mode: str) -> tuple[int, int | None, int]:
 
 
 def _scale(path: LayerPath, layer: Layer, leaves: Leaves, mode: str) -> np.ndarray:
-    """The factor of a layer's sums, step * 2^(N-n) / 2 * input_step, as the training forward
+    """The factor of the sums of a layer, step * 2^(N-n) / 2 * input_step, as the training forward
     rounds it: float32 [out], the product alone is not exact."""
     weights, activations, stored = _widths(layer, mode)
     step = np.asarray(leaves["params", *path, "step"], np.float32)

@@ -53,10 +53,10 @@ from dual_precision.primitives.normalization import per_channel, scale_and_shift
 from dual_precision.primitives.quantizers import activation_codes
 
 # The collection in which layers that see the same input in every mode leave their sums.
-KEPT = "kept"
+KEPT_SUMS = "kept"
 SUMS = "sums of "  # marks them in a trace; nothing in a program
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def odd_residual(codes: jax.Array, low: int, high: int, stored: int) -> jax.Arra
 class IntegerLayer(QuantizedLayer):
     """The form of a layer that computes with codes, see `forms.layer_form`. Parameters:
 
-    kernel: int8 codes of the stored width, in the shape of the training layer's kernel.
+    kernel: int8 codes of the stored width, in the shape of the kernel of the training layer.
     input_step: mode -> float32 (), of the modes that quantize the input.
     scale: mode -> float32 [features], and bias [features], where no FoldedNorm follows.
 
@@ -177,7 +177,7 @@ class IntegerLayer(QuantizedLayer):
         if name is None:
             total = self._sum(x, precision, 1)
         else:
-            total = self.get_variable(KEPT, name)
+            total = self.get_variable(KEPT_SUMS, name)
             if total.shape[0] != x.shape[0]:
                 raise ValueError(
                     f"sums of {total.shape[0]} images were kept by precision {name!r}, and there"
@@ -187,8 +187,8 @@ class IntegerLayer(QuantizedLayer):
                 codes = self._value("kernel")
                 rest = self.product(x, odd_residual(codes, kept_bits, bits, stored))
                 total = total * 2.0 ** (bits - kept_bits) + rest
-        if self.is_mutable_collection(KEPT):
-            self.put_variable(KEPT, precision, total)
+        if self.is_mutable_collection(KEPT_SUMS):
+            self.put_variable(KEPT_SUMS, precision, total)
         return total
 
     def _widest_kept(self, bits: int) -> tuple[str | None, int]:
@@ -196,7 +196,7 @@ class IntegerLayer(QuantizedLayer):
         best: tuple[str | None, int] = (None, 0)
         for name in self.modes.default:
             own = self._widths(name)[0]
-            if best[1] < own <= bits and self.has_variable(KEPT, name):
+            if best[1] < own <= bits and self.has_variable(KEPT_SUMS, name):
                 best = (name, own)
         return best
 
@@ -204,7 +204,7 @@ class IntegerLayer(QuantizedLayer):
         return self.get_variable("params", name)
 
     def _widths(self, precision: str) -> tuple[int, int | None, int]:
-        """Bits of the mode's weights, of its activations (None is float), of the stored codes."""
+        """Bits of weights and of activations (None is float) in a mode, and of the stored codes."""
         own, stored = self.modes.at(self.path)[precision], self.modes.stored_at(self.path)
         assert own.weights is not None, "to_integer refuses float weights"
         assert stored is not None, "to_integer refuses float weights"
@@ -247,7 +247,7 @@ def _name(precision: Asked) -> str:
     return name
 
 
-def _of_mode(values: Mapping[str, Value], precision: str) -> Value:
+def _of_mode(values: Mapping[str, _Value], precision: str) -> _Value:
     if precision not in values:
         why = ", and an integer network has no float weights" if precision == FLOAT_NAME else ""
         raise ValueError(

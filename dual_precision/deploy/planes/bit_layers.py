@@ -36,7 +36,7 @@ from dual_precision.primitives.normalization import scale_and_shift
 from dual_precision.primitives.plane_fit import FEW_PLANES
 from dual_precision.primitives.quantizers import quantize_weights
 from dual_precision.primitives.recurrence import Carry, plane_recurrence
-from dual_precision.structure import Example, LayerPath, Structure, structure_of
+from dual_precision.structure import Example, LayerPath, Structure, check_nested, structure_of
 
 # "w4a16" -> (4, 16): planes, and bits of the fixed-point activations.
 NUMBERS = {f"w{n}a{bits}": (n, bits) for bits in WIDTHS for n in range(1, STORED + 1)}
@@ -175,13 +175,14 @@ def to_bit_layers(
         was read.
       example: what the model takes, see `structure_of`.
       mode: whose weights and normalisation to take. Planes are fitted to what it computes with;
-        only where those are 8-bit codes, the planes are the codes': at 8 planes the weights are
-        the mode's own, and at fewer nearer to them than the codes' prefix, by its scale.
+        only where those are 8-bit codes, the planes are those of the codes: at 8 planes the
+        weights are those of the mode, and at fewer nearer to them than a prefix of the codes, by
+        its scale.
       read: numbers of planes that the clips are chosen for, see `fit_planes`.
 
     Raises:
-      ValueError: a layer is no matrix product, or of a class that no attribute names; no such
-        mode, or no values of it in the variables.
+      ValueError: a layer is no matrix product, or of a class with a quantizer of its own, or of
+        one that no attribute names; no such mode, or no values of it in the variables.
     """
     model.modes.check_name(mode)
     structure = structure_of(model, example)
@@ -191,6 +192,7 @@ def to_bit_layers(
             " are no products of a matrix: expected an MLP or the like; for convolutions take"
             " Predictor"
         )
+    check_nested(structure)
     leaves: Leaves = dict(flatten_dict(variables))
     _check_values(leaves, structure, mode)
     owner = model.modes.norm_of(mode)

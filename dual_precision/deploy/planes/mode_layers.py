@@ -26,7 +26,7 @@ from dual_precision.primitives.bitserial import pack_words, plane_product
 from dual_precision.primitives.nested import encode
 from dual_precision.primitives.quantizers import input_grid, rescaled_step
 from dual_precision.primitives.recurrence import Carry, plane_recurrence
-from dual_precision.structure import Example, Structure, structure_of
+from dual_precision.structure import Example, Structure, check_nested, structure_of
 
 FLOAT_DIGITS = 16  # bits of inputs that a mode does not quantize
 
@@ -110,7 +110,8 @@ def to_plane_layers(
 
     Raises:
       ValueError: float weights, or unsigned inputs of 8 bits, which an int8 code does not hold; a
-        layer that no attribute of the model names by its class.
+        layer of a class with a quantizer of its own, or of one that no attribute of the model
+        names.
     """
     structure = structure_of(model, example)
     leaves = dict(flatten_dict(dict(variables)))
@@ -143,6 +144,7 @@ def _form_of(cls: type, layer: Layer, form: type[ModeLayer]) -> type:
 
 
 def _check_layer(structure: Structure, path: tuple[str, ...]) -> None:
+    check_nested(structure, [path])
     layer = structure.layers[path]
     widths = [own for name, own in layer.table.items() if name in structure.modes.default]
     if layer.stored is None or any(own.weights is None for own in widths):

@@ -18,7 +18,7 @@ import numpy as np
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import LayerPath, Structure
 
-State = Mapping[str, np.ndarray]
+StateDict = Mapping[str, np.ndarray]
 Names = Mapping[str, str]  # layer or norm of ours, "stage1_block1/conv1" -> module of theirs
 # Layer or norm of ours -> order of its input channels, of its output channels; None is as they are.
 Orders = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
@@ -43,7 +43,7 @@ class Mapped:
 
 
 def map_state(
-    state: State, structure: Structure, names: Names, orders: Orders = MappingProxyType({})
+    state: StateDict, structure: Structure, names: Names, orders: Orders = MappingProxyType({})
 ) -> Mapped:
     """The float values of the network that `structure` describes, from a state dict.
 
@@ -74,7 +74,7 @@ def map_state(
 class _Found:
     """The values that are found, one layer or norm after the other."""
 
-    def __init__(self, state: State, names: dict[str, str], orders: Orders) -> None:
+    def __init__(self, state: StateDict, names: dict[str, str], orders: Orders) -> None:
         self.state, self.names, self.orders = state, names, orders
         self.leaves: dict[LayerPath, np.ndarray] = {}
         self.theirs: dict[LayerPath, str] = {}

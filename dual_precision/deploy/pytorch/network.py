@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
-from dual_precision.deploy.pytorch.mapping import Mapped, Names, State, map_state
+from dual_precision.deploy.pytorch.mapping import Mapped, Names, StateDict, map_state
 from dual_precision.deploy.pytorch.resnets import find_resnet
 from dual_precision.models import MODELS, build_from
 from dual_precision.precision import Modes
@@ -52,7 +52,7 @@ class Imported:
         return build_from(_described(self.network, mean, std))
 
 
-def import_resnet(state: State, padding: str = "") -> Imported:
+def import_resnet(state: StateDict, padding: str = "") -> Imported:
     """The residual network in a state dict; see `find_resnet` for `padding` and errors."""
     found = find_resnet(state, padding)
     network = _standard(found.network)
@@ -61,7 +61,7 @@ def import_resnet(state: State, padding: str = "") -> Imported:
 
 
 def import_network(
-    state: State, network: Mapping[str, Any], example: Example, names: Names
+    state: StateDict, network: Mapping[str, Any], example: Example, names: Names
 ) -> Imported:
     """A network of ours with the values of a state dict, by a table of names.
 
@@ -77,7 +77,7 @@ def import_network(
 
 
 def _imported(
-    state: State, network: dict[str, Any], example: Any, names: Names, orders: Any, padding: str
+    state: StateDict, network: dict[str, Any], example: Any, names: Names, orders: Any, padding: str
 ) -> Imported:
     channels = example.shape[-1]
     model = build_from(_described(network, (0.5,) * channels, (0.25,) * channels))

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 MOST_OPERATIONS = 5_000_000  # a state dict takes some 40 for each of its tensors
 
-Record = Any  # None, bool, int, float, str, bytes, tuple, list, dict, Stored, View or Name
+_Record = Any  # None, bool, int, float, str, bytes, tuple, list, dict, Stored, View or Name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ForeignFile(ValueError):
     """A file holds something else than tensors, or is damaged; the message says what."""
 
 
-def read_foreign(file: BinaryIO, said: dict[str, Stored] | None = None) -> Record:
+def read_foreign(file: BinaryIO, said: dict[str, Stored] | None = None) -> _Record:
     """The value that the pickle at the place of `file` describes.
 
     Args:
@@ -95,7 +95,7 @@ def read_foreign(file: BinaryIO, said: dict[str, Stored] | None = None) -> Recor
     raise ForeignFile("a pickle that does not end: the file is cut off")
 
 
-_CONSTANTS: dict[str, Callable[[], Record]] = {
+_CONSTANTS: dict[str, Callable[[], _Record]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -114,12 +114,12 @@ class _Machine:
     """The stack, the memo, and what each word does with them."""
 
     def __init__(self) -> None:
-        self.stack: list[Record] = []
+        self.stack: list[_Record] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Record] = {}
+        self.memo: dict[int, _Record] = {}
         self.said: dict[str, Stored] = {}
 
-    def result(self) -> Record:
+    def result(self) -> _Record:
         if len(self.stack) != 1:
             raise ForeignFile(f"a pickle that leaves {len(self.stack)} values: expected one")
         return self.stack[0]
@@ -141,7 +141,7 @@ class _Machine:
                 raise ForeignFile(f"the word {word}, which no state dict needs")
             action(argument)
 
-    def pop(self, count: int) -> list[Record]:
+    def pop(self, count: int) -> list[_Record]:
         """The `count` values on top."""
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
             raise ForeignFile("a pickle that takes more values than it has")
@@ -149,7 +149,7 @@ class _Machine:
         del self.stack[len(self.stack) - count :]
         return taken
 
-    def pop_to_mark(self) -> list[Record]:
+    def pop_to_mark(self) -> list[_Record]:
         start = self.marks.pop()
         taken = self.stack[start:]
         del self.stack[start:]
@@ -178,7 +178,7 @@ class _Machine:
     def _setitems(self, _: Any) -> None:
         self._set(self.pop_to_mark())
 
-    def _set(self, flat: list[Record]) -> None:
+    def _set(self, flat: list[_Record]) -> None:
         table = _checked(self.stack[-1], dict)
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             table[_checked(key, (str, int))] = value
@@ -223,7 +223,7 @@ class _Machine:
         self.stack.append(stored)
 
 
-def _made(name: Record, arguments: tuple[Record, ...]) -> Record:
+def _made(name: _Record, arguments: tuple[_Record, ...]) -> _Record:
     """What a known function would give for these arguments."""
     if name == _TABLE and arguments in ((), ([],)):
         return {}
@@ -240,13 +240,13 @@ def _made(name: Record, arguments: tuple[Record, ...]) -> Record:
     raise ForeignFile(f"a call of {str(name)[:200]!r}, which makes no tensor")
 
 
-def _checked(value: Record, kind: Any) -> Any:
+def _checked(value: _Record, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ForeignFile(f"{str(value)[:100]!r} in a place where a state dict has none of it")
     return value
 
 
-def _count(value: Record) -> int:
+def _count(value: _Record) -> int:
     number: int = _checked(value, int)
     if not 0 <= number < 2**48:
         raise ForeignFile(f"a size of {number}: expected 0 to 2^48")

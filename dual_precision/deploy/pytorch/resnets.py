@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.pytorch.mapping import State
+from dual_precision.deploy.pytorch.mapping import StateDict
 
 BOTH, BEHIND = "both", "behind"
 PADDINGS = (BOTH, BEHIND)
@@ -56,7 +56,7 @@ class FoundResNet:
     channels: int
 
 
-def find_resnet(state: State, padding: str = "") -> FoundResNet:
+def find_resnet(state: StateDict, padding: str = "") -> FoundResNet:
     """The residual network that a state dict holds, by its names.
 
     Args:
@@ -90,7 +90,7 @@ def find_resnet(state: State, padding: str = "") -> FoundResNet:
     return FoundResNet(network, names, orders, padding, _axis(state, f"{names['stem']}.weight", 1))
 
 
-def _stage_sizes(state: State) -> tuple[tuple[int, ...], str]:
+def _stage_sizes(state: StateDict) -> tuple[tuple[int, ...], str]:
     """Blocks of each stage, and the word before the number of a stage."""
     found = [match for match in map(_BLOCK.match, state) if match]
     blocks = {(int(match[2]), int(match[3])) for match in found}
@@ -106,11 +106,11 @@ def _stage_sizes(state: State) -> tuple[tuple[int, ...], str]:
     return sizes, found[0][1]
 
 
-def _has(state: State, prefix: str, known: tuple[str, ...]) -> bool:
+def _has(state: StateDict, prefix: str, known: tuple[str, ...]) -> bool:
     return any(f"{prefix}{name}.weight" in state for name in known)
 
 
-def _named(state: State, prefix: str, known: tuple[str, ...], ours: str) -> str:
+def _named(state: StateDict, prefix: str, known: tuple[str, ...], ours: str) -> str:
     for name in known:
         if f"{prefix}{name}.weight" in state:
             return f"{prefix}{name}"
@@ -121,7 +121,7 @@ def _named(state: State, prefix: str, known: tuple[str, ...], ours: str) -> str:
     )
 
 
-def _axis(state: State, name: str, axis: int) -> int:
+def _axis(state: StateDict, name: str, axis: int) -> int:
     shape = state[name].shape
     if len(shape) not in (2, 4):
         raise ValueError(f"{name!r} of shape {list(shape)}: expected a convolution or a matrix")
@@ -142,8 +142,7 @@ def _padding(classifier: str, padding: str) -> str:
     if padding not in PADDINGS:
         raise ValueError(
             f"padding={padding!r}: the shortcuts have no parameters, and names with {classifier!r}"
-            f" do not say on which side their zero channels are: give one of {list(PADDINGS)},"
-            " python -m experiments.deploy import PATH --padding=... --out=FILE"
+            f" do not say on which side their zero channels are: give one of {list(PADDINGS)}"
         )
     return padding
 

@@ -27,12 +27,12 @@ from dual_precision.deploy.pytorch.opcodes import (
 )
 
 MAGIC = 0x1950A86A20F9469CFC6C
-VERSION = 1001
+_VERSION = 1001
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # what holds the table in a file
 PARALLEL = "module."  # the prefix that DataParallel gives to every name
 COUNTER = "num_batches_tracked"  # of a normalisation: no number that it computes with
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
-MOST_AXES = 8
+_MOST_AXES = 8
 
 
 def is_pytorch(path: str | os.PathLike) -> bool:
@@ -133,9 +133,9 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(content)
-    if (magic := read_foreign(file)) != MAGIC or (version := read_foreign(file)) != VERSION:
+    if (magic := read_foreign(file)) != MAGIC or (version := read_foreign(file)) != _VERSION:
         found = f"version {version}" if magic == MAGIC else "another number"
-        raise ForeignFile(f"{found} at its beginning: expected {VERSION}, of torch.save")
+        raise ForeignFile(f"{found} at its beginning: expected {_VERSION}, of torch.save")
     machine = read_foreign(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise ForeignFile("numbers that are not little endian: save it on another machine")
@@ -197,7 +197,7 @@ def _tensor(name: str, view: View, numbers: np.ndarray) -> np.ndarray:
         (n - 1) * stride for n, stride in zip(shape, strides, strict=False) if n
     )
     count = math.prod(shape)
-    if len(shape) != len(strides) or len(shape) > MOST_AXES:
+    if len(shape) != len(strides) or len(shape) > _MOST_AXES:
         raise ForeignFile(f"{name!r} of shape {shape} and strides {strides}: no tensor")
     if count > numbers.size or (count and last >= numbers.size):
         raise ForeignFile(f"{name!r} of shape {shape} reaches beyond its {numbers.size} numbers")

@@ -13,7 +13,7 @@ from dual_precision.deploy.controller import Budget, ControlState, Observation
 from dual_precision.deploy.predictor import AUTO
 from dual_precision.deploy.server.batcher import BUDGET, Batcher, Reply
 from dual_precision.deploy.server.engines import Engine, Priced, seconds_of_an_image
-from dual_precision.deploy.server.metrics import Metrics
+from dual_precision.deploy.server.metrics import ServerMetrics
 from dual_precision.deploy.server.settings import BudgetSettings, Limits
 from dual_precision.deploy.server.uploads import Refused
 
@@ -43,7 +43,7 @@ class Service:
         now: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.settings, self.limits, self.metrics = settings, limits, Metrics()
+        self.settings, self.limits, self.metrics = settings, limits, ServerMetrics()
         self._now, self._sleep = now, sleep
         self.engine: Engine | None = None
         self.modes: list[Priced] = []

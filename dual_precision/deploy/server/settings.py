@@ -8,7 +8,7 @@ import numpy as np
 from dual_precision.deploy.controller import Budget, LatencyBudget, MeanBudget, check_target
 from dual_precision.deploy.server.engines import Priced
 
-KINDS = ("latency", "bit_operations", "energy")
+_KINDS = ("latency", "bit_operations", "energy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class BudgetSettings:
     target: float = 50.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if self.kind not in _KINDS:
+            raise ValueError(f"a budget of {self.kind!r}: expected one of {', '.join(_KINDS)}")
         check_target(self.target)
 
     @classmethod

@@ -22,7 +22,7 @@ from dual_precision.primitives.native.chain_steps import MOST_READ, OPERATIONS, 
 TARGET = "dual_precision_chains"
 FLOATS = "dual_precision_convolution"  # convolutions alone, and their gradients
 NEEDED = {"avx2", "fma"}  # of the CPU
-KINDS = ("number", "channels", "array")
+_KINDS = ("number", "channels", "array")
 ALIGNED = 64  # bytes
 
 _NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
@@ -155,7 +155,7 @@ def _encoded(link: Link, places: Mapping[int, tuple[int, int]]) -> Iterator[int]
     yield from (*places[link.x], *places[link.kernel])
     yield len(link.operands)
     for kind, value in zip(link.chain.kinds, link.operands, strict=True):
-        yield from (KINDS.index(kind), *places[value])
+        yield from (_KINDS.index(kind), *places[value])
     yield len(link.results)
     for value, dtype in _made_by(link):
         yield from (np.dtype(dtype).itemsize, *places[value])

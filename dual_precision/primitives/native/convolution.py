@@ -20,10 +20,10 @@ import numpy as np
 
 from dual_precision.primitives.native import build, chains
 
-Part = Literal["forward", "input gradient", "weight gradient"]
-PARTS: tuple[Part, ...] = ("forward", "input gradient", "weight gradient")
-Value = TypeVar("Value")
-PURPOSE = "convolutions"
+ConvPart = Literal["forward", "input gradient", "weight gradient"]
+_PARTS: tuple[ConvPart, ...] = ("forward", "input gradient", "weight gradient")
+_Value = TypeVar("_Value")
+_PURPOSE = "convolutions"
 LARGEST_PAIR = 2**15 - 1
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
@@ -31,7 +31,12 @@ _PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 
 
 def convolve(
-    part: Part, a: jax.Array, b: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, stride: int
+    part: ConvPart,
+    a: jax.Array,
+    b: jax.Array,
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
+    stride: int,
 ) -> jax.Array:
     """One of the three sums of `convolution.conv2d`; on a CPU.
 
@@ -45,18 +50,18 @@ def convolve(
     call = jax.ffi.ffi_call(
         chains.FLOATS, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential"
     )
-    return call(a, b, part=np.int64(PARTS.index(part)), stride=np.int64(stride))
+    return call(a, b, part=np.int64(_PARTS.index(part)), stride=np.int64(stride))
 
 
-def operands_of(part: Part, x: Value, kernel: Value, y: Value) -> tuple[Value, Value]:
+def operands_of(part: ConvPart, x: _Value, kernel: _Value, y: _Value) -> tuple[_Value, _Value]:
     """The two of these that a part is a sum of; y is the gradient in the gradients."""
-    return {PARTS[0]: (x, kernel), PARTS[1]: (y, kernel), PARTS[2]: (x, y)}[part]
+    return {_PARTS[0]: (x, kernel), _PARTS[1]: (y, kernel), _PARTS[2]: (x, y)}[part]
 
 
 @functools.cache
 def floats(dtype: str) -> bool:
     """Whether "float32", or "bfloat16", convolutions and their gradients can be had here."""
-    return _why_not() is None and _is_right(dtype, "float32", PARTS, 3, 3)
+    return _why_not() is None and _is_right(dtype, "float32", _PARTS, 3, 3)
 
 
 @functools.cache
@@ -76,19 +81,19 @@ def exact_bytes(largest_input: int, largest_weight: int) -> bool:
 
 @functools.cache
 def _sums_bytes() -> bool:
-    return _is_right("uint8", "int32", PARTS[:1], 15, 15)
+    return _is_right("uint8", "int32", _PARTS[:1], 15, 15)
 
 
 @functools.cache
 def _sums_bytes_in_full() -> bool:
-    return _is_right("uint8", "int32", PARTS[:1], 255, 128)
+    return _is_right("uint8", "int32", _PARTS[:1], 255, 128)
 
 
 @functools.cache
 def _why_not() -> str | None:
     if jax.default_backend() != "cpu":
         return "the backend is no CPU"  # where nobody waits for it: no log line
-    return build.left_out(PURPOSE, _prepare)
+    return build.left_out(_PURPOSE, _prepare)
 
 
 def _prepare() -> None:
@@ -117,7 +122,7 @@ def _kernel() -> build.Kernel:
     sources = ("convolution.cc", "chain.h", "tiles.h", "onednn.h", "parts.h")
     return build.Kernel(
         "convolution",
-        PURPOSE,
+        _PURPOSE,
         tuple(here / name for name in sources),
         targets=(chains.FLOATS, chains.TARGET),
         flags=(*header, *link),
@@ -131,7 +136,9 @@ def _folder_of(package: metadata.Distribution, name: str) -> Path:
     raise OSError(f"package {package.metadata['Name']} has no {name}: install it again")
 
 
-def _is_right(operand: str, result: str, parts: tuple[Part, ...], top: int, largest: int) -> bool:
+def _is_right(
+    operand: str, result: str, parts: tuple[ConvPart, ...], top: int, largest: int
+) -> bool:
     """Whether sums of integers come out exact, up to the largest that these operands make."""
     rng = np.random.default_rng(0)
     signed = operand != "uint8"
@@ -142,7 +149,7 @@ def _is_right(operand: str, result: str, parts: tuple[Part, ...], top: int, larg
     second = operand if signed else "int8"
     for stride in (1, 2):
         y = rng.integers(-top, top + 1, (3, -(-5 // stride), -(-6 // stride), 16))
-        wanted = dict(zip(PARTS, _sums(x, kernel, y, stride), strict=True))
+        wanted = dict(zip(_PARTS, _sums(x, kernel, y, stride), strict=True))
         for part in parts:
             a, b = operands_of(part, x, kernel, y)
             found = _tried(part, (a, operand), (b, second), wanted[part].shape, result, stride)
@@ -152,7 +159,7 @@ def _is_right(operand: str, result: str, parts: tuple[Part, ...], top: int, larg
 
 
 def _tried(
-    part: Part, a: Any, b: Any, shape: tuple[int, ...], result: str, stride: int
+    part: ConvPart, a: Any, b: Any, shape: tuple[int, ...], result: str, stride: int
 ) -> np.ndarray | None:
     """What oneDNN answers, also while another program is traced; None: it has no such program."""
     try:

@@ -95,7 +95,7 @@ def open_server(worker: Worker, port: int) -> Any:
             allow_websocket_origin=origins,
         )
     except OSError as error:
-        raise ValueError(f"port {port} is taken ({error}): give another --port, 0 is any") from None
+        raise ValueError(f"port {port} is taken ({error}): give another, 0 is any") from None
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, fitness_of, front_of
 from dual_precision.search.space import Block, Space, area, reads_pixels, widths_in
-from dual_precision.search.state import State
+from dual_precision.search.state import SearchState
 
 Columns = dict[str, list[Any]]
 _UNSEEN = 100  # paths that nobody has evaluated, shown in grey
@@ -23,14 +23,14 @@ PRESETS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def all_blocks(known: Sequence[Block], state: State) -> list[Block]:
+def all_blocks(known: Sequence[Block], state: SearchState) -> list[Block]:
     """`known`, and behind them the blocks that have come since: a row keeps its place."""
     spaces = [space for space, _ in state.history] + [state.space]
     found = [block for space in spaces for block in space.blocks]
     return list(dict.fromkeys([*known, *found]))
 
 
-def block_lines(state: State, columns: Mapping[str, Any], rows: Sequence[int]) -> list[str]:
+def block_lines(state: SearchState, columns: Mapping[str, Any], rows: Sequence[int]) -> list[str]:
     """What is said of some rows of `block_columns`."""
     lines = []
     for row in rows:
@@ -43,7 +43,7 @@ def block_lines(state: State, columns: Mapping[str, Any], rows: Sequence[int]) -
     return lines
 
 
-def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> Columns:
+def block_columns(state: SearchState, blocks: Sequence[Block], marked: set[Block]) -> Columns:
     """A row for every block; those that are removed are pale."""
     fitness, present = fitness_of(state.space, state.evaluated), set(state.space.blocks)
     counts: dict[Block, int] = {}
@@ -63,7 +63,7 @@ def block_columns(state: State, blocks: Sequence[Block], marked: set[Block]) -> 
     }
 
 
-def shown_candidates(state: State) -> list[Evaluated]:
+def shown_candidates(state: SearchState) -> list[Evaluated]:
     """The evaluated ones in their order, so that a selection stays; then those of earlier weights
     and some that nobody has evaluated, without an accuracy."""
     seen = {one.candidate for one in state.evaluated}
@@ -115,13 +115,13 @@ def common_blocks(space: Space, candidates: Sequence[Evaluated], operation: str)
     return set.intersection(*own) if operation == "intersection" else set(space.blocks) - union
 
 
-def front_columns(state: State) -> Columns:
+def front_columns(state: SearchState) -> Columns:
     """The front, cheapest first."""
     front = front_of(state.evaluated)
     return {"cost": [one.cost for one in front], "accuracy": [one.accuracy for one in front]}
 
 
-def path_columns(state: State, blocks: Sequence[Block]) -> Columns:
+def path_columns(state: SearchState, blocks: Sequence[Block]) -> Columns:
     """Lines over the graph: the members of the front, and in red what is cut.
 
     Args:
@@ -141,7 +141,7 @@ def path_columns(state: State, blocks: Sequence[Block]) -> Columns:
     return lines
 
 
-def preset_edits(state: State, name: str) -> list[Edit]:
+def preset_edits(state: SearchState, name: str) -> list[Edit]:
     """The edits that leave every layer the alternatives of a preset; a layer that would have none
     left keeps what it has."""
     first = state.history[0][0] if state.history else state.space

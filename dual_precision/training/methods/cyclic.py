@@ -51,7 +51,7 @@ class CyclicLoss:
                 )
         if own := sorted(modes.layers):
             raise ValueError(
-                f"{where} has one width for all layers, and {own} have their own: drop --widths,"
+                f"{where} has one width for all layers, and {own} have their own: give none,"
                 " or train these with another recipe"
             )
         low, high = modes.default[self.lower], modes.default[self.upper]

@@ -21,7 +21,7 @@ _BINARY = {
 _UNARY = {"tanh": "Tanh", "logistic": "Sigmoid", "exp": "Exp", "neg": "Neg", "sqrt": "Sqrt"}
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 _NEW_AXIS = (0, 2, 3, 1)  # where each axis of [N, H, W, C] is in [N, C, H, W]
-SUMS = ("add", "add_any")
+ADDITIONS = ("add", "add_any")
 
 
 @dataclasses.dataclass
@@ -111,7 +111,7 @@ class Arrays:
         zero = self._known(right)
         if name == "max" and zero is not None and not zero.any():
             return self.graph.node("Relu", self.tensor(left))
-        if name in SUMS and (made := self._sum(eqn)) is not None:
+        if name in ADDITIONS and (made := self._sum(eqn)) is not None:
             return made
         if (made := self._mean(eqn)) is not None:
             return self.graph.node("Flatten", made)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.deploy.export.onnx.arrays import SUMS, Arrays
+from dual_precision.deploy.export.onnx.arrays import ADDITIONS, Arrays
 from dual_precision.deploy.export.onnx.layers import (
     Seen,
     as_codes,
@@ -97,7 +97,7 @@ class CodedArrays(Arrays):
 
     def _is_residual_sum(self, eqn: Any) -> bool:
         """Of integers: where a layer takes the sum in 8 bits, and both operands are not known."""
-        if self.ranges is None or eqn.primitive.name not in SUMS:
+        if self.ranges is None or eqn.primitive.name not in ADDITIONS:
             return False
         return len(eqn.outvars[0].aval.shape) == 4 and all(
             self._known(var) is None for var in eqn.invars

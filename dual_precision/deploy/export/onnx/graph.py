@@ -11,7 +11,7 @@ from dual_precision.deploy.export.extras import needed
 OPSET = 21  # the first whose QuantizeLinear knows 4 bits
 OLD_OPSET = 13  # what older readers take
 _FORMATS = {OPSET: 10, OLD_OPSET: 8}  # opset -> version of the file format
-PURPOSE = "an ONNX export"
+_PURPOSE = "an ONNX export"
 CONTRIB = "com.microsoft"
 
 
@@ -26,7 +26,7 @@ class Graph:
 
     def __init__(self, whole: "Graph | None" = None, opset: int = OPSET) -> None:
         """An empty graph, or a branch of a whole one, which has the initializers of both."""
-        self.onnx: Any = needed("onnx", PURPOSE)
+        self.onnx: Any = needed("onnx", _PURPOSE)
         self.opset: int = opset if whole is None else whole.opset
         self.nodes: list[Any] = []
         self._known: dict[Any, str] = {}

@@ -19,7 +19,7 @@ import numpy as np
 from dual_precision.deploy.export.onnx.graph import CONTRIB, Graph
 from dual_precision.structure import Layer
 
-BLOCK = 128  # inputs that share a scale, in MatMulNBits; 32 is slower
+_BLOCK = 128  # inputs that share a scale, in MatMulNBits; 32 is slower
 LEAST = 1 << 16  # weights below which a plain product is as fast
 HALF, WHOLE = 4, 8
 _MIDDLE = 8  # what MatMulNBits takes off a number of 4 bits
@@ -69,12 +69,12 @@ def odd_sums(
 def _product(graph: Graph, x: str, numbers: np.ndarray, name: str) -> str:
     """sum_k x_k (numbers_k - 8), of numbers from 0 to 15, [in, out]."""
     inputs, outputs = numbers.shape
-    blocks = -(-inputs // BLOCK)
-    own = np.full((outputs, blocks * BLOCK), _MIDDLE, np.uint8)
+    blocks = -(-inputs // _BLOCK)
+    own = np.full((outputs, blocks * _BLOCK), _MIDDLE, np.uint8)
     own[:, :inputs] = numbers.T
-    packed = (own[:, ::2] | own[:, 1::2] << 4).reshape(outputs, blocks, BLOCK // 2)
+    packed = (own[:, ::2] | own[:, 1::2] << 4).reshape(outputs, blocks, _BLOCK // 2)
     return graph.node(
         "MatMulNBits", x, graph.constant(packed, name),
         graph.constant(np.ones(outputs * blocks, np.float32), "ones"),
-        domain=CONTRIB, K=inputs, N=outputs, bits=HALF, block_size=BLOCK, accuracy_level=4,
+        domain=CONTRIB, K=inputs, N=outputs, bits=HALF, block_size=_BLOCK, accuracy_level=4,
     )  # fmt: skip

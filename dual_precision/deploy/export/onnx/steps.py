@@ -6,7 +6,7 @@ strides and padding are wanted. Everything else is a few primitives of JAX.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 import jax
@@ -21,6 +21,7 @@ from dual_precision.structure import Example, LayerPath, Structure, batch_of
 
 _IN, _OUT = "in of ", "out of "
 _PRODUCTS = ("conv_general_dilated", "dot_general")
+_BESIDE = ("add", "broadcast_in_dim", "reshape")  # what a layer may do beside it: add a bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,13 @@ def trace_steps(model: nn.Module, structure: Structure, example: Example) -> Ste
         if path not in parts or context.method_name != "__call__":
             return call(*args, **kwargs)
         name = "/".join(path)
-        x = checkpoint_name(args[0], _IN + name)
-        return checkpoint_name(call(x, *args[1:], **kwargs), _OUT + name)
+        y = call(checkpoint_name(args[0], _IN + name), *args[1:], **kwargs)
+        if not isinstance(y, jax.Array):
+            raise ValueError(
+                f"layer {name!r} gives more than one array: expected one convolution or matrix, as"
+                " ONNX has; leave this layer class out of what is exported"
+            )
+        return checkpoint_name(y, _OUT + name)
 
     def forward(variables: Any, *inputs: Any) -> Any:
         with nn.intercept_methods(note):
@@ -99,11 +105,11 @@ def trace_steps(model: nn.Module, structure: Structure, example: Example) -> Ste
         )
     steps = Steps(jaxpr.invars[-given:], jaxpr.outvars[0], {}, {}, {}, {}, {})
     steps.known.update(zip(jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
-    _read(steps, jaxpr)
+    _read(steps, jaxpr, structure.layers)
     return steps
 
 
-def _read(steps: Steps, jaxpr: Any) -> None:
+def _read(steps: Steps, jaxpr: Any, layers: Collection[LayerPath]) -> None:
     marks: dict[str, list[Any]] = {}
     for eqn in _flat(steps, jaxpr):
         for var in eqn.outvars:
@@ -119,8 +125,9 @@ def _read(steps: Steps, jaxpr: Any) -> None:
         elif name.startswith(_OUT):
             own = name.removeprefix(_OUT)
             start = marks[own].pop()
-            product = _product(steps, eqn.invars[0], start, own)
-            steps.parts[eqn.outvars[0]] = Part(tuple(own.split("/")), start, product)
+            path = tuple(own.split("/"))
+            product = _product(steps, eqn.invars[0], start, own) if path in layers else None
+            steps.parts[eqn.outvars[0]] = Part(path, start, product)
             del steps.same[eqn.outvars[0]]
 
 
@@ -168,8 +175,8 @@ def _renamed(jaxpr: Any) -> _Body:
 
 
 def _product(steps: Steps, end: Any, start: Any, name: str) -> Any:
-    """The one convolution or matrix product between two marks; None of a norm."""
-    found, waiting, seen = [], [end], set()
+    """The one convolution or matrix product between two marks."""
+    found, others, waiting, seen = [], set(), [end], set()
     while waiting:
         var = waiting.pop()
         if hasattr(var, "val") or var is start or var in seen:
@@ -179,11 +186,15 @@ def _product(steps: Steps, end: Any, start: Any, name: str) -> Any:
             waiting.append(steps.same[var])
         elif var in steps.made:
             eqn = steps.made[var]
-            found += [eqn] * (eqn.primitive.name in _PRODUCTS)
+            if eqn.primitive.name in _PRODUCTS:
+                found.append(eqn)
+            elif eqn.primitive.name not in _BESIDE:
+                others.add(eqn.primitive.name)
             waiting += eqn.invars
-    if len(found) > 1:
+    if len(found) != 1 or others:
+        beside = f" and {', '.join(sorted(others))}" if others else ""
         raise ValueError(
-            f"layer {name!r} is {len(found)} products: expected one convolution or matrix, as ONNX"
-            " has; leave this layer class out of what is exported"
+            f"layer {name!r} is {len(found)} products{beside}: expected one convolution or matrix,"
+            " as ONNX has, and a bias; leave this layer class out of what is exported"
         )
-    return found[0] if found else None
+    return found[0]
