@@ -363,6 +363,7 @@ LIES = {
     "other widths": lambda h: h.about["network"]["modes"].update(low="w3a2"),
     "another model": lambda h: h.about["network"].update(name="lenet"),
     "an unknown attribute": lambda h: h.about["network"].update(colour="red"),
+    "a layer without a tensor": lambda h: h.about["layers"].update(dense3={}),
     "a lost tensor": lambda h: renamed(h.tensors, "params/dense1/step", "x"),
 }
 
