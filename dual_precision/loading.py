@@ -98,7 +98,7 @@ def load_trained(source: str | Path, example: Example) -> Trained:
       example: what the new network takes, see `structure_of`.
 
     Raises:
-      ValueError, OSError, CheckpointError: neither of these, or damaged.
+      ValueError, OSError, CheckpointError: neither of these, damaged, or without a trained mode.
     """
     source = Path(source)
     if source.is_dir():
@@ -112,6 +112,11 @@ def load_trained(source: str | Path, example: Example) -> Trained:
     if is_packed(source):
         with PackedFile(source) as file:
             model, variables = file.load()
+        if not file.info.trained:  # its normalisations are those that a network begins with
+            raise ValueError(
+                f"{source} holds {[*file.info.bytes_read]}, and its run trained none of them:"
+                " expected a file with a trained mode, or the folder of the run"
+            )
         return Trained(variables, file.info.trained, _stored_of(source, model, example))
     from dual_precision.deploy.pytorch.state import is_pytorch
 
