@@ -12,8 +12,8 @@ from dual_precision.structure import Example
 MOST_VALUES = 10_000  # in the description of a network: widths of layers, means, sizes of stages
 MOST_MODES = 64
 MOST_OWN_WIDTHS = 1000  # layers or patterns that have widths of their own
-# Of a description: features, groups, bits. Models make what they count, blocks or layers, one by one,
-# so that `structure_of` stops them at the number of layers that a file lists.
+# Of a description: features, groups, bits. Models make what they count, blocks or layers, one by
+# one, so that `structure_of` stops them at the number of layers that a file lists.
 LARGEST_NUMBER = 2**24
 MOST_INPUTS = 64  # arrays in an example
 MOST_AXES = 8
