@@ -98,7 +98,7 @@ def load_trained(source: str | Path, example: Example) -> Trained:
       example: what the new network takes, see `structure_of`.
 
     Raises:
-      ValueError, OSError, CheckpointError: neither of these, or damaged.
+      ValueError, OSError, CheckpointError: neither of these, damaged, or without a trained mode.
     """
     source = Path(source)
     if source.is_dir():
@@ -112,6 +112,11 @@ def load_trained(source: str | Path, example: Example) -> Trained:
     if is_packed(source):
         with PackedFile(source) as file:
             model, variables = file.load()
+        if not file.info.trained:  # its normalisations are those that a network begins with
+            raise ValueError(
+                f"{source} holds {[*file.info.bytes_read]}, and its run trained none of them:"
+                " expected a file with a trained mode, or the folder of the run"
+            )
         return Trained(variables, file.info.trained, _stored_of(source, model, example))
     from dual_precision.deploy.pytorch.state import is_pytorch
 
@@ -173,19 +178,21 @@ def save_floats(path: str | Path, variables: Mapping[str, Any], structure: Struc
 
 def _read_floats(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
+    from dual_precision.deploy.pytorch.state import check_safetensors
+
+    content = path.read_bytes()
     try:
-        tensors = load_file(path)
+        check_safetensors(content)
+        return load(content)
     except SafetensorError as error:
         raise ValueError(
             f"{path}: not a workdir, a packed file, a file of torch.save or a safetensors file of"
             f" parameters ({error})"
         ) from None
-    for name, array in tensors.items():
-        if array.dtype != np.float32:
-            raise ValueError(f"{path}: {name!r} is {array.dtype}: expected float32")
-    return tensors
+    except ValueError as error:  # which numbers they are
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _by_path(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

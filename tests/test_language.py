@@ -134,6 +134,9 @@ def test_what_no_text_and_no_carry_is(lstm, text, carry, message):
 def test_a_context_longer_than_the_text():
     with pytest.raises(ValueError, match="take a longer text, or less context"):
         WINDOWS.order(TEXT[:16], 4, jax.random.key(0))
+    with pytest.raises(ValueError, match="epoch_bytes=512: expected 528 or more, one batch of 33"):
+        WINDOWS.order(TEXT, 33, jax.random.key(0))
+    assert WINDOWS.order(TEXT, 32, jax.random.key(0)).shape == (1, 32)
     with pytest.raises(ValueError, match="take a longer text, or less context"):
         next(WINDOWS.batches(TEXT[:16], 4))
     with pytest.raises(ValueError, match="expected 65 or more"):

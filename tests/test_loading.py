@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from dual_precision import load
-from dual_precision.deploy import load_packed, save_packed
+from dual_precision.deploy import inspect_packed, load_packed, save_packed
 from dual_precision.loading import load_trained, save_floats, start_from
 from dual_precision.models import build_from
 from dual_precision.precision import modes
@@ -145,6 +145,16 @@ def test_a_packed_twin_says_which_mode_was_trained(tmp_path):
     np.testing.assert_array_equal(
         leaves["batch_stats", "norm1", "low", "mean"], saved["batch_stats"]["norm1"]["high"]["mean"]
     )
+
+
+def test_a_packed_file_of_no_trained_mode_starts_nothing(tmp_path):
+    """Of a float run: its named modes have the normalisations of the beginning."""
+    network, path = network_of(low="w2a2", high="w8a8"), tmp_path / "net.safetensors"
+    about = {"trained": ["float"]}
+    save_packed(path, build_from(network), variables_of(network), network, EXAMPLE, about)
+    assert inspect_packed(path).trained == ()
+    with pytest.raises(ValueError, match=r"holds \['low', 'high'\], and its run trained none"):
+        load_trained(path, EXAMPLE)
 
 
 def test_modes_that_were_trained_keep_what_is_theirs(tmp_path):

@@ -115,6 +115,24 @@ def test_too_many_layers():
         described(mlp(), 8, 8, 1, most=2)
 
 
+@pytest.mark.parametrize(
+    ("name", "example", "counts"),
+    [
+        (
+            "resnet20",
+            (8, 8, 1),
+            {"num_classes": 4, "widths": (2,) * 3, "stage_sizes": (10**9,) * 3},
+        ),
+        ("lstm", (8,), {"features": 2, "depth": 10**9}),
+        ("transformer", (8,), {"features": 2, "heads": 1, "depth": 10**9}),
+    ],
+)
+def test_a_billion_layers_are_found_before_anything_is_made_of_each(name, example, counts):
+    """As a forged file may ask for; a list of them would fill the memory."""
+    with pytest.raises(TooManyLayers, match="more layers than the 5 listed"):
+        described(build(name, modes=DUAL, **counts), *example, most=5)
+
+
 # -- leaves ----------------------------------------------------------------------------------------
 
 

@@ -46,15 +46,17 @@ class LSTM(nn.Module):
             raise ValueError(
                 f"text {tokens.dtype}{list(tokens.shape)}: expected bytes, uint8 [texts, length]"
             )
-        states = self.empty_carry(tokens.shape[0]) if carry is None else carry
-        self._check(states, tokens.shape[0])
+        if carry is not None:
+            self._check(carry, tokens.shape[0])
         embed = self.embed(self.features, modes=self.modes.pin(8, None), name="embed")
         x, after = embed(tokens, precision=precision), []
         for index in range(self.depth):
             own = {"modes": self.modes, "signed": True}
             gates = self.dense(4 * self.features, use_bias=False, **own, name=f"input{index + 1}")
             layer = self.recurrence(self.features, modes=self.modes, name=f"hidden{index + 1}")
-            x, state = layer(gates(x, precision=precision), states[index], precision=precision)
+            # One at a time: a forged file may ask for more layers than are ever traced.
+            state = self._empty_state(tokens.shape[0]) if carry is None else carry[index]
+            x, state = layer(gates(x, precision=precision), state, precision=precision)
             after.append(state)
         x = self.norm(modes=self.modes, name="norm")(x, precision=precision)
         head = self.dense(256, modes=self.modes.pin(8, 8), signed=True, name="head")
@@ -65,11 +67,12 @@ class LSTM(nn.Module):
     @nn.nowrap
     def empty_carry(self, texts: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
         """(c, h) of every layer, before the first byte."""
+        return tuple(self._empty_state(texts) for _ in range(self.depth))
 
-        def zeros() -> jax.Array:
-            return jnp.zeros((texts, self.features), jnp.float32)
-
-        return tuple((zeros(), zeros()) for _ in range(self.depth))
+    @nn.nowrap
+    def _empty_state(self, texts: int) -> tuple[jax.Array, jax.Array]:
+        shape = (texts, self.features)
+        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
 
     def _check(self, carry: Any, texts: int) -> None:
         shapes = [leaf.shape for leaf in jax.tree.leaves(carry)]

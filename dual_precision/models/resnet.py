@@ -5,7 +5,9 @@ with `projections`, 1x1 convolutions where the shape changes (option B, names th
 The first convolution and the classifier keep 8-bit weights in every mode.
 """
 
-from collections.abc import Collection, Mapping
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,9 @@ from flax import linen as nn
 from dual_precision.layers import Conv, Dense, SwitchableBatchNorm, check_named_layers
 from dual_precision.models.inputs import ModuleDef, prepare_images
 from dual_precision.precision import Asked, Modes, Widths, mode_of
+
+_BLOCK = re.compile(r"stage([1-9][0-9]{0,8})_block([1-9][0-9]{0,8})")
+_SHOWN = 100  # names of blocks in an error
 
 
 class BasicBlock(nn.Module):
@@ -92,6 +97,7 @@ class ResNet(nn.Module):
         self.modes.check_name(mode_of(precision))
         self._check_blocks("skipped", self.skipped)
         self._check_blocks("kept", kept_blocks(precision))
+        skipped = frozenset(self.skipped)
         x = prepare_images(x, self.mean, self.std)
         x = space_to_depth(x, self.space_to_depth)
         conv = partial(self.conv, modes=self.modes)
@@ -110,7 +116,7 @@ class ResNet(nn.Module):
                 halve = stage > 0 and block == 0 and not self.transitions
                 stride = 2 if halve else 1
                 name = f"stage{stage + 1}_block{block + 1}"
-                if name in self.skipped:
+                if name in skipped:
                     continue
                 make = partial(BasicBlock, width, stride, conv, norm, self.projections)
                 x = make(name=name)(x, precision=precision, train=train)
@@ -122,14 +128,26 @@ class ResNet(nn.Module):
 
     def _check_blocks(self, what: str, names: Collection[str]) -> None:
         """Raises ValueError unless these are blocks whose shortcut is an identity."""
-        first = [stage > 0 and not self.transitions for stage in range(len(self.stage_sizes))]
-        known = [
-            f"stage{stage + 1}_block{block + 1}"
-            for stage, size in enumerate(self.stage_sizes)
-            for block in range(1 if first[stage] else 0, size)
-        ]
-        if unknown := sorted(set(names) - set(known)):
+        if unknown := sorted(name for name in {*names} if not self._may_be_left(name)):
+            known = [*itertools.islice(self._left_names(), _SHOWN)]
             raise ValueError(f"{what} blocks {unknown}: expected some of {known}")
+
+    def _may_be_left(self, name: str) -> bool:
+        """Without the list of all names: a forged file may ask for millions of blocks."""
+        if (found := _BLOCK.fullmatch(name)) is None:
+            return False
+        stage, block = (int(number) - 1 for number in found.groups())
+        in_range = stage < len(self.stage_sizes) and block < self.stage_sizes[stage]
+        return in_range and block >= self._first_to_leave(stage)
+
+    def _left_names(self) -> Iterator[str]:
+        for stage, size in enumerate(self.stage_sizes):
+            for block in range(self._first_to_leave(stage), size):
+                yield f"stage{stage + 1}_block{block + 1}"
+
+    def _first_to_leave(self, stage: int) -> int:
+        """The first block of a stage, from 0, whose shortcut is an identity."""
+        return 1 if stage > 0 and not self.transitions else 0
 
 
 def space_to_depth(x: jax.Array, side: int) -> jax.Array:

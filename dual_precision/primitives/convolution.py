@@ -7,6 +7,7 @@ slower than its own once its library fusions are off, see training/compilation.p
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -93,6 +94,9 @@ def conv2d_codes(
     Returns:
       float32 [N, ceil(H / stride), ceil(W / stride), out].
 
+    Raises:
+      ValueError: a window so large that sums may leave int32: above 3,669 inputs at 3x3 and 8 bits.
+
     >>> x, codes = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.full((3, 3, 1, 1), 5, jnp.int8)
     >>> conv2d_codes(x, codes, 2, (8, 8), (1, 5)).item(), 4 * (2 * 5 + 1)
     (44.0, 44)
@@ -100,11 +104,23 @@ def conv2d_codes(
     (20.0, 20)
     """
     bits, stored = widths
+    _check_sums(codes.shape, largest[0], bits)
     if codes_pay(largest) and x.size and codes.size:
         shape = _shape(x, codes, stride)
         return convolve_codes(x, codes, shape, Sums(stride, bits, stored - bits))
     weights = 2 * truncate(codes, bits, stored).astype(jnp.int32) + 1
     return _by_xla(x.astype(jnp.int32), weights, stride, jnp.int32).astype(jnp.float32)
+
+
+def _check_sums(kernel: tuple[int, ...], top: int, bits: int) -> None:
+    """Raises ValueError where k k in top (2^n - 1), the largest sum, is none of int32."""
+    most = math.prod(kernel[:-1]) * top * (2**bits - 1)
+    if most >= 2**31:
+        raise ValueError(
+            f"a convolution with a kernel of {[*kernel]}, codes up to {top} and weights of {bits}"
+            f" bits: its sums may reach {most}, expected less than 2^31; convolve parts of the"
+            " input channels and add them in float32, or take fewer bits"
+        )
 
 
 def codes_pay(largest: tuple[int, int]) -> bool:

@@ -55,9 +55,15 @@ class NextByte:
         """Where each row begins: int32 [updates, batch].
 
         Raises:
-          ValueError: a text that is shorter than a window, or than what a row reads in an epoch.
+          ValueError: an epoch of less than a batch; a text that is shorter than a window, or than
+            what a row reads in an epoch.
         """
-        updates = max(self.epoch_bytes // (batch_size * self.context), 1)
+        updates = self.epoch_bytes // (batch_size * self.context)
+        if not updates:
+            raise ValueError(
+                f"epoch_bytes={self.epoch_bytes}: expected {batch_size * self.context} or more, one"
+                f" batch of {batch_size} windows of context={self.context}"
+            )
         windows = updates if self.carried else 1
         room = len(as_bytes(split)) - windows * self.context
         if room < 1:

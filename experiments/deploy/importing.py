@@ -56,8 +56,16 @@ def import_command(
         check_replaceable(out)
     spec = lookup(dataset) if dataset else None
     normal = _normalisation(mean, std, spec is not None and test)
-    if spec is None and (data_dir or archive):
-        raise ValueError("--data_dir and --archive have no effect without --dataset: leave it out")
+    if spec is not None and not test and None in (model, names):
+        raise ValueError(
+            f"--dataset={dataset} has no effect with --notest, but for --model and --names: leave"
+            " one of them out"
+        )
+    if (spec is None or not test) and (data_dir or archive):
+        raise ValueError(
+            "--data_dir and --archive have no effect without --dataset, or with --notest: leave"
+            " them out"
+        )
     state = read_state(file)
     found = _found(state, spec, model, names, padding)
     print(f"{file}: {len(state)} tensors, {sum(a.size for a in state.values()):,} numbers\n")

@@ -40,7 +40,8 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
       widths: of layers that have others in the file; what was measured does not hold then.
 
     Raises:
-      ValueError: `workdir` is not the folder of a run, or has no such layers.
+      ValueError: `workdir` is not the folder of a run, has no such layers, or trained no mode
+        that a packed file holds.
     """
     description = read_description(workdir)
     dataset = description["experiment"].get("dataset")
@@ -61,6 +62,13 @@ def save_run(
     """As `pack_run`, of a run with this description and such an example; `module` has the command
     that packs."""
     model, variables = load(workdir)
+    trained, held = trained_modes(description), [*model.modes.default]
+    if not {*trained} & {*held}:
+        raise ValueError(
+            f"{workdir} trained {list(trained)}, and a packed file holds {held} alone: expected one"
+            " of them; train another run, as --mode=two_phase does (images: from this one, with"
+            f" --init={workdir}), and pack that"
+        )
     metadata = run_metadata(workdir, description, module)
     network = description["network"]
     if widths:
@@ -76,11 +84,28 @@ def run_metadata(
     that packs it."""
     return {
         "command": recorded_command(sys.argv[1:], module),
-        "run": {key: description[key] for key in ("preset", "experiment")},
+        "run": {
+            "preset": description["preset"],
+            "experiment": recorded_experiment(description["experiment"]),
+        },
         "trained": list(trained_modes(description)),
         # An unfinished run has none yet.
         "results": read_rows(workdir) if (workdir / RESULTS).exists() else [],
     }
+
+
+def recorded_experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run as a file may hold it: likewise of the paths in it the last part alone.
+
+    >>> recorded_experiment({"dataset": "/home/me/novel.txt", "init": "", "low": "w2a2"})
+    {'dataset': 'novel.txt', 'init': '', 'low': 'w2a2'}
+    """
+    paths = {
+        key: Path(experiment[key]).name or experiment[key]
+        for key in ("init", "dataset")
+        if isinstance(experiment.get(key), str)
+    }
+    return {**experiment, **paths}
 
 
 def recorded_command(words: Sequence[str], module: str = "experiments.deploy") -> str:

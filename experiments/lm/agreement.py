@@ -73,6 +73,17 @@ def agreement_of(
     return Agreement(counted / total, agreed / seen, round(total), (first, second))
 
 
+def parts_of_window(context: int) -> list[tuple[int, int]]:
+    """Positions [first, end), from one eighth to the last half; of a short window fewer.
+
+    >>> parts_of_window(32), parts_of_window(5)
+    ([(0, 4), (4, 8), (8, 16), (16, 32)], [(1, 2), (2, 4)])
+    """
+    eighth = context // 8
+    parts = [(0, eighth), *((first, 2 * first) for first in (eighth, context // 4, context // 2))]
+    return [(first, end) for first, end in parts if first < end]
+
+
 def agreement_command(
     *,
     workdir: str,
@@ -90,8 +101,6 @@ def agreement_command(
         f" {found.count:,} bytes of the {split} text of {trained.config.dataset}; low has"
         f" {found.bits[0]:.3f} bits per byte there, high {found.bits[1]:.3f}"
     )
-    last = trained.config.context
-    for first in (0, last // 8, last // 4, last // 2):
-        end = 2 * first or last // 8
+    for first, end in parts_of_window(trained.config.context):
         share = 100 * float(found.by_position[first:end].mean())
         print(f"with {first:4d} to {end - 1:4d} bytes of the window before: {share:.2f} %")

@@ -34,7 +34,16 @@ _COLUMNS = (
 
 
 def prompts_of(text: np.ndarray, count: int, longest: int, seed: int = 0) -> list[bytes]:
-    """So many parts of a text, of 1 to `longest` bytes."""
+    """So many parts of a text, of 1 to `longest` bytes.
+
+    Raises:
+      ValueError: the text is no longer than that.
+    """
+    if len(text) <= longest:
+        raise ValueError(
+            f"a held-out text of {len(text):,} bytes: expected more than {longest:,}, the longest"
+            " prompt; take a longer text, or a larger --count, which leaves less to prompts"
+        )
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, longest + 1, count)
     starts = rng.integers(0, len(text) - longest, count)
@@ -137,7 +146,8 @@ def drafts_command(
     """The sub-command `drafts`; its arguments are the flags.
 
     Raises:
-      ValueError: no prompt, or more bytes behind one than the context of the network.
+      ValueError: no prompt, more bytes behind one than the context of the network, or a text
+        that is no longer than a prompt.
     """
     generator = Generator(file)
     count = 32 if count is None else count

@@ -1,5 +1,7 @@
 """GGUF: every weight of a mode, in blocks that the package `gguf` reads."""
 
+import contextlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,14 +21,15 @@ EXAMPLE = NextByte(4).example
 KINDS = {2: "Q4_0", 4: "Q4_1", 5: "Q5_1", 7: "Q8_0", 8: "Q8_0"}
 
 
-def packed(folder, bits, features=32, layers=None):
+def packed(folder, bits, features=32, layers=None, change=lambda variables: variables):
     network = {
         "name": "transformer", "features": features, "depth": 1, "heads": 2, "context": 4,
         **modes(low=f"w{bits}a8", high="w8a8", layers=layers).to_json(),
     }  # fmt: skip
     model = build_from(network)
     path = folder / f"{bits}"
-    save_packed(path, model, initial_variables(model, EXAMPLE, 0), network, EXAMPLE)
+    variables = change(initial_variables(model, EXAMPLE, 0))
+    save_packed(path, model, variables, network, EXAMPLE)
     return path
 
 
@@ -47,6 +50,41 @@ def test_weights_come_back(tmp_path, bits):
     assert apart.max() < (2**-10 if bits < 8 else 2**-8)
     assert not np.array_equal(found["params/block1/up/kernel"].T, np.zeros_like(kernel))
     assert {"/".join(leaf) for leaf in structure_of(model, EXAMPLE).leaves_of(["low"])} >= {*found}
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-6, 1e-4, 1e-2, 1e6, 1e8])
+@pytest.mark.parametrize("bits", KINDS)
+def test_the_bound_holds_whatever_the_steps(tmp_path, bits, size):
+    """float16 has few numbers below 1e-4, and none above 65504: such a tensor is float32."""
+
+    def one_channel(variables):
+        for own in (variables["params"]["block1"]["up"], variables["params"]["embed"]):
+            own["kernel"] = own["kernel"].at[..., 0].multiply(size)
+            own["step"] = own["step"].at[0].multiply(size)
+        return variables
+
+    path = packed(tmp_path, bits, change=one_channel)
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    found, variables = read_gguf(tmp_path / "low.gguf"), load_packed(path, "low")[1]["params"]
+    own, table = variables["block1"]["up"], variables["embed"]["kernel"]
+    kernel, step = np.asarray(own["kernel"]), np.asarray(own["step"]) * 2.0 ** (8 - bits)
+    apart = np.abs(found["params/block1/up/kernel"].T - kernel).max(axis=0)
+    bound = 2**-10 * (2**bits - 1) * step if bits < 8 else 2**-7 * np.abs(kernel).max(axis=0)
+    assert (apart <= bound * (1 + 1e-6)).all()
+    apart = np.abs(found["params/embed/kernel"] - table).max(axis=1)
+    assert (apart <= 2**-7 * np.abs(table).max(axis=1) * (1 + 1e-6)).all()
+
+
+def test_a_changed_byte_gives_no_other_error(tmp_path):
+    """A file of GGUF has no sum that a reader could check: of a number it may stay unseen."""
+    save_gguf(tmp_path / "low.gguf", packed(tmp_path, 2), "low")
+    content, generator = (tmp_path / "low.gguf").read_bytes(), np.random.default_rng(0)
+    for at in generator.integers(0, 3000, 100):
+        changed = bytearray(content)
+        changed[at] ^= 1 << int(generator.integers(8))
+        (tmp_path / "changed").write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            load_gguf(tmp_path / "changed")
 
 
 def test_the_network_on_the_weights_that_are_read(tmp_path):
@@ -70,7 +108,7 @@ def test_what_is_no_file_of_ours(tmp_path):
     content = (tmp_path / "low.gguf").read_bytes()
     for name, part in {"cut": content[: len(content) // 2], "none": b"", "text": b"x" * 64}.items():
         (tmp_path / name).write_bytes(part)
-        with pytest.raises(ValueError, match="no GGUF file, or cut off"):
+        with pytest.raises(ValueError, match="no GGUF file, cut off or damaged"):
             load_gguf(tmp_path / name)
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(str(tmp_path / "theirs"), "llama")

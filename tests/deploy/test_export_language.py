@@ -89,3 +89,5 @@ def test_what_is_no_form_of_them(packed):
     path, _ = packed
     with pytest.raises(ValueError, match="form 'integer' of a network whose layers have calls"):
         save_onnx(path.with_suffix(".none"), path, form="integer", calibration=TEXTS)
+    with pytest.raises(ValueError, match=r"form 'nibbles' has no effect on .*: expected one with"):
+        save_onnx(path.with_suffix(".none"), path, form="nibbles")

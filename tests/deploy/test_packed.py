@@ -363,6 +363,7 @@ LIES = {
     "other widths": lambda h: h.about["network"]["modes"].update(low="w3a2"),
     "another model": lambda h: h.about["network"].update(name="lenet"),
     "an unknown attribute": lambda h: h.about["network"].update(colour="red"),
+    "a layer without a tensor": lambda h: h.about["layers"].update(dense3={}),
     "a lost tensor": lambda h: renamed(h.tensors, "params/dense1/step", "x"),
 }
 
@@ -488,6 +489,26 @@ def test_so_is_a_layer_that_has_codes_in_some_modes_alone():
 def test_the_report_of_a_network_of_text(capsys):
     report.report_command("notebooks/networks/austen-w2a8-w8a8.safetensors")
     assert ": transformer, inputs uint8 [128]\n\n| mode |" in capsys.readouterr().out
+
+
+def test_what_a_run_says_of_itself_and_a_run_that_trained_no_mode(tmp_path, monkeypatch):
+    """Folders are not for others to read; a mode that was not trained is none to pass on."""
+    network = {**MLP, "hidden": [8, 8]}
+    own = {"dataset": "digits", "mode": "high", "init": str(tmp_path / "f.st")}
+    config = {"preset": "digits", "experiment": own, "network": network, "trained": ["high"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, variables = as_if_trained(network, (8, 8, 1))
+    monkeypatch.setattr(pack, "load", lambda workdir: (model, variables))
+    pack.pack_run(tmp_path, tmp_path / "net.safetensors")
+    info = inspect_packed(tmp_path / "net.safetensors")
+    assert info.trained == ("high",)
+    assert info.metadata["run"]["experiment"] == {**own, "init": "f.st"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "trained": ["float"]}))
+    with pytest.raises(
+        ValueError, match=r"trained \['float'\], and a packed file holds \['low', 'h"
+    ):
+        pack.pack_run(tmp_path, tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
 
 
 def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):

@@ -62,6 +62,15 @@ def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
         ({"target": "litert"}, "--target=litert writes one mode: give --mode, one of"),
         ({"target": "onnx", "form": "int4"}, "form 'int4' is unknown"),
         ({"target": "stablehlo", "form": "exact"}, "--form=exact has no effect on --target=stab"),
+        (
+            {"target": "onnx", "form": "integer", "mode": "low"},
+            r"'integer' has no effect on \['low",
+        ),
+        ({"target": "onnx", "form": "vnni", "mode": "low"}, "expected a mode of 8-bit activations"),
+        (
+            {"target": "onnx", "form": "nibbles", "mode": "low"},
+            "with large matrices of 4 or 8 bits",
+        ),
         ({"target": "gguf"}, "--target=gguf writes one mode: give --mode, one of"),
         ({"target": "nnp", "mode": "low"}, "--nnabla=None and --target=nnp: expected the python"),
         ({"target": "onnx", "nnabla": "python"}, "--nnabla=python and --target=onnx: expected"),

@@ -62,6 +62,11 @@ def test_what_does_not_fit_ends_the_command_after_the_report(tmp_path, capsys):
         ({"mean": "0.5"}, "--mean=0.5 and --std=None: expected both or none"),
         ({"mean": "0.5", "std": "0.5"}, "no effect without a --dataset"),
         ({"data_dir": "x"}, "no effect without --dataset"),
+        ({"dataset": "digits", "test": False}, "--dataset=digits has no effect with --notest, but"),
+        (
+            {"dataset": "digits", "test": False, "model": "mlp", "names": "x", "archive": "x"},
+            "--archive have no effect without --dataset, or with --notest",
+        ),
         ({"padding": "left"}, "padding='left'.*give one of"),
         ({"model": "mlp"}, "--model and --names go together"),
         ({"names": "x", "model": "mlp"}, "--model and --names go together, with the --dataset"),

@@ -59,6 +59,10 @@ def test_drafts_are_counted(transformer):
     generator = Generator.of(model, variables, jax.ShapeDtypeStruct((32,), jnp.uint8))
     prompts = drafts.prompts_of(TEXT, 3, 20)
     assert all(1 <= len(prompt) <= 20 for prompt in prompts)
+    with pytest.raises(
+        ValueError, match="held-out text of 20 bytes: expected more than 20, the lo"
+    ):
+        drafts.prompts_of(TEXT[:20], 3, 20)
     (row,) = drafts.rows_of_drafts(generator, prompts, 8, [2])
     assert (row["prompts"], row["alike"]) == (3, 3)
     assert row["bytes"] == pytest.approx(1 + 2 * row["kept"] / 100)

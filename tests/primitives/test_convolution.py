@@ -1,5 +1,6 @@
 """The library convolves as XLA does, which convolves as the written out sum does."""
 
+import contextlib
 import itertools
 
 import jax
@@ -131,6 +132,24 @@ def test_codes(shape, top, widths):
         right = conv2d(jnp.asarray(x, jnp.float32), weights, stride)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["library", "XLA"])
+def test_sums_of_codes_stay_in_32_bits(alone):
+    """The largest sum that is allowed is exact; one more input channel is refused."""
+    most = (2**31 - 1) // (9 * 255 * 255)
+
+    def summed(inputs):
+        x = jnp.full((1, 3, 3, inputs), 255, jnp.uint8)
+        codes = jnp.full((3, 3, inputs, 1), 127, jnp.int8)
+        return conv2d_codes(x, codes, 1, (8, 8), (255, 128))[0, 1, 1, 0]
+
+    with xla_alone() if alone else contextlib.nullcontext():
+        assert summed(most) == np.float32(9 * 255 * 255 * most)
+        with pytest.raises(
+            ValueError, match=r"may reach 2147.*, expected less than 2\^31; convolve"
+        ):
+            summed(most + 1)
 
 
 @needs_library

@@ -13,10 +13,11 @@ holds its numbers. A weight of n bits is an odd number o = 2 c + 1, |o| < 2^n, t
     n = 6, 7    Q8_0   w = d q          q = o             d = step / 2
     n = 8       Q8_0   likewise, of the nearest numbers of each block: o has 9 bits
 
-so that up to 7 bits only d and m are rounded, to float16: by at most 2^-11 of the range of a
-weight. A table, whose step is another for each feature, is rounded as 8 bits are; what is no
-multiple of 32 long, and all the rest, is float32. Steps and widths of activations are in the
-metadata.
+so that up to 7 bits only d and m are rounded, to float16: a weight by at most 2^-10 of the range of
+its channel, (2^n - 1) step. A table, whose step is another for each feature, is rounded as 8 bits
+are: by at most 2^-7 of the largest in its row. What would come back with more, as steps below 1e-4
+may, where float16 has few numbers, is float32; so is what is no multiple of 32 long, and all the
+rest. Steps and widths of activations are in the metadata.
 
 No engine knows the architecture: llama.cpp has none of these blocks, see docs/engines.md.
 """
@@ -34,6 +35,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.deploy.export.extras import needed
+from dual_precision.deploy.file.contents import check_shapes
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.file.writer import write_parts
@@ -123,13 +125,34 @@ def _kernel(
         rows = np.ascontiguousarray(values)
         if rows.shape[-1] % _BLOCK:
             return rows, None
-        return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
+        with np.errstate(all="ignore"):  # likewise below
+            made = gguf.quantize(rows, kinds.Q8_0)
+            return _close(gguf, rows, made, kinds.Q8_0, 2.0**-7 * np.abs(rows).max(axis=-1))
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
     if rows.shape[1] % _BLOCK:
         return rows, None
+    with np.errstate(all="ignore"):  # of a scale that float16 does not hold: it is seen below
+        made, kind = _of_channels(gguf, rows, codes.reshape(-1, codes.shape[-1]).T, step, bits)
+        most = 2.0**-7 * np.abs(rows).max(axis=1) if bits == 8 else 2.0**-10 * (2**bits - 1) * step
+        return _close(gguf, rows, made, kind, most)
+
+
+def _close(
+    gguf: Any, rows: np.ndarray, made: np.ndarray, kind: Any, most: np.ndarray
+) -> tuple[np.ndarray, Any]:
+    """What was made of rows, or the rows, if a number of one comes back with an error above `most`,
+    float32 [rows]."""
+    apart = np.abs(gguf.dequantize(made, kind) - rows).max(axis=1)
+    return (made, kind) if (apart <= most).all() else (rows, None)  # NaN is not close
+
+
+def _of_channels(
+    gguf: Any, rows: np.ndarray, flat: np.ndarray, step: np.ndarray, bits: int
+) -> tuple[np.ndarray, Any]:
+    """The blocks of weights [out, in] with these codes, and their type."""
+    kinds = gguf.GGMLQuantizationType
     if bits == 8:
         return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
-    flat = codes.reshape(-1, codes.shape[-1]).T
     if bits <= 3:
         return _nibbles(2 * flat + 9, step / 2, None), kinds.Q4_0
     if bits <= 5:
@@ -172,35 +195,58 @@ def read_gguf(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
     """Name -> float32 values of each tensor, as the package `gguf` dequantizes them.
 
     Raises:
-      ValueError: gguf is missing; no such file, or one cut off.
+      ValueError: gguf is missing; no such file, or one cut off or damaged. OSError: it cannot be
+        read.
     """
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """The values of each tensor, and the fields of the metadata."""
     gguf = needed("gguf", _PURPOSE)
     try:
         reader = gguf.GGUFReader(os.fspath(path))
         tensors = {own.name: (own.data, own.tensor_type) for own in reader.tensors}
-        return {name: gguf.dequantize(data, kind) for name, (data, kind) in tensors.items()}
-    except (ValueError, IndexError, KeyError, FileNotFoundError) as error:
-        raise ValueError(f"{path}: no GGUF file, or cut off ({error}): export it again") from None
+        values = {name: gguf.dequantize(data, kind) for name, (data, kind) in tensors.items()}
+        return values, reader.fields
+    except Exception as error:  # the package raises a dozen kinds on a damaged file
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path}: no GGUF file, cut off or damaged ({error}): export it again"
+        ) from None
 
 
 def load_gguf(path: str | os.PathLike) -> tuple[nn.Module, Any]:
     """(model, variables) of a file of `save_gguf`, for mode "float" alone.
 
     Raises:
-      ValueError: as `read_gguf`; a file of another network.
+      ValueError, OSError: as `read_gguf`; a file of another network.
     """
-    tensors = read_gguf(path)
-    fields = needed("gguf", _PURPOSE).GGUFReader(os.fspath(path)).fields
+    tensors, fields = _read(path)
     try:
         about = [
             fields[f"{ARCHITECTURE}.{name}"].contents()
             for name in ("network", "example", "precision")
         ]
-        network, example, precision = json.loads(about[0]), json.loads(about[1]), about[2]
-    except (KeyError, ValueError):
-        raise ValueError(f"{path}: a network of others: expected a file of save_gguf") from None
-    model = build_from(network)
-    structure = structure_of(model, example_from_json(example))
+        model = build_from(json.loads(about[0]))
+        structure = structure_of(model, example_from_json(json.loads(about[1])))
+        leaves = _leaves_of(structure, tensors, about[2])
+        check_shapes(
+            {path: leaf for path, leaf in leaves.items() if "input_step" not in path},
+            structure.leaves_of([FLOAT_NAME]),
+        )
+    except Exception as error:  # damaged texts lead anywhere
+        raise ValueError(
+            f"{path}: a network of others, or damaged ({error}): expected a file of save_gguf"
+        ) from None
+    return model, unflatten_dict(leaves)
+
+
+def _leaves_of(
+    structure: Structure, tensors: Mapping[str, np.ndarray], precision: str
+) -> dict[Any, Any]:
+    """The leaves that mode "float" reads, of the tensors of a mode."""
     here, there = structure.modes.norm_of(precision), structure.modes.norm_of(FLOAT_NAME)
     leaves: dict[Any, Any] = {}
     for name, value in tensors.items():
@@ -211,6 +257,6 @@ def load_gguf(path: str | os.PathLike) -> tuple[nn.Module, Any]:
             leaves[leaf] = jnp.asarray(value[0])
         else:
             leaves[tuple(there if part == here else part for part in leaf)] = jnp.asarray(value)
-    for path_, layer in structure.layers.items():  # of no use without codes, and asked for
-        leaves["params", *path_, "step"] = jnp.ones(layer.kernel[-1], jnp.float32)
-    return model, unflatten_dict(leaves)
+    for path, layer in structure.layers.items():  # of no use without codes, and asked for
+        leaves["params", *path, "step"] = jnp.ones(layer.kernel[-1], jnp.float32)
+    return leaves

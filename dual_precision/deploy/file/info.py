@@ -45,10 +45,12 @@ class PackedInfo:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The modes that were trained, as its metadata say, an entry "trained"; else all."""
+        """The modes that were trained, as its metadata say, a list "trained"; without one all.
+
+        None where the list names none of them, such as ["float"], which no file holds.
+        """
         said, modes = self.metadata.get("trained"), tuple(self.bytes_read)
-        named = tuple(mode for mode in modes if isinstance(said, list) and mode in said)
-        return named or modes
+        return tuple(mode for mode in modes if mode in said) if isinstance(said, list) else modes
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What a packed file may ask for: counts and sizes are bounded before anything is made of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ from dual_precision.structure import Example
 MOST_VALUES = 10_000  # in the description of a network: widths of layers, means, sizes of stages
 MOST_MODES = 64
 MOST_OWN_WIDTHS = 1000  # layers or patterns that have widths of their own
-LARGEST_NUMBER = 2**24  # of a description: features, groups, bits
+# Of a description: features, groups, bits. Models make what they count, blocks or layers, one by
+# one, so that `structure_of` stops them at the number of layers that a file lists.
+LARGEST_NUMBER = 2**24
 _MOST_INPUTS = 64  # arrays in an example
 _MOST_AXES = 8
 LARGEST_AXIS = 2**20
@@ -40,6 +42,16 @@ def check_network(network: Any) -> None:
             raise PackedError(
                 f"a network with the number {str(value)[:40]}: expected at most {LARGEST_NUMBER}"
             )
+
+
+def check_layers(layers: Mapping[str, Any], tensors: Iterable[str]) -> None:
+    """Raises PackedError where a layer is listed that has no tensor: it would be built in vain."""
+    owners = {name.removeprefix("params/").rpartition("/")[0] for name in tensors}
+    if missing := [path for path in layers if path not in owners]:
+        raise PackedError(
+            f"{len(missing)} layers without a tensor, such as {missing[0][:100]!r}: expected"
+            " tensors of each of the layers listed"
+        )
 
 
 def check_example(example: Example) -> None:

@@ -25,7 +25,7 @@ from dual_precision.deploy.file.container import Header, PackedError
 from dual_precision.deploy.file.contents import from_sections, to_sections
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.file.info import PackedInfo
-from dual_precision.deploy.file.limits import check_example, check_network
+from dual_precision.deploy.file.limits import check_example, check_layers, check_network
 from dual_precision.models import build_from, check_description
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import (
@@ -234,6 +234,7 @@ def _rebuild(header: Header) -> tuple[nn.Module, Structure]:
     about = header.about
     check_network(about["network"])
     check_example(example := _example(header))
+    check_layers(about["layers"], header.tensors)
     _metadata(header)
     name = about["network"].get("name")
     model = build_from(about["network"])

@@ -8,10 +8,12 @@ is called; what comes out is plain values and records.
 
 import dataclasses
 import pickletools
+import reprlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MOST_OPERATIONS = 5_000_000  # a state dict takes some 40 for each of its tensors
+_MOST_AXES = 8
 
 _Record = Any  # None, bool, int, float, str, bytes, tuple, list, dict, Stored, View or Name
 
@@ -67,6 +69,17 @@ _KNOWN = {_TABLE, *_TENSOR, _PARAMETER, *(Name("torch", kind) for kind in STORAG
 
 class ForeignFile(ValueError):
     """A file holds something else than tensors, or is damaged; the message says what."""
+
+
+def shown(value: _Record) -> str:
+    """A value for an error. A tuple may hold another one twice, and that a third one twice: what it
+    would print grows as 2^depth, so that only the outermost levels are looked at."""
+    text = str(value) if isinstance(value, Name) else _SHORT.repr(value)
+    return text[:100]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 
 def read_foreign(file: BinaryIO, said: dict[str, Stored] | None = None) -> _Record:
@@ -213,7 +226,7 @@ class _Machine:
         (about,) = self.pop(1)
         what, kind, key, _place, count, *more = _checked(about, tuple)
         if what != "storage" or any(part is not None for part in more):
-            raise ForeignFile(f"a reference to {str(about)[:200]}: expected a storage")
+            raise ForeignFile(f"a reference to {shown(about)}: expected a storage")
         kind = _checked(kind, Name)
         if kind.module != "torch" or kind.name not in STORAGES:
             raise ForeignFile(f"a storage of {kind}: expected one of {[*STORAGES]}")
@@ -223,26 +236,30 @@ class _Machine:
         self.stack.append(stored)
 
 
-def _made(name: _Record, arguments: tuple[_Record, ...]) -> _Record:
+def _made(called: _Record, arguments: tuple[_Record, ...]) -> _Record:
     """What a known function would give for these arguments."""
+    name = _checked(called, Name)  # of a tuple no hash either, which grows as `shown` says
     if name == _TABLE and arguments in ((), ([],)):
         return {}
     if name == _PARAMETER:
         return _checked(arguments[0], View)
     if name in _TENSOR:
         stored, offset, shape, strides = arguments[:4]
+        for axes in (shape, strides):  # many tensors may name one long tuple
+            if len(_checked(axes, tuple)) > _MOST_AXES:
+                raise ForeignFile(f"a tensor of {len(axes)} axes: expected at most {_MOST_AXES}")
         return View(
             _checked(stored, Stored),
             _count(offset),
-            tuple(map(_count, _checked(shape, tuple))),
-            tuple(map(_count, _checked(strides, tuple))),
+            tuple(map(_count, shape)),
+            tuple(map(_count, strides)),
         )
-    raise ForeignFile(f"a call of {str(name)[:200]!r}, which makes no tensor")
+    raise ForeignFile(f"a call of {shown(name)!r}, which makes no tensor")
 
 
 def _checked(value: _Record, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ForeignFile(f"{str(value)[:100]!r} in a place where a state dict has none of it")
+        raise ForeignFile(f"{shown(value)} in a place where a state dict has none of it")
     return value
 
 

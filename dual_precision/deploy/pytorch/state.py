@@ -8,6 +8,7 @@ Nothing in a file is executed, and no number is read that a tensor does not have
 """
 
 import io
+import json
 import math
 import os
 import zipfile
@@ -24,6 +25,7 @@ from dual_precision.deploy.pytorch.opcodes import (
     Stored,
     View,
     read_foreign,
+    shown,
 )
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -32,7 +34,13 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # what holds the 
 PARALLEL = "module."  # the prefix that DataParallel gives to every name
 COUNTER = "num_batches_tracked"  # of a normalisation: no number that it computes with
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
-_MOST_AXES = 8
+_MOST_SHARED = 4  # bytes of all tensors to bytes of the file: tensors may have numbers in common
+# Of safetensors, as PyTorch calls them; NumPy does not have all.
+_DTYPES = {
+    "BF16": BFLOAT, "F16": "float16", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 
 
 def is_pytorch(path: str | os.PathLike) -> bool:
@@ -79,18 +87,40 @@ def _checked_dtypes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if not tensors:
         raise ForeignFile("no tensors in it: expected a state dict")
     for name, array in tensors.items():
-        if array.dtype != np.float32:
-            raise ForeignFile(
-                f"{name!r} is {array.dtype}: expected float32; save"
-                " {name: tensor.float() for name, tensor in model.state_dict().items()}"
-            )
+        _check_dtype(name, str(array.dtype))
     return tensors
+
+
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype != "float32":
+        raise ForeignFile(
+            f"{name!r} is {dtype}: expected float32; save"
+            " {name: tensor.float() for name, tensor in model.state_dict().items()}"
+        )
+
+
+def check_safetensors(content: bytes) -> None:
+    """Raises ForeignFile where a safetensors file has numbers that are not float32.
+
+    By its header, as NumPy lacks some kinds, and its reader then says something else. Counters of
+    batches are left out; of what is no such file nothing is said.
+    """
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        dtypes = {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+        found = {name: _DTYPES.get(dtype, str(dtype)) for name, dtype in dtypes.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    for name, dtype in found.items():
+        if name.split(".")[-1] != COUNTER and dtype != "F32":
+            _check_dtype(name, dtype)
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    check_safetensors(content)
     try:
         return load(content)
     except (SafetensorError, KeyError, TypeError) as error:
@@ -128,13 +158,13 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
     storages = {
         stored: _numbers(stored, archive.read(f"{folder}/data/{stored.key}")) for stored in needed
     }
-    return {name: _tensor(name, view, storages[view.stored]) for name, view in table.items()}
+    return _tensors(table, {stored.key: numbers for stored, numbers in storages.items()}, size)
 
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(content)
     if (magic := read_foreign(file)) != MAGIC or (version := read_foreign(file)) != _VERSION:
-        found = f"version {version}" if magic == MAGIC else "another number"
+        found = f"version {shown(version)}" if magic == MAGIC else "another number"
         raise ForeignFile(f"{found} at its beginning: expected {_VERSION}, of torch.save")
     machine = read_foreign(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
@@ -145,14 +175,31 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     for key in keys if isinstance(keys, list) else ():
         stored = said.get(key) if isinstance(key, str) else None
         if stored is None:
-            raise ForeignFile(f"a storage {str(key)[:50]!r} that no tensor has")
+            raise ForeignFile(f"a storage {shown(key)} that no tensor has")
         if (count := int.from_bytes(file.read(8), "little")) != stored.count:
             raise ForeignFile(f"a storage of {count} numbers: expected {stored.count}, as it says")
         storages[key] = _numbers(stored, file.read(count * _dtype(stored).itemsize))
     missing = [name for name, view in table.items() if view.stored.key not in storages]
     if missing:
         raise ForeignFile(f"no numbers of {missing[:3]} in it: the file is cut off")
-    return {name: _tensor(name, view, storages[view.stored.key]) for name, view in table.items()}
+    return _tensors(table, storages, len(content))
+
+
+def _tensors(
+    table: Mapping[str, View], storages: Mapping[str, np.ndarray], size: int
+) -> dict[str, np.ndarray]:
+    """Every tensor in an order of its own, of a file of so many bytes."""
+    found, total = {}, 0
+    for name, view in table.items():
+        array = _view(name, view, storages[view.stored.key])
+        total += array.nbytes
+        if total > _MOST_SHARED * size:  # many views of the same numbers, each with a copy here
+            raise ForeignFile(
+                f"tensors of {total:,} bytes and more in a file of {size:,}: expected at most"
+                f" {_MOST_SHARED} times as many; save tensor.clone() of those that share numbers"
+            )
+        found[name] = np.ascontiguousarray(array).reshape(view.shape)
+    return found
 
 
 def _dtype(stored: Stored) -> np.dtype:
@@ -188,8 +235,8 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _tensor(name: str, view: View, numbers: np.ndarray) -> np.ndarray:
-    """The array of a view, in an order of its own; no index leaves the storage."""
+def _view(name: str, view: View, numbers: np.ndarray) -> np.ndarray:
+    """The array of a view, as it lies; no index leaves the storage."""
     if STORAGES[view.stored.kind] == BFLOAT:
         raise ForeignFile(f"{name!r} is bfloat16: expected float32; save tensor.float()")
     shape, strides, size = view.shape, view.strides, numbers.itemsize
@@ -197,11 +244,10 @@ def _tensor(name: str, view: View, numbers: np.ndarray) -> np.ndarray:
         (n - 1) * stride for n, stride in zip(shape, strides, strict=False) if n
     )
     count = math.prod(shape)
-    if len(shape) != len(strides) or len(shape) > _MOST_AXES:
+    if len(shape) != len(strides):
         raise ForeignFile(f"{name!r} of shape {shape} and strides {strides}: no tensor")
     if count > numbers.size or (count and last >= numbers.size):
         raise ForeignFile(f"{name!r} of shape {shape} reaches beyond its {numbers.size} numbers")
-    view_of = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
         numbers[view.offset :], shape, [size * stride for stride in strides], writeable=False
     )
-    return np.ascontiguousarray(view_of).reshape(shape)

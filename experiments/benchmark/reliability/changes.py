@@ -16,8 +16,8 @@ from dual_precision.deploy.file.writer import sealed_header
 DEEP = "a deep nest"
 # What an attacker, or a careless program, may put where something else is expected.
 NASTY: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 2**31, 2**40, 2**63, 10**30, 1.5, -0.0, 1e308, "", "x", "w2a2", "low",
-    "../../x", [], [[]], {}, {"": ""}, [0] * 1000, ["low", 0, "x"], "9" * 5000,
+    None, True, -1, 0, 1, 2**16, 2**22, 2**31, 2**40, 2**63, 10**30, 1.5, -0.0, 1e308, "", "x",
+    "w2a2", "low", "../../x", [], [[]], {}, {"": ""}, [0] * 1000, ["low", 0, "x"], "9" * 5000,
 )  # fmt: skip
 _NASTY_FLOATS = np.array([np.nan, np.inf, -np.inf, 0.0, -1.0, 3e38, 1e-45], "<f4")
 

@@ -30,7 +30,10 @@ from dual_precision.deploy import (
 )
 from dual_precision.deploy.predictor import CASCADE
 from dual_precision.models import build_from
+from dual_precision.models.lstm import LSTM
+from dual_precision.structure import batch_of
 from dual_precision.tasks.classification import Classification
+from dual_precision.tasks.language import NextByte
 from dual_precision.training.checkpoint import CheckpointError, Checkpoints
 from dual_precision.training.state import initial_variables
 from experiments.benchmark.reliability.changes import (
@@ -56,12 +59,19 @@ from experiments.workdir import (
 
 REFUSED = (ValueError, OSError, CheckpointError, DataError)
 SHAPE = (8, 8, 1)  # of digits
+IMAGE, TEXT = Classification(SHAPE).example, NextByte(context=8).example
 NAMES = ("low", "high")
+MODES = modes(low="w2a2", high="w8a8").to_json()
 NETWORK = {
     "name": "mlp",
     "num_classes": 4,
     "hidden": [16, 16],
-    **modes(low="w2a2", high="w8a8").to_json(),
+    **MODES,
+}
+# Of a kind each: what they make of a number in their description differs.
+FORGED = {
+    "resnet20": {"name": "resnet20", "num_classes": 4, "widths": [2, 2, 2], **MODES},
+    "lstm": {"name": "lstm", "features": 4, **MODES},
 }
 WIDTHS = "widths.json"
 JSONS = (CONFIG, RESULTS, WIDTHS)
@@ -71,27 +81,35 @@ Files = dict[str, Any]
 Way = Callable[[Files, np.random.Generator], str]
 
 
-def some_images(count: int = 8) -> np.ndarray:
-    """Always the same: uint8 [count, *SHAPE]."""
-    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+def some_inputs(count: int = 8, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Always the same images, or texts: uint8 [count, *shape]."""
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def save_tiny_packed(path: Path, seed: int = 0) -> tuple[Any, Any]:
     """A packed file of an untrained network of 16 neurons, with a cascade; (model, variables)."""
-    model, example = build_from(NETWORK), Classification(SHAPE).example
-    variables = initial_variables(model, example, seed)
+    model = build_from(NETWORK)
+    variables = initial_variables(model, IMAGE, seed)
     run = {"preset": "digits", "experiment": make_config("digits", {"dataset": "digits"}).to_json()}
     rows = [{"mode": name, "bits": "w2a2", "validation": 1.0, "test": 1.0} for name in NAMES]
     metadata = {"run": run, "results": rows, CASCADE: Cascade(*NAMES, 0.1).to_json()}
-    save_packed(path, model, variables, NETWORK, example, metadata)
+    save_packed(path, model, variables, NETWORK, IMAGE, metadata)
     return model, variables
+
+
+def save_forged(path: Path, name: str) -> bytes:
+    """A packed file of an untrained network of `FORGED`."""
+    network, example = FORGED[name], TEXT if name == "lstm" else IMAGE
+    model = build_from(network)
+    save_packed(path, model, initial_variables(model, example, 1), network, example)
+    return path.read_bytes()
 
 
 def make_files(folder: Path) -> Files:
     """A packed file, a workdir of two checkpoints with its JSON, images; and what they give."""
     packed, workdir = folder / "net.safetensors", folder / "run"
     model, variables = save_tiny_packed(packed, seed=1)
-    states = {1: variables, 2: initial_variables(model, Classification(SHAPE).example, seed=2)}
+    states = {1: variables, 2: initial_variables(model, IMAGE, seed=2)}
     info = inspect_packed(packed)
     description = {**info.metadata["run"], "network": NETWORK}
     if not (workdir / RESULTS).exists():
@@ -104,6 +122,7 @@ def make_files(folder: Path) -> Files:
     Predictor(packed, batch_sizes=(1,))  # the compiler keeps its programs
     return {
         "packed": packed.read_bytes(),
+        "sealed": [packed.read_bytes(), *(save_forged(folder / "other", name) for name in FORGED)],
         "workdir": workdir,
         "folder": folder,
         "right": [logits_of(model, state, NAMES) for state in states.values()],
@@ -126,10 +145,11 @@ def _predict(model: Any) -> Callable[..., jax.Array]:
 
 
 def logits_of(model: Any, variables: Any, names: Sequence[str]) -> dict[str, bytes]:
-    """Mode -> the bits of its logits on images that are always the same."""
-    predict, images = _predict(model), some_images()
+    """Mode -> the bits of its logits on inputs that are always the same."""
+    predict = _predict(model)
+    inputs = some_inputs(shape=TEXT.shape if isinstance(model, LSTM) else SHAPE)
     return {
-        name: np.asarray(predict(variables, images, precision=name)).tobytes() for name in names
+        name: np.asarray(predict(variables, inputs, precision=name)).tobytes() for name in names
     }
 
 
@@ -167,12 +187,15 @@ def try_bytes(files: Files, rng: np.random.Generator) -> str:
 def try_resealed(files: Files, rng: np.random.Generator) -> str:
     """A packed file that was sealed again with something else in it: any number may be in it."""
     path = files["folder"] / "resealed.safetensors"
-    path.write_bytes(forged_packed(files["packed"], rng))
+    sealed = files["sealed"]
+    path.write_bytes(forged_packed(sealed[rng.integers(len(sealed))], rng))
 
     def predict() -> None:
         predictor = Predictor(path, batch_sizes=(1,))
         for name in predictor.precisions:
-            predictor.predict(some_images(1), name)
+            row = batch_of(predictor.info.example, 1)
+            given = tuple(np.ones(leaf.shape, leaf.dtype) for leaf in row)
+            predictor.predict(given if len(given) > 1 else given[0], name)
 
     each_of(
         lambda: packed_report(inspect_packed(path)),

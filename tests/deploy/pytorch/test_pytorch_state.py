@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from dual_precision.deploy.pytorch.opcodes import ForeignFile, read_foreign
 from dual_precision.deploy.pytorch.state import is_pytorch, read_state
+from dual_precision.loading import load_trained
 
 FOLDER = Path(__file__).parent
 PICKLES = [*range(2, pickle.HIGHEST_PROTOCOL + 1)]
@@ -148,6 +150,57 @@ def test_words_that_no_state_dict_has(words, message):
         opened(*words)
 
 
+NEST = b")" + 60 * b"q\x00h\x00\x86"  # a tuple of itself twice, 60 times: 2^60 tuples to print
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (b"}" + NEST + b"K\x01s", "in a place where a state dict has none"),
+        (NEST + b")R", "in a place where a state dict has none"),
+        (b"(" + NEST + 4 * b"K\x01" + b"tQ", "expected a storage"),
+        (b"}X\x01\x00\x00\x00w" + NEST + b"s", "are no tensors"),
+        (tensor(0, 9 * b"(" + 9 * b"t", b"K\x01\x85"), "in a place where a state dict has none"),
+        (tensor(0, b"(" + 9 * b"K\x01" + b"t", b"K\x01\x85"), "a tensor of 9 axes: expected at"),
+    ],
+    ids=["key", "call", "reference", "value", "shape of tuples", "long shape"],
+)
+def test_a_few_bytes_that_stand_for_very_much(tmp_path, words, message):
+    with pytest.raises(ForeignFile, match=message):
+        read_state(zipped(tmp_path / "net.pt", b"\x80\x02" + words + b".", _0=FOUR))
+
+
+def test_so_in_the_format_before_zip(tmp_path):
+    path = tmp_path / "net.pt"
+    magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+    path.write_bytes(magic + b"\x80\x02" + NEST + b".")
+    with pytest.raises(ForeignFile, match=r"version \(.*expected 1001"):
+        read_state(path)
+    version, machine = b"M\xe9\x03", b"}X\x0d\x00\x00\x00little_endian\x88s"
+    rest = (version, machine, tensor(0, b")", b")"), b"]" + NEST + b"a")  # the keys are a nest
+    path.write_bytes(magic + b"".join(b"\x80\x02" + own + b"." for own in rest))
+    with pytest.raises(ForeignFile, match=r"a storage \(.*that no tensor has"):
+        read_state(path)
+
+
+def test_views_of_the_same_numbers(tmp_path):
+    """As weights that two layers share are; each is a copy here, so that their sum has a bound."""
+
+    def read(views: int) -> Any:
+        numbers = np.arange(10_000, dtype="<f4")
+        of = storage().replace(b"K\x04", b"M" + struct.pack("<H", 10_000))
+        turned = b"K\x64K\x64\x86", b"K\x01K\x64\x86"  # [100, 100], transposed
+        whole = tensor(0, *turned, of)
+        table = b"".join(whole[1:].replace(b"w", b"%c" % (65 + i), 1) for i in range(views))
+        path = zipped(tmp_path / "net.pt", b"\x80\x02}" + table + b".", _0=numbers.tobytes())
+        return read_state(path)
+
+    two = read(2)
+    np.testing.assert_array_equal(two["A"], np.arange(10_000).reshape(100, 100).T)
+    with pytest.raises(ForeignFile, match=r"in a file of 4.*: expected at most 4 times as m"):
+        read(8)
+
+
 def test_every_cut_of_a_file_is_refused(tmp_path):
     for name in ("both.pt", "legacy.pt"):
         content, path = (FOLDER / name).read_bytes(), tmp_path / name
@@ -216,6 +269,15 @@ def test_safetensors_and_what_is_neither(tmp_path):
     save_file({"w": np.ones(2, np.float64)}, path)
     with pytest.raises(ForeignFile, match=r"'w' is float64: expected float32"):
         read_state(path)
+    for dtype, name in {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F4": "F4"}.items():
+        header = b'{"w":{"dtype":"%s","shape":[2],"data_offsets":[0,4]}}' % dtype.encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        for read in (read_state, partial(load_trained, example=None)):
+            with pytest.raises(ValueError, match=f"'w' is {name}: expected float32; save"):
+                read(path)
+    counted = {"w": np.ones(2, np.float32), "n.num_batches_tracked": np.ones((), np.int64)}
+    save_file(counted, path)
+    assert read_state(path).keys() == {"w"}
     for content in (b"", b"text", struct.pack("<Q", 1 << 60), b"\x80\x04\x95", b"PK\x03\x04"):
         path.write_bytes(content)
         with pytest.raises(ForeignFile, match=r"net\.safetensors: "):

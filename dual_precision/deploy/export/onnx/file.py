@@ -30,6 +30,7 @@ from dual_precision.deploy.export.onnx.layers import (
     VNNI,
 )
 from dual_precision.deploy.export.onnx.network import OnnxNetwork
+from dual_precision.deploy.export.onnx.nibbles import NIBBLE_PRODUCT, in_nibbles
 from dual_precision.deploy.export.onnx.ranges import ranges_of
 from dual_precision.deploy.export.onnx.steps import trace_steps
 from dual_precision.deploy.export.onnx.switched import WIDE, Switched
@@ -66,8 +67,8 @@ def save_onnx(
       calibration: of "integer" and "vnni", images such as those of training.
 
     Raises:
-      ValueError: onnx is missing; no such mode; calibration without an image; a network that is
-        not exported, and why.
+      ValueError: onnx is missing; no such mode; calibration without an image; a form that would be
+        the exact one; a network that is not exported, and why.
       PackedError, OSError: as `load_packed`.
     """
     needed("onnx", "an ONNX export")
@@ -80,11 +81,12 @@ def save_onnx(
     if form == PLAIN or not has_integer_forms(structure):
         write_traced(path, model, variables, example, names, form)
         return
+    both = _narrow_and_wide(structure, names) if form == NIBBLES and len(names) > 1 else None
+    _check_effect(structure, names, form)
     _, integers = to_integer(model, variables, example)
     steps = trace_steps(model, structure, example)
     graph, outputs, shape = Graph(), {}, steps.output.aval.shape[1:]
-    if form == NIBBLES and len(names) > 1:
-        both = _narrow_and_wide(structure, names)
+    if both is not None:
         outputs[LOGITS] = Switched(graph, steps, structure, integers, both).output()
         write_graph(path, graph, shape, example, outputs, both)
         return
@@ -109,6 +111,21 @@ def _check_form(form: str, calibration: np.ndarray | None) -> None:
         raise ValueError(f"form {form!r} with 0 calibration images: expected one or more")
 
 
+def _check_effect(structure: Structure, names: Sequence[str], form: str) -> None:
+    """Raises ValueError where the file of a form would be that of the exact one."""
+    if form in (INTEGER, VNNI) and not any(runs_on_integers(structure, name) for name in names):
+        _refuse_form(form, names, "a mode of 8-bit activations")
+    layers = structure.layers.values()
+    if form == NIBBLES and not any(in_nibbles(layer, name) for layer in layers for name in names):
+        _refuse_form(form, names, "one with large matrices of 4 or 8 bits")
+
+
+def _refuse_form(form: str, names: Sequence[str], expected: str) -> None:
+    raise ValueError(
+        f"form {form!r} has no effect on {[*names]}: expected {expected}; leave the form out"
+    )
+
+
 def write_traced(
     path: str | os.PathLike,
     model: nn.Module,
@@ -120,7 +137,7 @@ def write_traced(
     """As `save_onnx`, operation by operation, see traced.py.
 
     Raises:
-      ValueError: a form of integer kernels.
+      ValueError: a form of integer kernels, or of nibbles without a matrix that has some.
     """
     if form in (INTEGER, VNNI):
         raise ValueError(
@@ -132,6 +149,8 @@ def write_traced(
     for name in names:
         closed, shape = trace_mode(model, variables, example, name)
         outputs[name] = TracedNetwork(graph, plain, form == NIBBLES).output(closed)
+    if form == NIBBLES and not any(node.op_type == NIBBLE_PRODUCT for node in graph.nodes):
+        _refuse_form(form, names, "one with large matrices of 4 or 8 bits")
     write_graph(path, graph, shape, example, outputs, names)
 
 

@@ -23,6 +23,7 @@ _BLOCK = 128  # inputs that share a scale, in MatMulNBits; 32 is slower
 LEAST = 1 << 16  # weights below which a plain product is as fast
 HALF, WHOLE = 4, 8
 _MIDDLE = 8  # what MatMulNBits takes off a number of 4 bits
+NIBBLE_PRODUCT = "MatMulNBits"  # the operator
 
 
 def in_nibbles(layer: Layer, mode: str) -> bool:
@@ -74,7 +75,7 @@ def _product(graph: Graph, x: str, numbers: np.ndarray, name: str) -> str:
     own[:, :inputs] = numbers.T
     packed = (own[:, ::2] | own[:, 1::2] << 4).reshape(outputs, blocks, _BLOCK // 2)
     return graph.node(
-        "MatMulNBits", x, graph.constant(packed, name),
+        NIBBLE_PRODUCT, x, graph.constant(packed, name),
         graph.constant(np.ones(outputs * blocks, np.float32), "ones"),
         domain=CONTRIB, K=inputs, N=outputs, bits=HALF, block_size=_BLOCK, accuracy_level=4,
     )  # fmt: skip
