@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME
 from dual_precision.structure import Example, LayerPath, Structure, structure_of
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.reading import CheckpointError
 
 
 def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, dict[str, Any]]:

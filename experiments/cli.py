@@ -15,7 +15,6 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from dual_precision.data import DataError
-from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.compilation import keep_freed_memory
 from dual_precision.training.deaths import end_now
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
@@ -28,6 +27,7 @@ from dual_precision.training.processes import (
     leave,
     leave_by_error,
 )
+from dual_precision.training.reading import CheckpointError
 
 # What a user can mend, besides what is no RuntimeError.
 _OF_THE_USER = (ValueError, OSError, DataError, CheckpointError, NonFiniteLoss)

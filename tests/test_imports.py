@@ -148,7 +148,6 @@ def test_third_parties(path):
 FLAGS = {
     "data/provision/download.py": "of npm",
     "primitives/native/build.py": "of the compiler",
-    "training/methods/bsq.py": "a docstring says where its result can be used",
 }
 
 
@@ -171,7 +170,6 @@ SHARED = {
     "available": "likewise, as in planes.available()",
     "load": "dual_precision.load and data.load, which are called by these names",
     "log": "the logger of a module",
-    "Tree": "checkpoints know no tasks",
 }
 
 

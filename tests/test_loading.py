@@ -17,7 +17,8 @@ from dual_precision.precision import modes
 from dual_precision.primitives.nested import encode
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.reading import CheckpointError
 
 EXAMPLE = Classification((4, 4, 1)).example
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1), np.uint8)

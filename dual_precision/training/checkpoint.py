@@ -19,32 +19,20 @@ import orbax.checkpoint as ocp
 from dual_precision.tasks.task import Tree
 from dual_precision.training.manifest import manifest, seal_of
 from dual_precision.training.processes import is_first, together
-from dual_precision.training.reading import check_sizes, read_arrays, read_record, read_shapes
+from dual_precision.training.reading import (
+    CheckpointError,
+    first_line,
+    read_about,
+    read_shapes,
+    read_checkpoint,
+)
 
 _KEPT = 2
 # What Orbax writes beside the arrays, in bytes: 0.1 MiB for a ResNet-20, and room to spare.
 _OVERHEAD = 2**20
 _FOLDER = "checkpoints"
-_MEASURED = {"score", "validated"}  # see `Checkpoints.save`
 
 log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or none could be read; the message says what to do."""
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.split(". See full TensorStore")[0][:200]  # what follows is an address in memory
-
-
-def _reading(step: int, read: Callable[[], Any]) -> Any:
-    """read(); a CheckpointError that names the step where it fails."""
-    try:
-        return read()
-    except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
-        raise CheckpointError(f"step {step} cannot be read: {_first_line(error)}") from error
 
 
 def _rank(measured: Mapping[str, Any]) -> tuple[int, float]:
@@ -54,14 +42,6 @@ def _rank(measured: Mapping[str, Any]) -> tuple[int, float]:
     mean may well be higher. Checkpoints that do not say how many have one rank.
     """
     return measured.get("validated", 1), measured["score"]
-
-
-def _check_number(step: int, found: Any) -> None:
-    if found != step:
-        raise CheckpointError(
-            f"step {step}: its folder holds the checkpoint of step {found};"
-            " expected each under its own number; rename it back"
-        )
 
 
 class Checkpoints:
@@ -214,23 +194,13 @@ class Checkpoints:
         good = [s for s in self.steps() if s != step]
         return CheckpointError(
             f"checkpoint could not be written to {self.folder} ({free / 2**20:.0f} MiB free):"
-            f" {_first_line(error)}; the last good one is {f'step {good[-1]}' if good else 'none'}."
+            f" {first_line(error)}; the last good one is {f'step {good[-1]}' if good else 'none'}."
             " Make room and start the same command again: it goes on from there"
         )
 
     def about(self, step: int) -> dict[str, Any]:
         """The JSON beside a state: config, progress, manifest; verified against its seal."""
-        folder = self.folder / str(step)
-        _reading(step, lambda: check_sizes(folder))
-        about = _reading(step, lambda: read_record(folder / "about" / "metadata"))
-        if not isinstance(about, dict) or about.pop("seal", None) != seal_of(about):
-            raise CheckpointError(f"step {step}: its JSON does not match its seal: it was altered")
-        _check_number(step, about.get("step", step))
-        # What Orbax finds the best by.
-        metrics = _reading(step, lambda: read_record(folder / "metrics" / "metrics"))
-        if metrics != {name: about["progress"][name] for name in _MEASURED & {*about["progress"]}}:
-            raise CheckpointError(f"step {step}: its score was altered")
-        return about
+        return read_about(self.folder / str(step))
 
     def restore(self, step: int, target: Tree | None = None) -> Tree:
         """The state of one step, verified against its manifest.
@@ -242,29 +212,11 @@ class Checkpoints:
         Raises:
           CheckpointError: missing, truncated, altered, or of another structure.
         """
-        wanted = self.about(step)["manifest"]
-        state = _reading(step, lambda: read_arrays(self.folder / str(step) / "state", target))
-        found = manifest(state)
-        if target is None:  # without a target Orbax gives opt_state another structure
-            wanted, found = (
-                {path: sha for path, sha in tree.items() if not path.startswith("['opt_state']")}
-                for tree in (wanted, found)
-            )
-        if found != wanted:
-            raise CheckpointError(f"step {step} does not match its manifest: it was altered")
-        if isinstance(state, dict) and "step" in state:  # before seals named the step, this did
-            _check_number(step, int(state["step"]))
-        return state
+        return read_checkpoint(self.folder / str(step), self.about(step)["manifest"], target)
 
     def shapes(self, step: int) -> dict[str, Tree]:
         """Shapes and dtypes of what was saved as params and batch_stats; raises as `restore`."""
-        tree = _reading(step, lambda: read_shapes(self.folder / str(step) / "state"))
-        return {
-            name: jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree.get(name) or {}
-            )
-            for name in ("params", "batch_stats")
-        }
+        return read_shapes(self.folder / str(step))
 
     def set_aside(self, step: int) -> None:
         """Moves a damaged step out of the way, so that Orbax does not trip over it."""

@@ -22,7 +22,7 @@ from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_NAME, parse
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
-from dual_precision.training.methods.bsq import mean_bits
+from dual_precision.training.methods.trained_bits import mean_bits
 from experiments import cli
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table

@@ -7,14 +7,10 @@ from typing import Any, ClassVar
 from dual_precision.precision import MAX_BITS
 from dual_precision.structure import Structure
 from dual_precision.training.initialize import FitInputSteps
-from dual_precision.training.methods.bsq import (
+from dual_precision.training.methods.bsq import Adjust, BitLoss, BitOptimizer, ToBits, WriteKernels
+from dual_precision.training.methods.trained_bits import (
     BIT_COSTS,
     BYTES,
-    Adjust,
-    BitLoss,
-    BitOptimizer,
-    ToBits,
-    WriteKernels,
     bits_found,
     widths_found,
     widths_within,

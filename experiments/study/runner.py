@@ -17,8 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.log import read_records
+from dual_precision.training.reading import CheckpointError
 from experiments.recipes.config import PRESETS, Config
 from experiments.recipes.flags import FIELDS
 from experiments.recipes.run_config import changed_from

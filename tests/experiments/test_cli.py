@@ -11,8 +11,8 @@ import pytest
 from absl import flags
 
 from dual_precision.data import DataError
-from dual_precision.training.checkpoint import CheckpointError
 from dual_precision.training.fit import Interrupted, NonFiniteLoss
+from dual_precision.training.reading import CheckpointError
 from experiments import cli
 from experiments.benchmark import __main__ as benchmark
 from experiments.deploy import __main__ as deploy

@@ -25,11 +25,13 @@ from dual_precision.training.methods.bsq import (
     BitOptimizer,
     ToBits,
     WriteKernels,
+    keep_bits_in_range,
+    price_of,
+)
+from dual_precision.training.methods.trained_bits import (
     bits_found,
     bits_of,
-    keep_bits_in_range,
     mean_bits,
-    price_of,
     widths_found,
     widths_within,
     with_bits,

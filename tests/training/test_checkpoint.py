@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from dual_precision.training import checkpoint
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.manifest import manifest
+from dual_precision.training.reading import CheckpointError
 
 CONFIG = {"network": {"name": "none"}}
 PROGRESS = {"phase": 0}
@@ -363,7 +364,8 @@ def test_too_little_room_is_said_before_anything_is_written(workdir, monkeypatch
 
 _FILL = """
 import sys, jax.numpy as jnp
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.reading import CheckpointError
 checkpoints = Checkpoints(sys.argv[1])
 try:
     for step in range(1, 9):

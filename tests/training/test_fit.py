@@ -18,7 +18,7 @@ from dual_precision.models import MLP
 from dual_precision.tasks.classification import Classification
 from dual_precision.training import fit as fit_module
 from dual_precision.training import step as step_module
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.compilation import compiler_options
 from dual_precision.training.fit import NonFiniteLoss, fit
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
@@ -28,6 +28,7 @@ from dual_precision.training.metrics import evaluate
 from dual_precision.training.optimizers import RATE, STEP_RATE, Sgd
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
+from dual_precision.training.reading import CheckpointError
 from dual_precision.training.schedules import warmup_cosine
 from dual_precision.training.signals import Interrupted, Signals
 from dual_precision.training.state import TrainState, initial_variables

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.manifest import seal_of
-from dual_precision.training.reading import LARGEST_RECORD
+from dual_precision.training.reading import LARGEST_RECORD, CheckpointError
 
 LEAVES = 30  # enough of them for some to be read still when the first one fails
 
@@ -83,7 +83,8 @@ def test_json_that_is_nested_deeply_is_refused(workdir):
 
 _READ = """
 import sys, jax, numpy as np
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.reading import CheckpointError
 leaf = jax.ShapeDtypeStruct(
     (8, 8), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
 )

@@ -34,7 +34,8 @@ from dual_precision.models.lstm import LSTM
 from dual_precision.structure import batch_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.tasks.language import NextByte
-from dual_precision.training.checkpoint import CheckpointError, Checkpoints
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.reading import CheckpointError
 from dual_precision.training.state import initial_variables
 from experiments.benchmark.reliability.changes import (
     changed_bytes,
