@@ -23,8 +23,8 @@ from dual_precision.training.reading import (
     CheckpointError,
     first_line,
     read_about,
-    read_shapes,
     read_checkpoint,
+    read_shapes,
 )
 
 _KEPT = 2

@@ -73,7 +73,7 @@ def read_checkpoint(folder: Path, wanted: Mapping[str, str], target: Tree | None
 
 
 def read_shapes(folder: Path) -> dict[str, Tree]:
-    """Shapes and dtypes of what was saved as params and batch_stats; raises as `read_checkpoint`."""
+    """Shapes and dtypes of what was saved as params and batch_stats; raises as the state does."""
     tree = _reading(int(folder.name), lambda: _saved_tree(folder / "state"))
     return {
         name: jax.tree.map(
