@@ -511,7 +511,7 @@ def test_load_gives_the_model_and_the_variables_of_the_run(finished, uninterrupt
 
 
 def test_load_where_there_is_nothing(tmp_path):
-    with pytest.raises(CheckpointError, match="train one first"):
+    with pytest.raises(CheckpointError, match="expected the folder of a run"):
         loading.load(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
