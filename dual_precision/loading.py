@@ -179,14 +179,12 @@ def save_floats(path: str | Path, variables: Mapping[str, Any], structure: Struc
 
 def _read_floats(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
-    from dual_precision.deploy.pytorch.state import check_safetensors
+    from dual_precision.deploy.pytorch.state import load_safetensors
 
     content = path.read_bytes()
     try:
-        check_safetensors(content)
-        return load(content)
+        return load_safetensors(content)
     except SafetensorError as error:
         raise ValueError(
             f"{path}: not a workdir, a packed file, a file of torch.save or a safetensors file of"

@@ -66,7 +66,7 @@ def after_events(
             structure,
             batches=lambda count: feed.batches(step, count),
             key=jax.random.fold_in(jax.random.fold_in(feed.key, step), 2),
-            epoch=(step - stage.start) // stage.steps_per_epoch,
+            epoch=stage.epochs_at(step),
         )
         state = event(state, moment)
     return state

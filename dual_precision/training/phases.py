@@ -188,9 +188,13 @@ class Stage:
         """`values`, compiled once for all evaluations of the phase."""
         return jax.jit(self.values)
 
+    def epochs_at(self, step: int) -> int:
+        """Epochs of the phase that are over at `step`."""
+        return (step - self.start) // self.steps_per_epoch
+
     def due(self, step: int) -> tuple[Event, ...]:
         """The events that happen when an epoch ends at `step`."""
-        return self.phase.due((step - self.start) // self.steps_per_epoch)
+        return self.phase.due(self.epochs_at(step))
 
     def validated(self, step: int) -> tuple[str, ...]:
         """The modes to validate at `step`."""

@@ -33,10 +33,10 @@ from dual_precision.structure import structure_of
 from dual_precision.tasks.task import Network, Task
 from dual_precision.training.feed import Feed
 from dual_precision.training.methods.cyclic import CYCLE
+from dual_precision.training.moments import after_events, at_epoch, first_state, with_optimizer
 from dual_precision.training.optimizers import RATE, STEP_RATE
 from dual_precision.training.options import FitOptions
-from dual_precision.training.phases import Moment, Phase, Schedule, stages_of
-from dual_precision.training.state import TrainState, initial_variables
+from dual_precision.training.phases import Phase, Schedule, stages_of
 from dual_precision.training.step import compile_steps
 from experiments import cli
 from experiments.cifar import describe_run, load_data, task_of
@@ -149,8 +149,9 @@ def training_curves(
         network.task, train, FitOptions(config.batch_size, config.seed, steps_per_dispatch=1)
     )
     (stage,) = stages_of((phase,), structure, feed.steps_per_epoch)
-    start = _first_state(network, phase, config, feed, structure)
-    start = dataclasses.replace(start, opt_state=stage.optimizer.init(start.params))
+    fresh = at_epoch(first_state(network, feed, None), stage, feed)
+    start = after_events(network, structure, stage, feed, fresh, phase.at_start)
+    start = with_optimizer(start, stage, feed.mesh)
     program, curves = compile_steps(network, stage, feed.key, feed.mesh), {}
     for width in tqdm(bits, unit=" widths", disable=None):
         state, found = jax.tree.map(jnp.copy, start), []
@@ -160,18 +161,6 @@ def training_curves(
             found.append(float(metrics["high_accuracy"][-1]))
         curves[width] = found
     return curves
-
-
-def _first_state(
-    network: Network, phase: Phase, config: Config, feed: Feed, structure: Any
-) -> TrainState:
-    """Fresh weights, and what the events at the start of the phase make of them."""
-    variables = initial_variables(network.model, network.task.example, config.seed)
-    state = TrainState(jnp.int32(0), **variables, carry={"high": ()}, opt_state=())
-    moment = Moment(network, structure, lambda count: feed.batches(0, count), feed.key, 0)
-    for event in phase.at_start:
-        state = event(state, moment)
-    return state
 
 
 def widths_to_test(config: Config) -> list[int]:

@@ -99,7 +99,19 @@ def _check_dtype(name: str, dtype: str) -> None:
         )
 
 
-def check_safetensors(content: bytes) -> None:
+def load_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, float32 all but counters of batches.
+
+    Raises:
+      ForeignFile: other numbers. SafetensorError: no such file.
+    """
+    from safetensors.numpy import load
+
+    _check_safetensors(content)
+    return load(content)
+
+
+def _check_safetensors(content: bytes) -> None:
     """Raises ForeignFile where a safetensors file has numbers that are not float32.
 
     By its header, as NumPy lacks some kinds, and its reader then says something else. Counters of
@@ -118,11 +130,9 @@ def check_safetensors(content: bytes) -> None:
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
-    check_safetensors(content)
     try:
-        return load(content)
+        return load_safetensors(content)
     except (SafetensorError, KeyError, TypeError) as error:
         raise ForeignFile(
             f"neither a file of torch.save nor a safetensors file ({error}): a file in the tar"

@@ -170,11 +170,11 @@ class _Pages:
             }
         )
 
-    async def health(self, _: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         """200 where something answers: "low" before the rest of the file is there."""
+        del request
         service = self._service
-        if service.engine is None:
-            raise Refused(503, service.failed or "the network is loading", {"Retry-After": "1"})
+        _ = service.ready  # Refused where nothing answers yet
         names = [own.name for own in service.modes]
         status = "complete" if service.complete else "loading the rest"
         return JSONResponse({"status": service.failed or status, "modes": names})
