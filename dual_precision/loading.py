@@ -107,7 +107,8 @@ def load_trained(source: str | Path, example: Example) -> Trained:
         if not checkpoints.steps():
             raise CheckpointError(f"no checkpoint in {checkpoints.folder}: expected a trained run")
         model, variables, config = checkpoints.newest(lambda step: _read(checkpoints, step))
-        return Trained(variables, trained_modes(config), _stored_of(source, model, example))
+        modes = tuple(config.get("trained", model.modes.default))
+        return Trained(variables, modes, _stored_of(source, model, example))
     from dual_precision.deploy.file.packed import PackedFile, is_packed
 
     if is_packed(source):
@@ -144,14 +145,6 @@ def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPa
     except ValueError as error:
         raise ValueError(f"{source} takes other inputs than the new network: {error}") from None
     return {path: layer.stored for path, layer in layers.items() if layer.stored}
-
-
-def trained_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modes that a run trains, by its config; older ones do not list them."""
-    if config.get("trained"):
-        return tuple(config["trained"])
-    recipe = config.get("experiment", {}).get("mode", "")
-    return (recipe,) if recipe in (FLOAT_NAME, "low", "high") else ("low", "high")
 
 
 STATISTICS = ("mean", "var")

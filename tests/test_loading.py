@@ -49,12 +49,11 @@ def save_run(
     network: dict[str, Any],
     trained: tuple[str, ...] = BOTH,
     example: Any = EXAMPLE,
-    described: dict[str, Any] | None = None,
 ) -> Any:
     """A workdir with one checkpoint of variables as above, which are returned."""
     variables = variables_of(network, example=example)
     state = {"step": np.int32(7), **variables, "carry": {}, "opt_state": ()}
-    config = {"network": described or network, "trained": list(trained)}
+    config = {"network": network, "trained": list(trained)}
     with Checkpoints(workdir, config) as checkpoints:
         checkpoints.save(7, state, {"phase": 0}, score=0.5)
     return variables
@@ -292,33 +291,6 @@ def test_a_checkpoint_under_another_number_is_not_believed(tmp_path):
             load(tmp_path, step)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
         load(tmp_path, "best")
-
-
-# -- networks of before, which did not say how wide weights are stored ----------------------------
-
-
-def old_layout(network: dict[str, Any]) -> dict[str, Any]:
-    """The same network as an earlier version described it."""
-    return {key: value for key, value in network.items() if key not in ("stored", "norms")}
-
-
-def test_a_network_of_before_is_stored_as_wide_as_its_widest_mode(tmp_path):
-    network = network_of(low="w2a2", high="w4a4", stored=4)
-    saved = save_run(tmp_path, network, described=old_layout(network))
-    model, variables = load(tmp_path)
-    assert model.modes.stored == 4
-    for mode in BOTH:
-        expected = build_from(network).apply(saved, IMAGES, precision=mode)
-        np.testing.assert_array_equal(model.apply(variables, IMAGES, precision=mode), expected)
-
-
-def test_widths_of_layers_of_before_are_refused_where_they_could_mean_two_things(tmp_path):
-    """A layer of w2/w4 was stored with 4 bits then, and is with 8 now."""
-    own = {"dense2": {"low": "w2a2", "high": "w4a4"}}
-    network = network_of(low="w2a2", high="w8a8", layers=own)
-    save_run(tmp_path, network, described=old_layout(network))
-    with pytest.raises(ValueError, match=r"\['dense2'\] have widths.*train it again"):
-        load(tmp_path)
 
 
 def test_a_file_is_no_workdir(tmp_path):

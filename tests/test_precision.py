@@ -240,26 +240,11 @@ def test_what_is_written_is_read(own):
     assert modes_from(own.to_json()) == own
 
 
-def test_descriptions_of_before_the_stored_width():
-    """Each layer was stored as wide as its widest mode; now the default says it."""
-    old = {"modes": {"low": "w3a3", "high": "w5a8"}}
-    assert modes_from(old) == modes(low="w3a3", high="w5a8", stored=5)
-    assert modes_from({"modes": {}}) == Modes()
-    assert modes_from({"modes": {"low": "w32a2"}}).stored == 8
-    eight = {"modes": {"low": "w2a2", "high": "w8a8"}, "layers": {"conv": {"low": "w4a4"}}}
-    with pytest.raises(ValueError, match=r"layers \['conv'\].*expected an entry \"stored\""):
-        modes_from(eight)
-    eight["layers"]["conv"]["high"] = "w8a8"
-    assert modes_from(eight).stored == 8
-    for layer in ({"low": "w4a4", "high": "w32a32"}, {"low": "w32a32"}):
-        with pytest.raises(ValueError, match='expected an entry "stored"'):
-            modes_from({**eight, "layers": {"conv": layer}})
+def test_what_a_description_leaves_out_is_as_in_modes():
+    assert modes_from({"modes": {"low": "w3a3", "high": "w5a8"}}) == modes(low="w3a3", high="w5a8")
 
 
-@pytest.mark.parametrize(("high", "stored"), [("w8a8", 8), ("w4a4", 4)])
-def test_a_layer_of_float_weights_was_stored_in_no_width(high, stored):
-    """It has no step, whose meaning could be another one now."""
-    layers = {"conv": {"low": "w32a32", "high": "w32a8"}}
-    old = {"modes": {"low": "w2a2", "high": high}, "layers": layers}
-    read = modes_from(old)
-    assert (read.stored, read.stored_at(["conv"])) == (stored, None)
+def test_a_layer_of_float_weights_is_stored_in_no_width():
+    """It has no step, whose meaning could be another one."""
+    own = modes({"conv": {"low": "w32a32", "high": "w32a8"}}, low="w2a2", high="w4a4", stored=4)
+    assert (own.stored, own.stored_at(["conv"])) == (4, None)

@@ -245,31 +245,13 @@ def modes(
     )
 
 
-def _widest(table: Mapping[str, str]) -> int:
-    """Bits of the widest weights of a table of texts; 0 where all are float."""
-    return max((parse(text).weights or 0 for text in table.values()), default=0)
-
-
 def modes_from(description: Mapping[str, Any]) -> Modes:
     """The modes that the description of a network means, see `Modes.to_json`.
 
-    A description without "stored" was made when each layer was stored as wide as its widest mode:
-    the default then says the width.
+    What it leaves out is as in `modes`.
 
     Raises:
-      ValueError: such an old one with layers that were stored otherwise than the default.
+      ValueError: as of `modes`.
     """
-    default, layers = description["modes"], description.get("layers") or {}
-    stored = description.get("stored")
-    if stored is None:
-        stored = _widest(default) or MAX_BITS
-        # Layers that models pin are stored in 8 bits, and a description does not say which these
-        # are. One that is float in every mode has no step, which could mean two things. Entries
-        # named every mode then.
-        known = (0, MAX_BITS) if stored == MAX_BITS else (0,)
-        if any(set(e) != set(default) or _widest(e) not in known for e in layers.values()):
-            raise ValueError(
-                f"layers {sorted(layers)} have widths of their own, written by a version that did"
-                ' not say how wide weights are stored: expected an entry "stored"; train it again'
-            )
-    return modes(layers, stored=stored, norms=description.get("norms"), **default)
+    given = {key: description[key] for key in ("layers", "stored", "norms") if key in description}
+    return modes(**given, **description["modes"])

@@ -17,7 +17,7 @@ from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, save_packed
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
-from dual_precision.loading import load, trained_modes
+from dual_precision.loading import load
 from dual_precision.structure import Example
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
@@ -62,14 +62,15 @@ def save_run(
     """As `pack_run`, of a run with this description and such an example; `module` has the command
     that packs."""
     model, variables = load(workdir)
-    trained, held = trained_modes(description), [*model.modes.default]
+    held = [*model.modes.default]
+    trained = [*description.get("trained", held)]
     if not {*trained} & {*held}:
         raise ValueError(
-            f"{workdir} trained {list(trained)}, and a packed file holds {held} alone: expected one"
+            f"{workdir} trained {trained}, and a packed file holds {held} alone: expected one"
             " of them; train another run, as --mode=two_phase does (images: from this one, with"
             f" --init={workdir}), and pack that"
         )
-    metadata = run_metadata(workdir, description, module)
+    metadata = {**run_metadata(workdir, description, module), "trained": trained}
     network = description["network"]
     if widths:
         model, variables = with_layer_widths(model, variables, example, widths)
@@ -88,7 +89,6 @@ def run_metadata(
             "preset": description["preset"],
             "experiment": recorded_experiment(description["experiment"]),
         },
-        "trained": list(trained_modes(description)),
         # An unfinished run has none yet.
         "results": read_rows(workdir) if (workdir / RESULTS).exists() else [],
     }

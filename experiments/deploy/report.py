@@ -74,8 +74,6 @@ def inputs_of(info: PackedInfo) -> str:
 def layers_with(info: PackedInfo, widths: LayerTexts) -> Layers:
     """The layers of a packed network, if some had other widths."""
     network = {**info.network, "layers": {**(info.network.get("layers") or {}), **widths}}
-    if "stored" not in network:
-        network["stored"] = build_from(info.network).modes.stored
     return structure_of(build_from(network), info.example).layers
 
 

@@ -150,37 +150,6 @@ def test_a_predictor_of_four_bits(tmp_path):
         np.testing.assert_array_equal(found, logits(model, variables, mode))
 
 
-def test_a_description_without_a_width_means_the_widest_mode():
-    """Then the file says it, so that no reader needs the rule."""
-    network = {"name": "mlp", "num_classes": 16, "hidden": [16, 16]}
-    network["modes"] = {"low": "w2a2", "high": "w4a4"}
-    content, model, variables = packed(network)
-    info = inspect_packed(io.BytesIO(content))
-    assert model.modes.stored == info.network["stored"] == info.layers["dense2",].stored == 4
-    np.testing.assert_array_equal(
-        logits(model, load_packed(io.BytesIO(content))[1], "high"),
-        logits(model, variables, "high"),
-    )
-
-
-@pytest.mark.parametrize("high", ["w4a4", "w8a8"])
-def test_files_from_before_they_said_width_and_example(high):
-    network = network_of(modes(low="w2a2", high=high, stored=int(high[1])))
-    content, _, _ = packed(network)
-    about = header_of(content).about
-    layers = {
-        path: {key: value for key, value in entry.items() if key != "stored"}
-        for path, entry in about["layers"].items()
-    }
-    short = {k: v for k, v in about["network"].items() if k not in ("stored", "norms")}
-    old = resealed(content, network=short, layers=layers, example=None, image_shape=[*SHAPE])
-    info = inspect_packed(io.BytesIO(old))
-    assert info.example == EXAMPLE
-    assert info.image_shape == SHAPE
-    wanted = load_packed(io.BytesIO(content))[1]
-    jax.tree.map(np.testing.assert_array_equal, load_packed(io.BytesIO(old))[1], wanted)
-
-
 def test_a_file_of_another_stored_width_is_refused():
     """Of its description, and of what this program makes of it."""
     content, _, _ = packed(network_of(modes(low="w2a2", high="w4a4")))
@@ -195,7 +164,7 @@ def test_a_file_of_another_stored_width_is_refused():
 
 
 def test_the_published_file_is_packed_as_the_same_sections(tmp_path):
-    """From before "stored": it loads, and what was read has the same tensors, byte for byte."""
+    """What was read has the same tensors, byte for byte."""
     info = inspect_packed(PUBLISHED)
     assert info.image_shape == (32, 32, 3)
     assert {layer.stored for layer in info.layers.values()} == {8}
@@ -204,7 +173,7 @@ def test_the_published_file_is_packed_as_the_same_sections(tmp_path):
         was, now = container.read_header(old), container.read_header(new)
     assert now.sections == was.sections
     assert now.tensors == was.tensors
-    assert now.about["network"]["stored"] == 8
+    assert now.about["network"] == was.about["network"]
 
 
 SHARED = {

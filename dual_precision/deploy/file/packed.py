@@ -15,8 +15,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -141,7 +139,7 @@ class PackedFile:
             return PackedInfo(
                 network=header.about["network"],
                 layers=self.structure.layers,
-                example=_example(header),
+                example=example_from_json(header.about["example"]),
                 metadata=header.about["metadata"],
                 bytes_read={mode: header.end(mode) for mode in header.sections},
             )
@@ -215,13 +213,6 @@ def amend_metadata(path: str | os.PathLike, changes: Mapping[str, Any]) -> None:
     writer.write_parts(path, writer.to_bytes(sections, {**header.about, "metadata": metadata}))
 
 
-def _example(header: Header) -> Example:
-    """What the network takes; files from before "example" took uint8 images."""
-    if "example" in header.about:
-        return example_from_json(header.about["example"])
-    return jax.ShapeDtypeStruct(tuple(header.about["image_shape"]), jnp.uint8)
-
-
 def _metadata(header: Header) -> dict[str, Any]:
     metadata = header.about.get("metadata")
     if not isinstance(metadata, dict):
@@ -233,26 +224,22 @@ def _rebuild(header: Header) -> tuple[nn.Module, Structure]:
     """The model, if this program still gives it the layers and widths that were packed."""
     about = header.about
     check_network(about["network"])
-    check_example(example := _example(header))
+    check_example(example := example_from_json(about["example"]))
     check_layers(about["layers"], header.tensors)
     _metadata(header)
     name = about["network"].get("name")
     model = build_from(about["network"])
     structure = structure_of(model, example, most=len(about["layers"]))
     table = _table(structure)
-    # Files from before "stored" stood there say it by their description alone.
-    packed = [
-        (path, {"stored": table.get(path, {}).get("stored"), **entry})
-        for path, entry in about["layers"].items()
-    ]
-    for path, entry in packed:
+    for path, entry in about["layers"].items():
         if path in table and entry["stored"] != table[path]["stored"]:
             raise PackedError(
                 f"layer {path!r} was packed with weights stored in {entry['stored']} bits, and"
                 f" this program builds {name!r} with {table[path]['stored']}: a step would mean"
                 " another width; use the version that packed it, or pack the network again"
             )
-    if packed != list(table.items()) or mode_order(structure) != list(header.sections):
+    layers, sections = list(about["layers"].items()), list(header.sections)
+    if layers != list(table.items()) or sections != mode_order(structure):
         raise PackedError(
             f"this program builds {name!r} with other layers or widths than were packed: use the"
             " version that packed it, or pack the network again"
