@@ -21,7 +21,7 @@ from dual_precision.deploy.export.onnx.floats import save_float_onnx
 from dual_precision.deploy.export.stablehlo import Programs, save_programs
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.deploy.planes.mode_layers import XlaModeLayer, to_plane_layers
-from dual_precision.layers import Conv, Dense, Embed, Recurrence
+from dual_precision.layers import Conv, Dense, Embed, Recurrence, SwitchableBatchNorm
 from dual_precision.models import MODELS
 from dual_precision.structure import structure_of
 
@@ -67,6 +67,19 @@ class Text(nn.Module):
         return layer(gates, (zeros, zeros), precision=precision)[0]
 
 
+class Normed(nn.Module):
+    """A layer, and a normalisation of what it gives."""
+
+    modes: Modes
+    layer: Any = Dense
+    norm: Any = SwitchableBatchNorm
+
+    @nn.compact
+    def __call__(self, x, *, precision, train=False):
+        x = self.layer(4, modes=self.modes, signed=True, name="only")(x, precision=precision)
+        return self.norm(modes=self.modes, name="norm")(x, precision=precision, train=train)
+
+
 def rng():
     return np.random.default_rng(0)
 
@@ -80,6 +93,7 @@ NETWORKS = {
     Conv: (One, "layer", IMAGES),
     Recurrence: (Text, "layer", BYTES),
     Embed: (Text, "embed", BYTES),
+    SwitchableBatchNorm: (Normed, "norm", NUMBERS),
 }
 
 
@@ -105,6 +119,7 @@ def network(base, cls, monkeypatch):
         array = drawn.normal(size=leaf.shape)
         if {"step", "input_step"} & set(path):
             array = np.full(leaf.shape, 2.0**-6 if "step" in path else 2.0**-5)
+        array = np.abs(array) + 0.5 if "var" in path else array
         leaves[path] = jnp.asarray(array, jnp.float32)
     return model, unflatten_dict(leaves), example, x
 
@@ -117,7 +132,7 @@ def packed(folder, model, variables, example):
 
 def file(folder, model, variables, example):
     again, loaded = load_packed(packed(folder, model, variables, example))
-    return lambda x, mode: again.apply(loaded, x, precision=mode)
+    return lambda x, mode: jax.jit(partial(again.apply, precision=mode))(loaded, x)
 
 
 def predictor(folder, *network):
@@ -154,7 +169,7 @@ def float_onnx(folder, *network):
     return EngineNetwork(folder / "onnx").predict
 
 
-ALL = tuple(NETWORKS)
+ALL = tuple(base for base in NETWORKS if base is not SwitchableBatchNorm)
 # Form -> how far it may be from the network, as a share of its largest number, and what has it.
 FORMS = {
     file: (0, ALL),
@@ -183,7 +198,7 @@ def holds(form, folder, model, variables, example, x) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-@pytest.mark.parametrize("base", NETWORKS, ids=lambda base: base.__name__)
+@pytest.mark.parametrize("base", ALL, ids=lambda base: base.__name__)
 def test_what_the_network_gives_or_an_error(base, form, tmp_path, monkeypatch):
     if form in ENGINES:
         pytest.importorskip(ENGINES[form])
@@ -196,3 +211,12 @@ def test_what_the_network_gives_or_an_error(base, form, tmp_path, monkeypatch):
     }
     if form is not float_onnx and not kept:
         assert not [name for name in GRIDS if there[name]]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_a_normalisation_with_a_call_of_its_own(form, tmp_path, monkeypatch):
+    if form in ENGINES:
+        pytest.importorskip(ENGINES[form])
+    for cls in (SwitchableBatchNorm, doubled(SwitchableBatchNorm, "__call__")):
+        there = holds(form, tmp_path, *network(SwitchableBatchNorm, cls, monkeypatch))
+        assert there or cls is not SwitchableBatchNorm
