@@ -11,8 +11,10 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from dual_precision import data
+from dual_precision.training import step
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -62,6 +64,29 @@ def child_environment(shared_folder: Path) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Training programs at XLA's lowest level, each compiled once for all runs of a file.
+
+    Compiling is most of the time of a small run, and runs that are compared are compared at one
+    level.
+    """
+    options = step.compiler_options() | {"xla_backend_optimization_level": 0}
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(step, "compiler_options", lambda: options)
+                yield
 
 
 @pytest.fixture(scope="session")

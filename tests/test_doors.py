@@ -38,6 +38,8 @@ from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 RATES = {
     "learning_rate": partial(warmup_cosine, peak=0.1, warmup=0.1),
     "step_learning_rate": partial(warmup_cosine, peak=0.01, warmup=0.1),
@@ -287,14 +289,15 @@ def test_a_layer_states_its_own_facts(tmp_path, monkeypatch):
     assert mode_cost(structure.layers, "low").macs == mix.macs + 16 * 3
 
     images = jax.random.randint(jax.random.key(1), (5, 4, 4, 1), 0, 256).astype(jnp.uint8)
-    variables = model.init(jax.random.key(0), images, precision="high")
+    variables = jax.jit(partial(model.init, precision="high"))(jax.random.key(0), images)
     network = {"name": "mixer", **own.to_json()}
     save_packed(tmp_path / "net.safetensors", model, variables, network, example)
     again, loaded = load_packed(tmp_path / "net.safetensors")
     predict = jax.jit(model.apply, static_argnames="precision")
     for mode in ("low", "high"):
         wanted = predict(variables, images, precision=mode)
-        np.testing.assert_array_equal(again.apply(loaded, images, precision=mode), wanted)
+        found = jax.jit(again.apply, static_argnames="precision")(loaded, images, precision=mode)
+        np.testing.assert_array_equal(found, wanted)
 
 
 # -- a quantizer is one class for all layers -------------------------------------------------------
@@ -372,7 +375,7 @@ def test_a_quantizer_is_one_class_for_tables_and_recurrences():
     text = np.random.default_rng(1).integers(0, 256, (2, 7)).astype(np.uint8)
     own = {"embed": LargestEmbed, "dense": LargestDense, "recurrence": LargestRecurrence}
     model = LSTM(modes(low="w2a4", high="w8a8"), features=16, depth=1, **own)
-    variables = model.init(jax.random.key(0), text, precision="high")
+    variables = jax.jit(partial(model.init, precision="high"))(jax.random.key(0), text)
     table = LargestEmbed(16, model.modes.pin(4, None))
     params = {"params": variables["params"]["embed"]}
     rows = table.apply(params, np.arange(256, dtype=np.uint8), precision="low")
@@ -382,12 +385,13 @@ def test_a_quantizer_is_one_class_for_tables_and_recurrences():
     def loss(variables, mode):
         return jnp.sum(model.apply(variables, text, precision=mode) ** 2)
 
-    exact, errors = model.apply(variables, text, precision="float"), {}
+    predict = jax.jit(model.apply, static_argnames="precision")
+    exact, errors = predict(variables, text, precision="float"), {}
     for mode in ("low", "high"):
-        apart = model.apply(variables, text, precision=mode) - exact
+        apart = predict(variables, text, precision=mode) - exact
         errors[mode] = float(jnp.linalg.norm(apart) / jnp.linalg.norm(exact))
     assert 0 < errors["high"] < 0.05 < errors["low"]
-    gradients = jax.grad(loss)(variables, "low")["params"]
+    gradients = jax.jit(jax.grad(loss), static_argnums=1)(variables, "low")["params"]
     for name in ("embed", "input1", "hidden1", "head"):
         assert 0 < float(jnp.linalg.norm(gradients[name]["kernel"])) < np.inf
 

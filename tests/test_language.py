@@ -69,9 +69,10 @@ def test_measures_of_a_model_that_knows_nothing_are_eight_bits():
 def test_a_text_in_parts_gives_what_it_gives_whole(lstm, precision):
     model, variables = lstm
     text = jnp.asarray(TEXT[:64].reshape(2, 32))
-    whole = model.apply(variables, text, precision=precision)
-    first, carry = model.apply(variables, text[:, :10], model.empty_carry(2), precision=precision)
-    second, _ = model.apply(variables, text[:, 10:], carry, precision=precision)
+    call = jax.jit(partial(model.apply, precision=precision))
+    whole = call(variables, text)
+    first, carry = call(variables, text[:, :10], model.empty_carry(2))
+    second, _ = call(variables, text[:, 10:], carry)
     np.testing.assert_allclose(jnp.concatenate([first, second], 1), whole, atol=1e-5)
 
 
@@ -82,9 +83,10 @@ def test_the_recurrence_is_that_of_flax(lstm):
     kernels = jnp.asarray(rng.normal(size=(2, 8, 32)), jnp.float32)
     bias = jnp.asarray(rng.normal(size=32), jnp.float32)
     zeros = jnp.zeros((3, 8))
-    variables = layer.init(jax.random.key(0), x @ kernels[0], (zeros, zeros), precision="float")
+    given = (x @ kernels[0], (zeros, zeros))
+    variables = jax.jit(partial(layer.init, precision="float"))(jax.random.key(0), *given)
     own = {**variables["params"], "kernel": kernels[1], "bias": bias}
-    ours, _ = layer.apply({"params": own}, x @ kernels[0], (zeros, zeros), precision="float")
+    ours, _ = jax.jit(partial(layer.apply, precision="float"))({"params": own}, *given)
     theirs = {}
     for index, gate in enumerate("ifgo"):
         part = slice(8 * index, 8 * index + 8)
@@ -111,9 +113,8 @@ def test_widths_are_values_for_the_recurrence_too(lstm):
         traces.append(bits)
         return model.apply(variables, text, precision=Widths("high", weights=bits))
 
-    np.testing.assert_allclose(
-        run(jnp.int32(8)), model.apply(variables, text, precision="high"), atol=1e-5
-    )
+    whole = jax.jit(partial(model.apply, precision="high"))(variables, text)
+    np.testing.assert_allclose(run(jnp.int32(8)), whole, atol=1e-5)
     assert jnp.any(run(jnp.int32(2)) != run(jnp.int32(4)))
     assert len(traces) == 1
 
@@ -147,7 +148,7 @@ def test_evaluation_goes_on_where_the_rows_ended(lstm):
     model, variables = lstm
     found = evaluate(model, variables, TEXT, task=CARRIED, precision="high")
     rows = jnp.asarray(TEXT[: 4 * 499].reshape(4, 499)[:, :496])
-    logits = model.apply(variables, rows, precision="high")
+    logits = jax.jit(partial(model.apply, precision="high"))(variables, rows)
     follows = np.stack([TEXT[499 * r + 1 : 499 * r + 497] for r in range(4)]).astype(np.int32)
     logs = jnp.take_along_axis(nn.log_softmax(logits), follows[..., None], -1)
     np.testing.assert_allclose(found["loss"], -jnp.mean(logs), rtol=1e-4)

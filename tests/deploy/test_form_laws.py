@@ -141,17 +141,22 @@ def predictor(folder, *network):
 
 def integer(_, *network):
     model, integers = to_integer(*network)
-    return lambda x, mode: model.apply(integers, x, precision=mode)
+    return lambda x, mode: jax.jit(partial(model.apply, precision=mode))(integers, x)
 
 
 def plane_layers(_, *network):
     model, planes = to_plane_layers(*network, form=XlaModeLayer)
-    return lambda x, mode: model.apply(planes, x, precision=mode)
+    return lambda x, mode: jax.jit(partial(model.apply, precision=mode))(planes, x)
 
 
 def bit_layers(_, *network):
     made = {mode: to_bit_layers(*network, mode=mode, read=(8,)) for mode in ("low", "high")}
-    return lambda x, mode: made[mode][0].apply(made[mode][1], x, precision="w8a32")
+
+    def predict(x, mode):
+        model, planes = made[mode]
+        return jax.jit(partial(model.apply, precision="w8a32"))(planes, x)
+
+    return predict
 
 
 def programs(folder, *network):

@@ -137,7 +137,7 @@ def test_layouts_read_each_other_and_give_the_same_bits(tmp_path):
 
 def test_a_death_ends_the_other(tmp_path):
     place = free_address()
-    one, two = (start(place, 2, i, 1, tmp_path) for i in range(2))
+    one, two = (start(place, 2, i, 1, tmp_path, "--silence_seconds=30") for i in range(2))
     try:
         deadline = time.monotonic() + PATIENCE
         while not Checkpoints(tmp_path).steps():  # a checkpoint is written while training goes on

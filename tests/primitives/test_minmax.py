@@ -1,5 +1,7 @@
 """The quantizer between a minimum and a maximum, and the layers that have it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,15 +117,18 @@ def lstm(recurrence):
 def test_a_network_of_text_with_ranges():
     """The range of h is that of h in the batch, not of the zeros that a text begins with."""
     model, text = lstm(MinMaxRecurrence), np.arange(24, dtype=np.uint8).reshape(3, 8)
-    variables = model.init(jax.random.key(0), text, precision="high")
+    variables = jax.jit(partial(model.init, precision="high"))(jax.random.key(0), text)
+    update = jax.jit(partial(model.apply, precision="high", mutable=["batch_stats"]))
     for _ in range(40):
-        found, updates = model.apply(variables, text, precision="high", mutable=["batch_stats"])
+        found, updates = update(variables, text)
         variables = {**variables, **updates}
     moved = variables["batch_stats"]["hidden1"]["range"]
     assert -1 < moved["high"]["least"] < 0 < moved["high"]["span"] < 2
     assert moved["low"] == {"least": 0, "span": 1}
-    exact = model.apply(variables, text, precision="float")
-    evaluated = model.apply(variables, text, precision="high")
+    exact, evaluated = (
+        jax.jit(partial(model.apply, precision=precision))(variables, text)
+        for precision in ("float", "high")
+    )
     for logits in (found, evaluated):  # what is beyond the mean of the extremes is clipped
         assert float(jnp.linalg.norm(logits - exact)) < 0.15 * float(jnp.linalg.norm(exact))
 

@@ -42,6 +42,8 @@ from dual_precision.training.phases import Phase
 from dual_precision.training.schedules import warmup_cosine
 from dual_precision.training.state import TrainState, initial_variables
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 OWN = modes(low="w32a4", high="w32a4")
 MODEL = MLP(num_classes=4, modes=OWN, hidden=(12, 12))
 TASK = Classification((8, 8, 1))
@@ -148,7 +150,7 @@ def test_bits_stay_in_range():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(compiled_quickly, tmp_path_factory):
     """Uninterrupted, at a price at which bits go."""
     workdir, records = tmp_path_factory.mktemp("bsq"), []
     state = run(workdir, bsq_phase(0.03), listeners=[records.append])

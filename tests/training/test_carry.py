@@ -27,6 +27,8 @@ from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase
 from dual_precision.training.signals import Interrupted
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 BOTH = ("high", "low")
 ROWS, UPDATES = 4, 3
 KEY = jax.random.key(0)

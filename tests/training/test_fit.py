@@ -11,15 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from dual_precision import data, loading, modes
 from dual_precision.models import MLP
 from dual_precision.tasks.classification import Classification
 from dual_precision.training import fit as fit_module
-from dual_precision.training import step as step_module
 from dual_precision.training.checkpoint import Checkpoints
-from dual_precision.training.compilation import compiler_options
 from dual_precision.training.fit import NonFiniteLoss, fit
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.manifest import manifest
@@ -157,14 +154,10 @@ def interrupt(_number, state):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_kept(tmp_path_factory):
-    """XLA compiles each program once for all runs of this file; the large ones are traced once.
-
-    At XLA's lowest level: compiling is most of the time here, and a resumed run is the same one at
-    any level.
-    """
+def _traced_once(compiled_quickly):
+    """The large programs of this file are traced once for all of its runs."""
+    del compiled_quickly
     compile_steps, kept = fit_module.compile_steps, {}
-    options = compiler_options() | {"xla_backend_optimization_level": 0}
 
     def once(network, stage, key, mesh):
         name = id(stage.phase), stage.start, str(jax.random.key_data(key))
@@ -172,20 +165,9 @@ def _programs_kept(tmp_path_factory):
             kept[name] = compile_steps(network, stage, key, mesh), stage
         return kept[name][0]
 
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        reset_cache()
-        if values is settings:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(step_module, "compiler_options", lambda: options)
-                patch.setattr(fit_module, "compile_steps", once)
-                yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "compile_steps", once)
+        yield
 
 
 @dataclasses.dataclass
