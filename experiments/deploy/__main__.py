@@ -7,6 +7,8 @@
 - `python -m experiments.deploy support`: which network runs in which engine; see support.py
 - `python -m experiments.deploy pack --workdir=runs/... --out=net.safetensors`: the last checkpoint
   of a run, with its config and its measured accuracies; seconds; see pack.py
+- `python -m experiments.deploy evaluate net.safetensors`: the accuracy of each mode; see
+  evaluate.py
 - `python -m experiments.deploy report net.safetensors`: what each mode reads and costs; see
   report.py
 - `python -m experiments.deploy cascade net.safetensors`: low answers what it is sure of, high the
@@ -20,6 +22,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.deploy.cascade import calibrate_cascade
+from experiments.deploy.evaluate import evaluate_command
 from experiments.deploy.exporting import export_command
 from experiments.deploy.importing import import_command
 from experiments.deploy.pack import pack_command
@@ -32,6 +35,7 @@ COMMANDS: cli.Commands = {
     "export": export_command,
     "support": support_command,
     "pack": pack_command,
+    "evaluate": evaluate_command,
     "report": report_command,
     "cascade": calibrate_cascade,
     "serve": serve_command,
@@ -54,13 +58,14 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("network", None, "support: packed files, a,b; by default one, with fresh ones")
     string("target", None, "export: stablehlo, onnx, litert, nnp or gguf")
     string("nnabla", None, "export to nnp, support: python of an environment that has nnabla")
-    string("mode", None, "export: one mode of the file; by default all")
+    string("precision", None, "export: one mode of the file; by default all")
     string(
         "form",
         None,
         "export to onnx: exact, integer, vnni, for processors that have it, nibbles or plain",
     )
-    about = "cascade, export: by default what the network was trained on; import: to test"
+    string("split", "validation", "evaluate: validation or test")
+    about = "cascade, evaluate, export: by default what it was trained on; import: to test"
     string("dataset", None, about)
     number("accuracy", None, "cascade: wanted difference to high, points; -0.1")
     number("cost", None, "cascade: wanted share of the BitOps of high, instead of accuracy")
@@ -77,8 +82,9 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string("budget", "latency:50", about)
     number("rate", None, "serve: bytes a second that the file is read with, to see a slow source")
     switch("samples", True, "serve: test images on the page, where the data set is prepared")
-    string("data_dir", None, "cascade, import, export, support: folder of prepared TFDS data sets")
-    string("archive", None, "cascade, import, export: archive of the data set")
+    about = "cascade, evaluate, import, export, support: folder of prepared TFDS data sets"
+    string("data_dir", None, about)
+    string("archive", None, "cascade, evaluate, import, export: archive of the data set")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python -m experiments.deploy export net.safetensors --target=stablehlo --out=net.programs
     python -m experiments.deploy export net.safetensors --target=onnx --out=net.onnx
-    python -m experiments.deploy export net.safetensors --target=onnx --form=integer --mode=high
-        --out=high.onnx
-    python -m experiments.deploy export net.safetensors --target=litert --mode=low --out=low.tflite
-    python -m experiments.deploy export net.safetensors --target=nnp --mode=low --out=low.nnp
+    python -m experiments.deploy export net.safetensors --target=onnx --form=integer
+        --precision=high --out=high.onnx
+    python -m experiments.deploy export net.safetensors --target=litert --precision=low
+        --out=low.tflite
+    python -m experiments.deploy export net.safetensors --target=nnp --precision=low --out=low.nnp
         --nnabla=nnabla/bin/python
-    python -m experiments.deploy export text.safetensors --target=gguf --mode=low --out=low.gguf
+    python -m experiments.deploy export text.safetensors --target=gguf --precision=low
+        --out=low.gguf
 
 `--target=onnx` has forms, see deploy/export/onnx/layers.py: "exact", whose values are those of the
 mode; "integer", for the integer kernels of ONNX Runtime, which rounds a little more; "vnni", which
@@ -50,7 +52,7 @@ def export_command(
     *,
     target: str,
     out: str,
-    mode: str | None = None,
+    precision: str | None = None,
     form: str | None = None,
     nnabla: str | None = None,
     dataset: str | None = None,
@@ -74,9 +76,9 @@ def export_command(
         )
     check_replaceable(out)
     info = inspect_packed(file)
-    modes = [*info.bytes_read] if mode is None else [mode]
-    if target in _ONE_MODE and mode is None:
-        raise ValueError(f"--target={target} writes one mode: give --mode, one of {modes}")
+    modes = [*info.bytes_read] if precision is None else [precision]
+    if target in _ONE_MODE and precision is None:
+        raise ValueError(f"--target={target} writes one mode: give --precision, one of {modes}")
     options = {"data_dir": data_dir, "archive": archive}
     asked = _TEXTS if reads_text(info) else CHECKED
     trial = trial_of(info, asked, part="validation", dataset=dataset, most=CHECKED, **options)

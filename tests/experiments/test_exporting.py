@@ -50,7 +50,7 @@ def test_an_export_answers_as_the_file(packed, folder, target, form, tmp_path, c
 
 
 def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
-    how = {"target": "onnx", "form": "integer", "mode": "high", "data_dir": folder}
+    how = {"target": "onnx", "form": "integer", "precision": "high", "data_dir": folder}
     export_command(str(packed), **how, out=str(tmp_path / "net.onnx"))
     (same,) = re.findall(r"^\| +high \| +[\d.e-]+ \| +([\d.]+) \|", capsys.readouterr().out, re.M)
     assert float(same) > 98
@@ -60,22 +60,28 @@ def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
     ("flags", "message"),
     [
         ({"target": "tflite"}, "target 'tflite' is unknown: expected one of"),
-        ({"target": "litert"}, "--target=litert writes one mode: give --mode, one of"),
+        ({"target": "litert"}, "--target=litert writes one mode: give --precision, one of"),
         ({"target": "onnx", "form": "int4"}, "form 'int4' is unknown"),
         ({"target": "stablehlo", "form": "exact"}, "--form=exact has no effect on --target=stab"),
         (
-            {"target": "onnx", "form": "integer", "mode": "low"},
+            {"target": "onnx", "form": "integer", "precision": "low"},
             r"'integer' has no effect on \['low",
         ),
-        ({"target": "onnx", "form": "vnni", "mode": "low"}, "expected a mode of 8-bit activations"),
         (
-            {"target": "onnx", "form": "nibbles", "mode": "low"},
+            {"target": "onnx", "form": "vnni", "precision": "low"},
+            "a mode of 8-bit activations",
+        ),
+        (
+            {"target": "onnx", "form": "nibbles", "precision": "low"},
             "with large matrices of 4 or 8 bits",
         ),
-        ({"target": "gguf"}, "--target=gguf writes one mode: give --mode, one of"),
-        ({"target": "nnp", "mode": "low"}, "--nnabla=None and --target=nnp: expected the python"),
+        ({"target": "gguf"}, "--target=gguf writes one mode: give --precision, one of"),
+        (
+            {"target": "nnp", "precision": "low"},
+            "--nnabla=None and --target=nnp: expected",
+        ),
         ({"target": "onnx", "nnabla": "python"}, "--nnabla=python and --target=onnx: expected"),
-        ({"target": "onnx", "mode": "float"}, r"precisions \['float'\]: expected some of"),
+        ({"target": "onnx", "precision": "float"}, r"precisions \['float'\]: expected some of"),
     ],
 )
 def test_exports_that_are_none(packed, folder, flags, message, tmp_path):
@@ -87,7 +93,7 @@ def test_an_engine_that_answers_otherwise(packed, folder, tmp_path, monkeypatch)
     def export(answer):
         monkeypatch.setattr(exporting, "export_to", lambda *_: answer)
         (tmp_path / "net").write_bytes(b"a file")
-        how = {"target": "onnx", "mode": "high", "data_dir": folder}
+        how = {"target": "onnx", "precision": "high", "data_dir": folder}
         export_command(str(packed), **how, out=str(tmp_path / "net"))
 
     def zeros(images, precision):
