@@ -209,3 +209,12 @@ def test_the_drawing_is_true():
     for bits in PLANES_READ.values():
         read = signs[:, :bits] @ worth[:bits]
         np.testing.assert_array_equal(read, drawn_values(DRAWN_WEIGHTS, bits))
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_images_of_your_own_are_learned(tmp_path, monkeypatch, capsys):
+    """The sample as it stands."""
+    monkeypatch.chdir(tmp_path)
+    (sample,) = [text for text in blocks(ROOT / "docs" / "training.md", "python") if "fit(" in text]
+    exec(compile(sample, "training.md", "exec"), {"__name__": "sample"})
+    assert float(capsys.readouterr().out.split()[-1]) > 0.95
