@@ -94,9 +94,10 @@ def train_missing(
     write: Callable[[], object],
 ) -> dict[str, str]:
     """Says what is ahead, then trains it; returns what failed, and why."""
-    if matrix.preset != "paper":  # several at once would not share an accelerator
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     runs = matrix.runs
+    if matrix.preset != "paper":  # several at once would not share an accelerator
+        where = os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        print(f"runs are trained on {where}; JAX_PLATFORMS=cuda chooses a GPU")
     jobs = jobs or (1 if matrix.preset == "paper" else min(len(usable_cores()), 8))
     ahead = [run for run in runs if not finished(folder / run.name)]
     passes = sum(c.config.recipe.cost - passes_done(c.config, folder / c.name) for c in ahead)
