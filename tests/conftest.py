@@ -58,8 +58,10 @@ def child_environment(shared_folder: Path) -> dict[str, str]:
     with alone(shared_folder):
         if not folder.exists():
             data.load("digits", data_dir=folder)
+    quick = "--xla_backend_optimization_level=1"  # small programs: compiling is most of their time
     return {
         **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip(),
         "TFDS_DATA_DIR": str(folder),
         "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

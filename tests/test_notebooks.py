@@ -77,6 +77,7 @@ def test_runs_from_top_to_bottom(
         monkeypatch.setenv("NETWORK", str(small_decoder(tmp_path / "net.safetensors")))
         monkeypatch.setenv("TEXT", "pydoc")
     monkeypatch.setenv("WORKDIR", str(tmp_path / "run"))
+    monkeypatch.setenv("PASSES", "4")
     if "STUDY" in path.read_text():  # half a minute, which the others need not wait for
         monkeypatch.setenv("STUDY", str(request.getfixturevalue("digits_study")))
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))

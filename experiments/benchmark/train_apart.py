@@ -23,10 +23,7 @@ from experiments.benchmark.machine import describe_machine
 from experiments.benchmark.timing import time_rounds
 from experiments.benchmark.train_step import (
     BARS,
-    BOTH,
-    FLOAT,
-    HIGH,
-    LOW,
+    OURS,
     PLAIN,
     RATE,
     SIZES,
@@ -41,7 +38,6 @@ from experiments.benchmark.train_step import (
 from experiments.benchmark.train_torch import TORCH, TORCH_BF16, TorchStep, torch_steps
 from experiments.workdir import write_whole
 
-OURS = (FLOAT, HIGH, LOW, BOTH)
 START_SECONDS = 600  # until a process has compiled its program
 
 
@@ -56,7 +52,7 @@ def build_one(name: str, model: str, batch_size: int) -> Program | TorchStep:
         return torch_steps(sizes, images, labels, RATE)[0][name]
     if name == PLAIN:
         return peer_programs((PLAIN,), network, images, labels)[0][PLAIN]
-    return our_programs(network, images, labels)[name]
+    return our_programs(network, images, labels, (name,))[name]
 
 
 def run_turns(pipe: Connection, name: str, model: str, batch_size: int) -> None:

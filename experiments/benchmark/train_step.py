@@ -56,7 +56,7 @@ STEPS = 2  # in a row of one program, by default
 PLAIN, QWIX, AQT = train_peers.PEERS
 OPTIONS = ", our compiler options"
 SIZES = ("stage_sizes", "widths", "space_to_depth")  # of a network, for its peers
-FLOAT, HIGH, LOW, BOTH = "ours float", "ours w8a8", "ours w2a2", "ours w8a8 and w2a2"
+OURS = FLOAT, HIGH, LOW, BOTH = "ours float", "ours w8a8", "ours w2a2", "ours w8a8 and w2a2"
 
 BARS = (
     Bar("quantized step against our float step, high", HIGH, FLOAT, 1.0, 1.5),
@@ -130,7 +130,9 @@ def random_batch(batch_size: int) -> tuple[jax.Array, jax.Array]:
     return images, jnp.asarray(rng.integers(0, CLASSES, batch_size, dtype=np.int32))
 
 
-def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[str, Program]:
+def our_programs(
+    model: ResNet, images: jax.Array, labels: jax.Array, names: Sequence[str] = OURS
+) -> dict[str, Program]:
     """The programs that `fit` runs, one update per dispatch; the batch is not augmented."""
     task = Classification(IMAGE)
     network, structure = Network(model, task), structure_of(model, task.example)
@@ -159,7 +161,7 @@ def our_programs(model: ResNet, images: jax.Array, labels: jax.Array) -> dict[st
         LOW: Low().phases()[0],
         BOTH: TwoPhase().phases()[-1],
     }
-    return {name: program(phase) for name, phase in phases.items()}
+    return {name: program(phases[name]) for name in names}
 
 
 def constant_rate(updates: int) -> optax.Schedule:

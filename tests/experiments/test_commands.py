@@ -134,7 +134,8 @@ def refine(commands) -> Runs:
 
 
 @pytest.fixture(params=["joint", "refine"])
-def runs(request) -> Runs:
+def runs(request, commands) -> Runs:
+    del commands  # what both are made with
     return request.getfixturevalue(request.param)
 
 

@@ -10,21 +10,26 @@ import dual_precision
 from dual_precision.deploy import inspect_packed
 from experiments.workdir import RESULTS
 
-pytestmark = pytest.mark.slow
-
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
 
 
-def command(*words):
-    run = [sys.executable, "-m", "experiments.lm", *words]
-    return subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture
+def command(child_environment):
+    def run(*words):
+        full = [sys.executable, "-m", "experiments.lm", *words]
+        return subprocess.run(
+            full, env=child_environment, capture_output=True, text=True, timeout=300
+        )
+
+    return run
 
 
-def start(*flags):
-    return command(*TINY, *flags)
+@pytest.fixture
+def start(command):
+    return lambda *flags: command(*TINY, *flags)
 
 
-def test_both_modes_and_the_same_command_again(tmp_path):
+def test_both_modes_and_the_same_command_again(tmp_path, command, start):
     text, workdir = tmp_path / "text.txt", tmp_path / "run"
     text.write_bytes(b"it is a truth universally acknowledged, " * 2000)
     flags = (f"--dataset={text}", f"--workdir={workdir}", "--model=lstm")
@@ -61,7 +66,7 @@ def test_both_modes_and_the_same_command_again(tmp_path):
     assert "expected --mode=float --model=lstm" in refused.stderr
 
 
-def test_errors_are_one_line(tmp_path):
+def test_errors_are_one_line(tmp_path, start):
     (tmp_path / "short").write_bytes(b"short")
     short = start(f"--dataset={tmp_path / 'short'}", f"--workdir={tmp_path / 'run'}")
     assert short.returncode == 1

@@ -88,9 +88,10 @@ def test_the_loss_gets_each_width(low, high):
     assert [int(own.activations) for own in asked] == list(widths)
 
 
-def test_what_a_width_learns_does_not_depend_on_others():
+@pytest.mark.usefixtures("compiled_quickly")
+def test_what_a_width_learns_does_not_depend_on_others(child_environment):
     """The same weights, batches, augmentation and rounding, whichever widths are tested."""
-    dataset = data.load("digits")
+    dataset = data.load("digits", data_dir=child_environment["TFDS_DATA_DIR"])
 
     def curves(low):
         own = {"mode": "cyclic", "dataset": "digits", "low": f"w{low}a{low}g8", "high": "w4a4g8"}

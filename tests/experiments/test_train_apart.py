@@ -3,11 +3,12 @@
 import pytest
 
 from experiments.benchmark import train_apart
+from experiments.benchmark.train_step import LOW
 
 
 def test_a_program_in_a_process_of_its_own():
-    with train_apart.started([train_apart.LOW], "resnet8", 8) as programs:
-        own = programs[train_apart.LOW]
+    with train_apart.started([LOW], "resnet8", 8) as programs:
+        own = programs[LOW]
         assert own.run(1) > 0
         assert 0 < own.difference < 1
         process = own._process
