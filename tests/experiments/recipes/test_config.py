@@ -187,9 +187,28 @@ def test_a_field_of_another_recipe_is_unknown(mode, order):
 
 
 @each_recipe
-def test_low_may_be_wider_where_nothing_is_refined(mode, order):
-    if order != "refine" and mode not in ("cyclic", "bsq"):  # bounds; float weights
-        make_config("paper", settings_of(mode, order, low="w8a8", high="w2a2"))
+@pytest.mark.parametrize(("low", "high"), [("w8a8", "w2a2"), ("w2a8", "w2a4"), ("w2a32", "w2a8")])
+def test_low_may_be_wider_only_where_one_of_them_is_trained_alone(mode, order, low, high):
+    """As of twins, which name one width and leave the other as it is by default."""
+    if mode in ("bsq", "supernet"):  # float weights; widths that are drawn
+        return
+    settings = settings_of(mode, order, low=low, high=high)
+    if mode in ("float", "low", "high"):
+        make_config("paper", settings)
+    else:
+        with pytest.raises(ValueError, match="swap"):
+            make_config("paper", settings)
+
+
+@each_recipe
+@pytest.mark.parametrize(("low", "high"), [("w4a4", "w4a4"), ("w2a4", "w2a4"), ("w4a4", "w4a8")])
+def test_widths_may_be_equal(mode, order, low, high):
+    if mode != "bsq":
+        make_config("paper", settings_of(mode, order, low=low, high=high))
+
+
+def test_of_two_widths_one_may_be_larger_in_low():
+    make_config("paper", {"low": "w2a8", "high": "w8a4"})
 
 
 def test_the_defaults_are_a_config():
