@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
 
 from dual_precision.training.phases import check_recipe
+from experiments import cifar
 from experiments.recipes.choice import RECIPES, resolve
 from experiments.recipes.config import PRESETS, Config, config_from, make_config
 from experiments.recipes.recipe import Recipe
@@ -209,6 +211,24 @@ def test_widths_may_be_equal(mode, order, low, high):
 
 def test_of_two_widths_one_may_be_larger_in_low():
     make_config("paper", {"low": "w2a8", "high": "w8a4"})
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "said"),
+    [
+        ("resnet20", {}, True),
+        ("resnet20", {"mode": "low"}, True),
+        ("resnet20", {"init": "trained"}, False),
+        ("resnet20", {"mode": "float"}, False),
+        ("quick", {}, False),
+    ],
+)
+def test_a_run_says_that_its_preset_is_for_a_trained_network(
+    preset, settings, said, capsys, tmp_path
+):
+    cifar.say_where(make_config(preset, settings), preset, tmp_path)
+    note = r"(?m)^note: preset resnet20 .* random weights; --init=notebooks/networks/resnet20-flo"
+    assert bool(re.search(note, capsys.readouterr().out)) == said
 
 
 def test_the_defaults_are_a_config():
