@@ -108,7 +108,8 @@ def structure_of(model: nn.Module, example: Example, most: int | None = None) ->
         the batch: a ShapeDtypeStruct, or a tuple of pytrees of them; see `Task.example`.
 
     Raises:
-      ValueError: a mode has the name of a part of the tree; widths for unknown layers.
+      ValueError: a mode has the name of a part of the tree; widths for unknown layers; a layer or
+        a norm that is called without an input, or with it by name.
       TooManyLayers: it has more than `most` layers, found before they are all traced.
     """
     trace = _Trace(most)
@@ -171,6 +172,13 @@ class _Trace:
         self._open.append(path)
         result = call(*args, **kwargs)
         self._open.pop()
+        if not hasattr(context.module, "facts"):  # it may be called in any way
+            return result
+        if not args:
+            raise ValueError(
+                f"layer {'/'.join(path)!r} is called with {sorted(kwargs)} by name: expected its"
+                " input first, without a name, as in layer(x, precision=precision)"
+            )
         facts = facts_of(context.module, args[0], result)
         if facts is not None:
             self.classes[path] = type(context.module)

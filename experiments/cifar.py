@@ -35,7 +35,7 @@ from dual_precision.training.sharding import batch_mesh
 from dual_precision.training.state import initial_variables
 from experiments import cli
 from experiments.figures import training as pictures
-from experiments.recipes.config import Config
+from experiments.recipes.config import Config, note_on_start
 from experiments.recipes.flags import define_flags, read_config
 from experiments.recipes.settings import read_channels
 from experiments.workdir import (
@@ -112,6 +112,8 @@ def say_where(config: Config, preset: str, workdir: Path) -> None:
     phases = config.recipe.phases()
     parts = ", ".join(f"{phase.name} {phase.epochs}" for phase in phases)
     print(f"epochs: {parts}; {config.recipe.cost:g} passes (passes={config.recipe.passes:g})")
+    if note := note_on_start(preset, config):
+        print(note)
 
 
 def load_data(

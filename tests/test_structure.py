@@ -109,6 +109,46 @@ def test_norms_and_what_feeds_them(parts):
     assert parts.norm_calls == {("first",): 1, ("twice",): 2, ("behind",): 1, ("end",): 1}
 
 
+class Table(nn.Module):
+    """Positions: a module that is called without an input, and says nothing of itself."""
+
+    @nn.compact
+    def __call__(self):
+        return self.param("table", nn.initializers.zeros, (1, 4))
+
+
+class Block(nn.Module):
+    """A layer, called by position or by name."""
+
+    modes: Modes
+    by_name: bool
+
+    @nn.compact
+    def __call__(self, x, *, precision):
+        layer = Dense(4, self.modes, name="inner")
+        return layer(x=x, precision=precision) if self.by_name else layer(x, precision=precision)
+
+
+class Named(nn.Module):
+    """Calls its block by name."""
+
+    modes: Modes = DUAL
+    by_name: bool = False
+
+    @nn.compact
+    def __call__(self, x, *, precision):
+        block = Block(self.modes, self.by_name, name="block")
+        return block(x=x + Table(name="positions")(), precision=precision)
+
+
+def test_only_layers_and_norms_are_asked_for_their_input():
+    example = jax.ShapeDtypeStruct((4,), jnp.float32)
+    assert list(structure_of(Named(), example).layers) == [("block", "inner")]
+    message = r"layer 'block/inner' is called with \['precision', 'x'\] by name: expected its input"
+    with pytest.raises(ValueError, match=message):
+        structure_of(Named(by_name=True), example)
+
+
 def test_too_many_layers():
     assert len(described(mlp(), 8, 8, 1, most=3).layers) == 3
     with pytest.raises(TooManyLayers, match="more layers than the 2 listed"):

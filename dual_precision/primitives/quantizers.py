@@ -57,7 +57,8 @@ def quantize_weights(w: jax.Array, step: jax.Array, bits: Bits, stored: Bits) ->
         r = w * (1/step), see ste.in_steps
 
     Equal, bit for bit, to `nested.decode(nested.encode(w, ...), ...)`. The gradient of `step` is
-    scaled by 1 / sqrt(weights per step * 2^(N-1)), LSQ's factor at the stored width.
+    scaled by 1 / sqrt(weights per step * 2^(N-1)), LSQ's factor at the stored width. Adam, which
+    divides by the size of a gradient, takes no notice of a constant factor, but for its epsilon.
 
     Args:
       w: weights [..., out], float32.
@@ -108,7 +109,9 @@ def quantize_activations(
 ) -> jax.Array:
     """Codes times a learned step, zero exact: clip(round(x * (1/step)), low, top) * step.
 
-    The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top).
+    The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top). Adam, which
+    divides by the size of a gradient, takes no notice of that factor where the width stays the
+    same, but for its epsilon.
 
     Args:
       x: activations [batch, ...], float32; unsigned, what is negative becomes 0.

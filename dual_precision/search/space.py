@@ -291,7 +291,7 @@ def space_from(found: Mapping[str, Any]) -> Space:
             int(found["fixed"]),
             frozenset((int(i), str(a), str(b)) for i, a, b in found["cut"]),
             None if found["most"] is None else float(found["most"]),
-            tuple(map(str, found.get("skippable", ()))),
+            tuple(map(str, found["skippable"])),
         )
     except (KeyError, TypeError) as error:
         raise SpaceError(f"no space ({error!r}): expected what a session log begins with") from None

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.precision import Widths, parse
 from dual_precision.search.space import SKIP, Candidate, Space
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.task import Batch, Network, Task, Tree
 from dual_precision.training.compilation import compiler_options
+from dual_precision.training.initialize import seen_from_zeros, with_statistics
 from dual_precision.training.metrics import evaluate
 
 
@@ -71,20 +71,13 @@ class Supernet:
     @cached_property
     def _statistics(self) -> Any:
         """(variables, batch, widths) -> batch_stats; one trace."""
-        norms, network = self.structure.norms, self.network
-        calls, modes = self.structure.norm_calls, self.structure.modes
+        network, structure = self.network, self.structure
 
         def statistics(variables: Tree, batch: Batch, asked: Widths) -> Tree:
-            # From zeros one call leaves (1 - momentum) times what it has seen.
-            zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-            state = {"batch_stats": zeros, "carry": {}}
-            found = network(variables["params"], state, batch, precision=asked, train=True)[1]
-            seen = flatten_dict(found["batch_stats"])
-            flat, name = flatten_dict(dict(variables["batch_stats"])), modes.norm_of(asked)
-            for path, norm in norms.items():
-                for leaf in [leaf for leaf in flat if leaf[: len(path) + 1] == (*path, name)]:
-                    flat[leaf] = seen[leaf] / jnp.float32(1 - norm.momentum ** calls[path])
-            return unflatten_dict(flat)
+            own = variables["batch_stats"]
+            state = {"batch_stats": own, "carry": {}}
+            seen = seen_from_zeros(network, variables["params"], state, batch, asked)
+            return with_statistics(own, seen, structure, asked)
 
         return jax.jit(statistics, compiler_options=compiler_options())
 

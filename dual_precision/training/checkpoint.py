@@ -39,9 +39,9 @@ def _rank(measured: Mapping[str, Any]) -> tuple[int, float]:
     """What the best checkpoint has most of, see `Checkpoints.save`.
 
     In the first phase of a recipe there are fewer modes to validate than at its end, and their
-    mean may well be higher. Checkpoints that do not say how many have one rank.
+    mean may well be higher.
     """
-    return measured.get("validated", 1), measured["score"]
+    return measured["validated"], measured["score"]
 
 
 class Checkpoints:

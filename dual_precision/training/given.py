@@ -23,6 +23,16 @@ from dual_precision.training.processes import agree, digest_of
 _SAID = 4  # differences that an error lists
 
 
+class _Absent:
+    """In the place of an entry that one of two mappings does not have; None may be a value."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_ABSENT = _Absent()
+
+
 def checked_config(config: Any, model: nn.Module, task: Task) -> dict[str, Any]:
     """The config as JSON gives it back.
 
@@ -103,15 +113,15 @@ def description_of(
 def check_same_run(about: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
     """Raises ValueError where a checkpoint is of another run than the one that `now` describes.
 
-    Phases after that of the checkpoint may be others. What only one of the two says is left out:
-    a run may have been begun by an earlier version, which did not have the field.
+    Phases after that of the checkpoint may be others.
     """
     phase, count = about["progress"]["phase"], len(now["phases"])
     if phase >= count:
         _refuse(workdir, [f"phases (there {phase + 1} or more, now {count})"])
-    there = about.get("run", {})  # checkpoints of before do not say
-    one, other = ({**run, "phases": run.get("phases", [])[: phase + 1]} for run in (there, now))
-    _refuse(workdir, _differences(one, other) if there else [])
+    one, other = (
+        {**run, "phases": run.get("phases", [])[: phase + 1]} for run in (about["run"], now)
+    )
+    _refuse(workdir, _differences(one, other))
 
 
 def check_restored(variables: Tree, structure: Structure, workdir: Path) -> None:
@@ -194,9 +204,9 @@ def _is_frozen(value: Any) -> bool:
 
 
 def _differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """A line for each value that both have, and that differs."""
+    """A line for each value that differs, or that only one of the two has."""
     if isinstance(there, dict) and isinstance(now, dict):
-        pairs = {key: (there[key], now[key]) for key in there if key in now}
+        pairs = {key: (there.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**there, **now}}
     elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
         pairs = dict(enumerate(zip(there, now, strict=True)))
     else:

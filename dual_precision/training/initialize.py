@@ -4,7 +4,7 @@ Each is a value with the names that it needs; `phases.Event` says how it is call
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision.layers import CALIBRATION
-from dual_precision.precision import FLOAT_NAME, Modes
+from dual_precision.precision import FLOAT_NAME, Asked, Modes
 from dual_precision.primitives.quantizers import gaussian_weight_step, rescaled_step
 from dual_precision.structure import Structure
 from dual_precision.tasks.task import Batch, Network, Tree, arguments_of
@@ -177,15 +177,41 @@ def estimate_norms(
     @jax.jit
     def once(params: Tree, statistics: Tree, carry: Tree, batch: Batch) -> Tree:
         moving = {"batch_stats": statistics, "carry": carry}
-        return network(params, moving, batch, precision=mode, train=True)[1]["batch_stats"]
+        return seen_from_zeros(network, params, moving, batch, mode)
 
-    # From zeros a running average of c calls becomes (1 - momentum^c) times what they have: their
-    # average, the last one counting most, as it does in training.
-    zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    found = [flatten_dict(once(state.params, zeros, state.carry, batch)) for batch in batches]
-    flat, name = flatten_dict(state.batch_stats), structure.modes.norm_of(mode)
+    found = [once(state.params, state.batch_stats, state.carry, batch) for batch in batches]
+    mean = jax.tree.map(lambda *own: sum(own) / np.float32(len(own)), *found)
+    return with_statistics(state.batch_stats, mean, structure, mode)
+
+
+def seen_from_zeros(
+    network: Network, params: Tree, state: Mapping[str, Tree], batch: Batch, asked: Asked
+) -> Tree:
+    """batch_stats after one training call on a batch, whatever they were before.
+
+    Args:
+      state: "batch_stats" and "carry", as a step has them.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, state["batch_stats"])
+    moving = {**state, "batch_stats": zeros}
+    found: Tree = network(params, moving, batch, precision=asked, train=True)[1]["batch_stats"]
+    return found
+
+
+def with_statistics(batch_stats: Tree, seen: Tree, structure: Structure, asked: Asked) -> Tree:
+    """batch_stats whose mean and variance of a mode are those that a call from zeros has seen.
+
+    From zeros a running average of c calls in one forward pass becomes (1 - momentum^c) times what
+    they have: their average, the last one counting most, as it does in training.
+
+    Args:
+      seen: see `seen_from_zeros`.
+      asked: the mode, or a call that names it.
+    """
+    flat, found = flatten_dict(dict(batch_stats)), flatten_dict(seen)
+    name = structure.modes.norm_of(asked)
     for path, norm in structure.norms.items():
+        share = np.float32(1 - norm.momentum ** structure.norm_calls[path])
         for leaf in [leaf for leaf in flat if leaf[: len(path) + 1] == (*path, name)]:
-            mean = sum(own[leaf] for own in found) / np.float32(len(found))
-            flat[leaf] = mean / np.float32(1 - norm.momentum ** structure.norm_calls[path])
+            flat[leaf] = found[leaf] / share
     return unflatten_dict(flat)

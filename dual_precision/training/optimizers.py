@@ -58,7 +58,8 @@ class Sgd:
 class Adam:
     """Adam in the place of SGD, for text; quantizer steps, schedules and the rest as in `Sgd`.
 
-    Gradients of kernels, of all leaves together, are cut to a norm of 1 first.
+    Gradients are cut first: those of all kernels together to a norm of 1, and those of all other
+    leaves but quantizer steps, together, to a norm of 1 as well.
 
     Attributes:
       weight_decay: on kernels only, beside the gradient and not in it (arXiv 1711.05101).
@@ -96,6 +97,10 @@ def by_leaf(
     schedules: "Mapping[str, Schedule]",
 ) -> optax.GradientTransformation:
     """How the leaves of a phase move, each by its label, see `label_leaves`.
+
+    Adam divides by the size of the gradient. So LSQ's factor on the gradient of a step,
+    1 / sqrt(N * Q), has no effect but beside the epsilon of 1e-8, unless the width Q belongs to
+    changes from update to update, as it does in cycles.
 
     Args:
       kernel: what becomes of the gradients of kernels, one after the other, before the rate.

@@ -20,8 +20,9 @@ from dual_precision.training.manifest import manifest, seal_of
 
 LARGEST_RECORD = 64 << 20  # bytes; of a network of 10,000 arrays the largest file has 2 MiB
 
-
-_MEASURED = {"score", "validated"}  # see `Checkpoints.save`
+# What `Checkpoints.save` writes beside a state, and what of it in the entry "progress".
+_WRITTEN = {"step", "config", "run", "progress", "manifest"}
+_MEASURED = {"score", "validated"}
 
 
 class CheckpointError(RuntimeError):
@@ -32,17 +33,26 @@ def read_about(folder: Path) -> dict[str, Any]:
     """The JSON of a checkpoint, which lies in a folder with the name of its step.
 
     Raises:
-      CheckpointError: missing, too large, altered, or of another step.
+      CheckpointError: missing, too large, altered, of another step, or not all that is written.
     """
     step = int(folder.name)
     _reading(step, lambda: _check_sizes(folder))
     about = _reading(step, lambda: _read_json(folder / "about" / "metadata"))
     if not isinstance(about, dict) or about.pop("seal", None) != seal_of(about):
         raise CheckpointError(f"step {step}: its JSON does not match its seal: it was altered")
-    _check_number(step, about.get("step", step))
+    if missing := sorted(_WRITTEN - about.keys()):
+        raise CheckpointError(
+            f"step {step}: its JSON has no {', '.join(missing)}: expected all of"
+            f" {sorted(_WRITTEN)}; train in another workdir"
+        )
+    if about["step"] != step:
+        raise CheckpointError(
+            f"step {step}: its folder holds the checkpoint of step {about['step']};"
+            " expected each under its own number; rename it back"
+        )
     # What Orbax finds the best by.
     metrics = _reading(step, lambda: _read_json(folder / "metrics" / "metrics"))
-    if metrics != {name: about["progress"][name] for name in _MEASURED & {*about["progress"]}}:
+    if metrics != {name: about["progress"].get(name) for name in _MEASURED}:
         raise CheckpointError(f"step {step}: its score was altered")
     return about
 
@@ -67,8 +77,6 @@ def read_checkpoint(folder: Path, wanted: Mapping[str, str], target: Tree | None
         )
     if found != wanted:
         raise CheckpointError(f"step {step} does not match its manifest: it was altered")
-    if isinstance(state, dict) and "step" in state:  # before seals named the step, this did
-        _check_number(step, int(state["step"]))
     return state
 
 
@@ -95,14 +103,6 @@ def _reading(step: int, read: Callable[[], Any]) -> Any:
         return read()
     except Exception as error:  # Orbax raises what its readers raise, a bare Exception too
         raise CheckpointError(f"step {step} cannot be read: {first_line(error)}") from error
-
-
-def _check_number(step: int, found: Any) -> None:
-    if found != step:
-        raise CheckpointError(
-            f"step {step}: its folder holds the checkpoint of step {found};"
-            " expected each under its own number; rename it back"
-        )
 
 
 def _check_sizes(step: Path) -> None:

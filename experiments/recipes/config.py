@@ -73,11 +73,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs_per_evaluation": 10,
     },
 }
+# Presets with the rates and the few passes of a network that is trained already.
+FOR_A_TRAINED_NETWORK = ("resnet20",)
 
 
 def preset_for(dataset: str | None) -> str:
     """The preset where none is asked for, whatever the device: of the data set, or quick."""
     return "digits" if dataset == "digits" else "quick"
+
+
+def note_on_start(preset: str, config: Config, flag: str = "--init") -> str:
+    """What to say of a run from random weights whose preset is for a trained network; else "".
+
+    Args:
+      flag: of the command, that names the network to start from.
+    """
+    if preset not in FOR_A_TRAINED_NETWORK or config.init or config.mode == "float":
+        return ""
+    return (
+        f"note: preset {preset} is meant for a network that was trained in float, and this starts"
+        f" from random weights; {flag}=notebooks/networks/resnet20-float.safetensors starts from"
+        " one of CIFAR-10"
+    )
 
 
 def make_config(preset: str, settings: Mapping[str, Any]) -> Config:

@@ -9,6 +9,7 @@ from dual_precision.models import TEXT_MODELS, build
 from dual_precision.precision import Modes
 from dual_precision.training.methods.modes import Split
 from experiments.recipes.choice import RECIPES, resolve
+from experiments.recipes.cyclic import BOUNDS
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.run_config import RunConfig, assembled
 from experiments.recipes.settings import check_choice, check_model
@@ -16,6 +17,8 @@ from experiments.recipes.two_phase import TwoPhase
 
 TEXT_MODES = tuple(name for name in RECIPES if name != "bsq")
 ADAM: dict[str, Any] = {"optimizer": "adam", "learning_rate": 3e-3, "weight_decay": 0.01}
+# The bounds of the paper's LSTM: 5 to 8 bits.
+BOUNDS_OF_TEXT: Mapping[str, Any] = {"low": "w5a5g8", "high": "w8a8g8"}
 _DEFAULT = TwoPhase(**ADAM)
 
 
@@ -53,8 +56,9 @@ class LanguageConfig(RunConfig):
 
     @classmethod
     def defaults_of(cls, recipe: type[Recipe]) -> dict[str, Any]:
-        """Adam; of recipes that cycle, the bounds of the paper's LSTM, 5 to 8 bits."""
-        return {**ADAM, **({"low": "w5a5g8", "high": "w8a8g8"} if recipe.defaults else {})}
+        """Adam; of recipes with bounds for images, those for text."""
+        own = super().defaults_of(recipe)
+        return {**ADAM, **(BOUNDS_OF_TEXT if own == BOUNDS else own)}
 
     def network(self) -> dict[str, Any]:
         """What `models.build_from` makes the network of."""

@@ -39,7 +39,7 @@ class Recipe:
     learning_rate: float = 0.1  # peak
     step_learning_rate: float = 1e-2  # peak, relative change of quantizer steps per update
     weight_decay: float = 5e-4  # on kernels only
-    warmup: float = 0.1  # share of each phase
+    warmup: float = 0.1  # share of each phase, but of one that goes on at the rate of the last
     label_smoothing: float = 0.0
 
     reported: ClassVar[tuple[str, ...]] = ("low", "high")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from flax.core import FrozenDict
 
-from dual_precision.precision import Modes, modes
+from dual_precision.precision import FLOAT_BITS, Modes, modes
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import check_recipe
 from experiments.recipes.choice import RECIPES, Chosen, resolve
@@ -43,6 +43,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         self.fit_options()  # its errors name the settings too
         check_recipe(self.recipe.phases(), self.modes)
+        if {"low", "high"} <= {*self.recipe.reported}:
+            self._check_order()
 
     @classmethod
     def defaults_of(cls, recipe: type[Recipe]) -> dict[str, Any]:
@@ -53,6 +55,17 @@ class RunConfig:
     def modes(self) -> Modes:
         """What the names of modes mean."""
         return modes(self.widths, stored=self.stored, low=self.low, high=self.high)
+
+    def _check_order(self) -> None:
+        """Raises ValueError where low is wider than high in one width, and narrower in none."""
+        own = (self.modes.default["low"], self.modes.default["high"])
+        pairs = zip(*((p.weight_bits, p.activations or FLOAT_BITS) for p in own), strict=True)
+        more = {(low > high) - (low < high) for low, high in pairs}
+        if max(more) > 0 and min(more) >= 0:
+            raise ValueError(
+                f"low={self.low} is wider than high={self.high}, and mode {self.mode!r} makes both:"
+                " expected low to be the narrower one; swap --low and --high"
+            )
 
     def fit_options(self) -> FitOptions:
         """How the recipe is run."""

@@ -56,6 +56,11 @@ class TwoPhase(Recipe):
         super().__post_init__()
         if self.teacher not in TEACHERS:
             raise ValueError(f"teacher={self.teacher!r}: expected one of {TEACHERS}")
+        if not self.first_share:
+            raise ValueError(
+                f"first_share={self.first_share}: expected more than 0, for a phase of high comes"
+                " first; both modes from the start are --mode=joint"
+            )
         if self.first_share + self.polish_share >= 1:
             raise ValueError(
                 f"first_share={self.first_share} and polish_share={self.polish_share}:"
@@ -108,9 +113,11 @@ class Refine(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.low_share == 1:
+        if not 0 < self.low_share < 1:
+            alone = "low" if self.low_share else "high"
             raise ValueError(
-                "low_share=1: expected less, so that the phase of high has a share too"
+                f"low_share={self.low_share}: expected more than 0 and less than 1, so that low and"
+                f" high have a phase each; {alone} alone is --mode={alone}"
             )
 
     def phases(self) -> Phases:

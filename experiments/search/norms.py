@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from scipy.stats import spearmanr
 
 from dual_precision.search.space import Candidate
 from experiments import cli
@@ -39,10 +40,8 @@ def measure(opened: Opened, candidates: list[Candidate]) -> tuple[dict[str, Any]
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
-    """Spearman, ties in the order in which they stand."""
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    table = np.asarray(np.corrcoef(np.stack(ranks)))
-    return float(table[0, 1])
+    """Spearman: the correlation of the ranks, where equal values share their mean rank."""
+    return float(spearmanr(first, second).statistic)
 
 
 def main(*, supernet: str, candidates: int, images: int, data_dir: str | None = None) -> None:

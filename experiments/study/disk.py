@@ -18,8 +18,8 @@ _MIB = 2**20
 # Of one checkpoint, in floats for every parameter: itself, the optimizer's, statistics; rounded up.
 _FLOATS_PER_PARAMETER = 3
 _REPLACED = ".replaced"
-# Of a study, where each run has a folder. The name is what studies have on the disk that are under
-# way: under another one all their runs would be trained again.
+# Of a study, where each run has a folder. The published results (notebooks/study-*) name their runs
+# by this folder, and a study that is started again finds its runs in it.
 RUNS_FOLDER = "cells"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_precision import data
+from experiments.recipes.config import note_on_start
 from experiments.study.courses import plot_courses
 from experiments.study.disk import RUNS_FOLDER, check_room, sort_out
 from experiments.study.matrix import Matrix, Run
@@ -105,6 +106,8 @@ def train_missing(
         f"{len(runs)} runs, {len(runs) - len(ahead)} of them finished; {passes:.0f} passes over"
         f" {len(dataset.train.images):,} images ahead, {jobs} at once, each in {folder}/<name>"
     )
+    notes = {note_on_start(matrix.preset, run.config, flag="--set=init") for run in ahead}
+    print("".join(f"{note}\n" for note in notes if note), end="")
     check_room(runs, jobs, dataset, folder)
     return train_side_by_side(runs, folder, jobs, line, write)
 

@@ -316,17 +316,6 @@ def test_a_session_goes_on_with_the_choices_that_it_began_with(tmp_path, other, 
     assert Session(again.path, others, Settings(), {}, score).state == again.state
 
 
-def test_a_log_from_before_blocks_could_be_left_out(tmp_path):
-    """Its space says nothing of them, which is the same as none."""
-    session = begun(tmp_path / "log")
-    session.run(3)
-    first, *rest = session.path.read_text().splitlines(keepends=True)
-    event = json.loads(first)
-    del event["space"]["skippable"]
-    session.path.write_text(json.dumps(event) + "\n" + "".join(rest))
-    assert begun(session.path).state == session.state
-
-
 def test_training_on_makes_what_was_evaluated_old(tmp_path):
     session = Session(tmp_path / "log", SPACE, Settings(), {}, score, lambda space: [2.0, 1.0])
     session.run(5)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from dual_precision import data, loading, modes
+from dual_precision.layers import Dense
 from dual_precision.models import MLP
 from dual_precision.tasks.classification import Classification
 from dual_precision.training import fit as fit_module
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import NonFiniteLoss, fit
+from dual_precision.training.given import check_same_run
 from dual_precision.training.initialize import CopyNorms, FitInputSteps, FitWeightSteps
 from dual_precision.training.manifest import manifest
 from dual_precision.training.methods.modes import Together
@@ -104,9 +106,9 @@ def split(size: int, seed: int) -> data.Images:
 TRAIN, VALIDATION = split(SIZE, 0), split(40, 1)
 
 
-def run(workdir: Path, phases=PHASES, options=OPTIONS, **more):
+def run(workdir: Path, phases=PHASES, options=OPTIONS, model=MODEL, **more):
     settings = {"train": TRAIN, "validation": VALIDATION, "config": {"network": NETWORK}, **more}
-    return fit(MODEL, TASK, phases, options=options, workdir=workdir, **settings)
+    return fit(model, TASK, phases, options=options, workdir=workdir, **settings)
 
 
 def all_of(state) -> dict[str, str]:
@@ -268,6 +270,7 @@ def begun(number, **changes):
 
 
 RATES = {name: partial(warmup_cosine, peak=0.2, warmup=0.1) for name in (RATE, STEP_RATE)}
+WIDER = MODEL.clone(modes=modes({"dense*": {"low": "w1a2"}}, low="w2a2", high="w8a8"))
 
 
 @pytest.mark.parametrize(
@@ -279,6 +282,14 @@ RATES = {name: partial(warmup_cosine, peak=0.2, warmup=0.1) for name in (RATE, S
         ({"phases": PHASES[:2]}, r"phases \(there 3 or more, now 2\)"),
         ({"phases": begun(0, epochs=3)}, r"phases.0.epochs \(there 2, now 3\)"),
         ({"phases": begun(2, schedules=RATES)}, r"learning_rate.peak \(there 0.1, now 0.2\)"),
+        (
+            {"phases": begun(0, schedules={**PHASES[0].schedules, "cycle": RATES[RATE]})},
+            r"phases.0.schedules.cycle \(there nothing, now \{'of': 'warmup_cosine',",
+        ),
+        (
+            {"model": WIDER, "config": None},
+            r"model.modes.layers.dense\* \(there nothing, now \{'low': ",
+        ),
         ({"phases": begun(1, loss=Together(("high",)))}, "phases.1.loss.precisions"),
         ({"phases": begun(2, optimizer=Sgd())}, r"optimizer.protect \(there 'low', now None\)"),
     ],
@@ -288,17 +299,36 @@ def test_a_workdir_of_another_run_is_refused(uninterrupted, given, says):
         run(uninterrupted.workdir, **given)
 
 
-def test_a_workdir_of_another_network_is_refused(finished, monkeypatch):
-    """By what is described, and where a checkpoint of before does not say it, by its shapes."""
-    model = MODEL.clone(hidden=(8,))
-    given = (model, TASK, PHASES, TRAIN, VALIDATION, OPTIONS, finished)
+def test_an_entry_that_only_the_checkpoint_has_makes_another_run():
+    there = {"seed": 0, "model": {"layers": {"dense2": "w1a2"}}, "phases": ["first", "second"]}
+    about = {"progress": {"phase": 0}, "run": there}
+    check_same_run(about, {**there, "phases": ["first", "other"]}, Path("workdir"))
+    with pytest.raises(ValueError, match=r"model.layers.dense2 \(there 'w1a2', now nothing\);"):
+        check_same_run(about, {**there, "model": {"layers": {}}}, Path("workdir"))
+
+
+def halved(width, **more):
+    """A layer of half the features; the classifier keeps its own."""
+    return Dense(width if width == MODEL.num_classes else width // 2, **more)
+
+
+def test_a_workdir_of_another_network_is_refused(uninterrupted, monkeypatch):
+    """By what is described; by its shapes where the code behind a name is another one by now."""
+    workdir = uninterrupted.workdir
     with pytest.raises(ValueError, match=r"model.hidden.0 \(there 16, now 8\)"):
-        fit(*given)
-    about = Checkpoints.about
-    monkeypatch.setattr(Checkpoints, "about", lambda *of: {**about(*of), "run": {}})
+        run(workdir, model=MODEL.clone(hidden=(8,)), config=None)
+    monkeypatch.setattr(halved, "__name__", "Dense")
     with pytest.raises(ValueError, match=r"norm1/float/mean \(there \(16,\), now \(8,\)\)"):
-        fit(*given)
-    assert int(run(finished, options=dataclasses.replace(OPTIONS, seed=1)).step) == 24
+        run(workdir, model=MODEL.clone(dense=halved), config=None)
+
+
+def test_a_checkpoint_that_does_not_describe_its_run_is_refused(uninterrupted, tmp_path):
+    """As one that `Checkpoints` has saved for somebody else, with no run to go on with."""
+    found = Checkpoints(uninterrupted.workdir)
+    with Checkpoints(tmp_path, {"network": NETWORK}) as checkpoints:
+        checkpoints.save(24, found.restore(24), {"phase": 2}, score=0.0)
+    with pytest.raises(ValueError, match=r"of another run: .*seed \(there nothing, now 0\)"):
+        run(tmp_path)
 
 
 def test_phases_to_come_and_evaluations_may_be_others(tmp_path, uninterrupted):

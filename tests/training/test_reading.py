@@ -52,16 +52,14 @@ def test_exchanged_folders_are_told(workdir):
         checkpoints.best()
 
 
-def test_so_are_those_of_before_whose_seal_names_no_step(workdir):
-    for step in ("1", "2"):
-        path = workdir / "checkpoints" / step / "about" / "metadata"
-        about = json.loads(path.read_text())
-        del about["seal"], about["step"]
-        path.write_text(json.dumps({**about, "seal": seal_of(about)}))
-    assert int(Checkpoints(workdir).newest(Checkpoints(workdir).restore)["step"]) == 2
-    exchange(workdir / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"step 2: .* holds the checkpoint of step 1"):
-        Checkpoints(workdir).restore(2)
+@pytest.mark.parametrize("entry", ["step", "run", "manifest"])
+def test_json_that_does_not_say_all_is_refused(workdir, entry):
+    path = workdir / "checkpoints" / "2" / "about" / "metadata"
+    about = json.loads(path.read_text())
+    del about["seal"], about[entry]
+    path.write_text(json.dumps({**about, "seal": seal_of(about)}))
+    with pytest.raises(CheckpointError, match=f"step 2: its JSON has no {entry}: expected all of"):
+        Checkpoints(workdir).about(2)
 
 
 @pytest.mark.parametrize("name", ["about/metadata", "metrics/metrics", "state/_METADATA"])

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
 
 from dual_precision.training.phases import check_recipe
+from experiments import cifar
 from experiments.recipes.choice import RECIPES, resolve
 from experiments.recipes.config import PRESETS, Config, config_from, make_config
 from experiments.recipes.recipe import Recipe
@@ -187,9 +189,46 @@ def test_a_field_of_another_recipe_is_unknown(mode, order):
 
 
 @each_recipe
-def test_low_may_be_wider_where_nothing_is_refined(mode, order):
-    if order != "refine" and mode not in ("cyclic", "bsq"):  # bounds; float weights
-        make_config("paper", settings_of(mode, order, low="w8a8", high="w2a2"))
+@pytest.mark.parametrize(("low", "high"), [("w8a8", "w2a2"), ("w2a8", "w2a4"), ("w2a32", "w2a8")])
+def test_low_may_be_wider_only_where_one_of_them_is_trained_alone(mode, order, low, high):
+    """As of twins, which name one width and leave the other as it is by default."""
+    if mode in ("bsq", "supernet"):  # float weights; widths that are drawn
+        return
+    settings = settings_of(mode, order, low=low, high=high)
+    if mode in ("float", "low", "high"):
+        make_config("paper", settings)
+    else:
+        with pytest.raises(ValueError, match="swap"):
+            make_config("paper", settings)
+
+
+@each_recipe
+@pytest.mark.parametrize(("low", "high"), [("w4a4", "w4a4"), ("w2a4", "w2a4"), ("w4a4", "w4a8")])
+def test_widths_may_be_equal(mode, order, low, high):
+    if mode != "bsq":
+        make_config("paper", settings_of(mode, order, low=low, high=high))
+
+
+def test_of_two_widths_one_may_be_larger_in_low():
+    make_config("paper", {"low": "w2a8", "high": "w8a4"})
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "said"),
+    [
+        ("resnet20", {}, True),
+        ("resnet20", {"mode": "low"}, True),
+        ("resnet20", {"init": "trained"}, False),
+        ("resnet20", {"mode": "float"}, False),
+        ("quick", {}, False),
+    ],
+)
+def test_a_run_says_that_its_preset_is_for_a_trained_network(
+    preset, settings, said, capsys, tmp_path
+):
+    cifar.say_where(make_config(preset, settings), preset, tmp_path)
+    note = r"(?m)^note: preset resnet20 .* random weights; --init=notebooks/networks/resnet20-flo"
+    assert bool(re.search(note, capsys.readouterr().out)) == said
 
 
 def test_the_defaults_are_a_config():

@@ -125,8 +125,21 @@ def test_low_may_have_most_of_the_passes_before_high_is_refined():
     assert (low.epochs, refine.epochs) == (38, 4)
     low, refine = Refine(passes=42).phases()
     assert (low.epochs, refine.epochs) == (21, 21)
-    with pytest.raises(ValueError, match="low_share=1: expected less"):
-        Refine(low_share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field", "value", "instead"),
+    [
+        (TwoPhase, "first_share", 0.0, "joint"),
+        (Refine, "low_share", 0.0, "high"),
+        (Refine, "low_share", 1.0, "low"),
+    ],
+)
+def test_a_phase_without_a_share_is_another_recipe(recipe, field, value, instead):
+    """It would have an epoch all the same, as a small share has."""
+    with pytest.raises(ValueError, match=f"{field}={value}: expected more .* --mode={instead}$"):
+        recipe(**{field: value})
+    assert recipe(passes=2.0, **{field: 0.01}).phases()[0].epochs == 1
 
 
 def test_low_learns_from_high_where_that_costs_nothing_or_where_it_is_asked_for():

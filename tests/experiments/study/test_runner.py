@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.recipes.config import make_config
-from experiments.study import runner
-from experiments.study.matrix import Run
+from experiments.study import runner, study
+from experiments.study.matrix import Run, base_settings, matrix_of
+from experiments.study.plans import PLANS
 
 ROOT = Path(__file__).parents[3]
 ROW = {"mode": "high", "bits": "w8a8", "validation": 50.0, "test": 40.0}
@@ -49,6 +51,20 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(tmp_path, capsys):
     assert "b FAILED" in capsys.readouterr().out
     mended = runner.train_side_by_side(runs, tmp_path, 2, line_that(tmp_path), lambda: None)
     assert not mended, "the failed one is tried again, alone"
+
+
+@pytest.mark.parametrize(("init", "said"), [({}, 1), ({"init": "trained"}, 0)])
+def test_a_study_says_once_that_its_preset_is_for_a_trained_network(
+    tmp_path, monkeypatch, capsys, init, said
+):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name in ("check_room", "train_side_by_side"):
+        monkeypatch.setattr(study, name, lambda *_: {})
+    plan = PLANS["resnet20"]
+    matrix = matrix_of(plan, base_settings(plan, init), 1, [plan.main], ["float", "twins"])
+    dataset = SimpleNamespace(train=SimpleNamespace(images=()))
+    study.train_missing(matrix, tmp_path, dataset, 1, line_that(tmp_path), lambda: None)
+    assert capsys.readouterr().out.count("random weights; --set=init=notebooks/netw") == said
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
