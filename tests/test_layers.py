@@ -146,6 +146,20 @@ def test_only_what_is_quantized_has_a_step(spec):
     assert set(params) == {"kernel", "bias"} | quantized
 
 
+@pytest.mark.parametrize(("signed", "magnitude"), [(False, 0.4), (True, 0.8)])
+def test_the_first_input_step_is_that_of_a_normal_variable(signed, magnitude):
+    """2 E|x| / sqrt(largest code); of half of a normal variable where inputs are unsigned."""
+    layer = Dense(3, modes(low="w2a2", high="w8a8"), signed=signed)
+    x = np.random.default_rng(0).standard_normal(10**5)
+    assert np.abs(x if signed else x.clip(0)).mean() == pytest.approx(magnitude, abs=0.01)
+    tops = {"low": 1, "high": 127} if signed else {"low": 3, "high": 255}
+    expected = {mode: 2 * magnitude / top**0.5 for mode, top in tops.items()}
+    init = jax.jit(partial(layer.init, precision="float"))
+    assert init(jax.random.key(0), jnp.ones((1, 4)))["params"]["input_step"] == pytest.approx(
+        expected
+    )
+
+
 def test_calibration_fits_the_input_step_of_the_mode_at_hand():
     layer = Dense(3, modes(low="w2a2", high="w8a8"))
     x = jnp.abs(normal(64, 10)) * 7
