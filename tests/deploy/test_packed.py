@@ -246,7 +246,7 @@ def test_steps_that_codes_do_not_survive_are_refused(step):
 
 
 def test_a_second_mode_costs_two_percent(monkeypatch):
-    """One mode's file is all of high; low adds its normalisation and its input steps."""
+    """The file of one mode is all of high; low adds its normalisation and its input steps."""
 
     def blank(kernel, step, stored, *_):  # the size is in question, not what the planes hold
         return np.zeros((stored, -(-kernel.size // 8)), np.uint8), True
