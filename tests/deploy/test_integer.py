@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact_variables import as_trained
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -56,21 +57,7 @@ class One(nn.Module):
 
 
 def trained(model, shape, exact=True):
-    """Variables away from where init puts them; steps and gains are powers of two if `exact`."""
-    rng = np.random.default_rng(0)
-    init = partial(model.init, precision="float")
-    tree = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.uint8))
-
-    def value(path, leaf):
-        if path[-1] == "var" and exact:
-            return jnp.full(leaf.shape, np.float32(1) - np.float32(1e-5))  # its factor is 1
-        positive = {"step", "input_step", "scale", "var"} & set(path)
-        if not positive:
-            return jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-        array = rng.uniform(0.2, 2, leaf.shape) * (0.02 if "step" in path else 1)
-        return jnp.asarray(2.0 ** np.round(np.log2(array)) if exact else array, jnp.float32)
-
-    return unflatten_dict({path: value(path, leaf) for path, leaf in flatten_dict(tree).items()})
+    return as_trained(model, Classification(shape).example, exact)
 
 
 def integer(model, variables, shape):
