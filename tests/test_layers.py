@@ -14,7 +14,7 @@ import pytest
 from dual_precision import Modes, Widths, modes
 from dual_precision.layers import CALIBRATION, Conv, Dense, SwitchableBatchNorm
 from dual_precision.primitives.nested import encode, truncate
-from dual_precision.primitives.quantizers import encode_activations
+from dual_precision.primitives.quantizers import encode_activations, quantize_activations
 
 # Every width of weights as a mode of one layer; activations run the other way.
 ALL_WIDTHS = modes(**{f"w{n}": f"w{n}a{9 - n}" for n in range(1, 9)})
@@ -146,18 +146,21 @@ def test_only_what_is_quantized_has_a_step(spec):
     assert set(params) == {"kernel", "bias"} | quantized
 
 
-@pytest.mark.parametrize(("signed", "magnitude"), [(False, 0.4), (True, 0.8)])
-def test_the_first_input_step_is_that_of_a_normal_variable(signed, magnitude):
-    """2 E|x| / sqrt(largest code); of half of a normal variable where inputs are unsigned."""
-    layer = Dense(3, modes(low="w2a2", high="w8a8"), signed=signed)
-    x = np.random.default_rng(0).standard_normal(10**5)
-    assert np.abs(x if signed else x.clip(0)).mean() == pytest.approx(magnitude, abs=0.01)
-    tops = {"low": 1, "high": 127} if signed else {"low": 3, "high": 255}
-    expected = {mode: 2 * magnitude / top**0.5 for mode, top in tops.items()}
+def test_the_first_input_step_serves_signed_inputs_too():
+    """LSQ's guess for half of a normal variable; for the whole one its own guess is worse."""
+    layer = Dense(3, modes(low="w2a5", high="w8a8"), signed=True)
     init = jax.jit(partial(layer.init, precision="float"))
-    assert init(jax.random.key(0), jnp.ones((1, 4)))["params"]["input_step"] == pytest.approx(
-        expected
-    )
+    steps = init(jax.random.key(0), jnp.ones((1, 4)))["params"]["input_step"]
+    assert steps == pytest.approx({"low": 0.8 / 31**0.5, "high": 0.8 / 255**0.5})
+    x = normal(10**5)
+
+    def error(step, bits):
+        return float(jnp.mean((quantize_activations(x, step, bits, signed=True) - x) ** 2))
+
+    for mode, bits in {"low": 5, "high": 8}.items():
+        guess = jnp.float32(1.6 / (2 ** (bits - 1) - 1) ** 0.5)
+        assert error(steps[mode], bits) < 0.6 * error(guess, bits)
+    assert error(steps["high"], 8) == pytest.approx(2.1e-4, rel=0.05)
 
 
 def test_calibration_fits_the_input_step_of_the_mode_at_hand():

@@ -177,7 +177,7 @@ class QuantizedLayer(nn.Module):
         widths = {mode: p.activations for mode, p in table.items() if p.activations}
         if not widths:
             return None
-        steps = self.param("input_step", _initial_input_steps, widths, self.signed)
+        steps = self.param("input_step", _initial_input_steps, widths)
         if asked.activations is None or asked.own.activations is None:
             return None
         check_present(asked.mode, steps)
@@ -289,12 +289,11 @@ def check_named_layers(model: nn.Module, precision: Asked) -> None:
     model.modes.check_layers(known, asked)
 
 
-def _initial_input_steps(
-    _: jax.Array, widths: dict[str, int], signed: bool
-) -> dict[str, jax.Array]:
-    """LSQ's first guess, 2 E|x| / sqrt(top), for a standard normal (E|x| = 0.8) where inputs are
-    signed, and else for a rectified one (E|x| = 0.4)."""
-    size = 0.8 if signed else 0.4
-    # A signed bit has the top 0, and is refused where a call quantizes with it.
-    tops = {mode: max(2 ** (bits - signed) - 1, 1) for mode, bits in widths.items()}
-    return {mode: jnp.float32(2 * size / top**0.5) for mode, top in tops.items()}
+def _initial_input_steps(_: jax.Array, widths: dict[str, int]) -> dict[str, jax.Array]:
+    """LSQ's first guess, 2 E|x| / sqrt(top), for a rectified standard normal (E|x| = 0.4).
+
+    Signed inputs start from it too. The guess for a standard normal, 1.6 / sqrt(2^(n-1) - 1), is
+    nearly three times as large, and worse from 5 bits on: of 8 bits its mean square error is
+    1.7e-3, and with this one 2.1e-4.
+    """
+    return {mode: jnp.float32(0.8 / (2**bits - 1) ** 0.5) for mode, bits in widths.items()}
