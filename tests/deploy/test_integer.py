@@ -165,6 +165,15 @@ def test_sums_beyond_float32_are_exact(layer, shape):
     np.testing.assert_array_equal(middle, sums.astype(np.float32) / 128)
 
 
+def test_sums_beyond_int32_are_refused():
+    """33,100 products of 255 and 255: groups are added as int32, which must hold them all."""
+    model, shape = One(DUAL), (1, 1, 33_100)
+    leaves = flatten_dict(trained(model, shape))
+    leaves["params", "only", "kernel"] = jnp.full((33_100, 16), 100.0)
+    with pytest.raises(ValueError, match=r"sums up to 2152327500 in precision 'high': .*2\^31"):
+        integer(model, unflatten_dict(leaves), shape)
+
+
 def test_the_weights_are_int8_and_there_once():
     model = MLP(num_classes=16, modes=DUAL, hidden=(64, 64, 64))
     variables = trained(model, (8, 8, 1))
