@@ -1,7 +1,7 @@
 """What a mode costs: bytes, BitOps, and energy by a model with stated figures, not a measurement.
 
     BitOps       MACs * w * a, of every call of a layer
-    an update    MACs * (w * a + w * g + a * g) of an example, see `update_cost`
+    an update    MACs * (w * a + w * g + a * g) of an example, see `update_cost`; layers alone
 
     arithmetic   MACs * (multiply * w * a / 64 + add), or MACs * float_mac where one is float
     weights      bits of all weights, each read once per image from DRAM
@@ -9,7 +9,9 @@
 
 w and a are the bits of weights and activations. An array multiplier has w * a cells, so the energy
 of an 8x8-bit one is scaled by w * a / 64; the sum is kept in 32 bits. Pixels, which the first
-layer takes as they are, count as 8-bit numbers. Not in it: normalisation, residual sums,
+layer takes as they are, count as 8-bit numbers. Products of activations with activations, as those
+of attention, are floats in every mode, 32 * 32 BitOps each; both operands count as activations, and
+no weights do. Not in it: normalisation, residual sums,
 instructions, leakage, and what a real memory hierarchy reads twice. Weights dominate where an
 image comes alone; in a batch they are read once for all of it.
 
@@ -20,12 +22,16 @@ Figures: M. Horowitz, "Computing's energy problem (and what we can do about it)"
 import dataclasses
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from dual_precision.layers.facts import FloatProduct
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME
 from dual_precision.structure import Layer, LayerPath
 
 PIXEL_BITS = 8
+Products = Mapping[LayerPath, FloatProduct]  # see Structure.products
+_NO_PRODUCTS: Products = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Cost:
 
     Attributes:
       weight_bytes: kernels at the width of the mode, packed, and 4 bytes for every step of theirs.
-      bit_operations: sum over layers of MACs * weight bits * activation bits, per image.
+      bit_operations: sum over layers of MACs * weight bits * activation bits, per image, and
+        32 * 32 for a MAC of a product of activations.
       macs: multiply-accumulates per image.
     """
 
@@ -70,9 +77,21 @@ def _stored_size(layer: Layer, mode: str) -> int:
     return math.prod(layer.kernel) * (bits or FLOAT_BITS) + (32 * layer.kernel[-1] if bits else 0)
 
 
-def mode_cost(layers: Mapping[LayerPath, Layer], mode: str) -> Cost:
-    """The cost of a mode: the sum over its layers, parts of bytes counted up once."""
+def product_cost(product: FloatProduct) -> Cost:
+    """The cost of products of activations, the same in every mode; they read no weights."""
+    return Cost(0, product.macs * FLOAT_BITS**2, product.macs)
+
+
+def mode_cost(
+    layers: Mapping[LayerPath, Layer], mode: str, products: Products = _NO_PRODUCTS
+) -> Cost:
+    """The cost of a mode: the sum over its layers, parts of bytes counted up once.
+
+    Args:
+      products: of the network, if it has some: `Structure.products`.
+    """
     own = [layer_cost(layers, path, mode) for path in layers]
+    own += map(product_cost, products.values())
     size = sum(_stored_size(layer, mode) for layer in layers.values())
     operations, macs = sum(cost.bit_operations for cost in own), sum(cost.macs for cost in own)
     return Cost(math.ceil(size / 8), operations, macs)
@@ -101,7 +120,8 @@ def update_cost(weights: Any, activations: Any, gradients: Any) -> Any:
 
     The three products of an update: forward; gradient of the inputs; gradient of the weights. All
     layers count as if they had these widths, as the figures of Cyclic Precision Training do
-    (Fu et al. 2021, arXiv 2101.09868), whose w = a makes it (w^2 + 2 w g) / (3 * 32^2).
+    (Fu et al. 2021, arXiv 2101.09868), whose w = a makes it (w^2 + 2 w g) / (3 * 32^2). Products of
+    activations with activations are not in it.
 
     >>> update_cost(32, 32, 32)
     1.0
@@ -111,7 +131,8 @@ def update_cost(weights: Any, activations: Any, gradients: Any) -> Any:
 
 
 def update_bit_operations(layers: Mapping[LayerPath, Layer], examples: float) -> float:
-    """BitOps of a float update on so many examples: what an `update_cost` of 1 stands for."""
+    """BitOps of a float update on so many examples: what an `update_cost` of 1 stands for. Of
+    layers alone: it is scaled by widths, which products of activations do not have."""
     return sum(layer.macs for layer in layers.values()) * 3 * FLOAT_BITS**2 * examples
 
 
@@ -166,11 +187,24 @@ def layer_energy(
     )
 
 
+def product_energy(product: FloatProduct, model: EnergyModel = HOROWITZ) -> Energy:
+    """The energy of products of activations, the same in every mode."""
+    return Energy(
+        arithmetic=product.macs * model.float_mac / 1000,
+        weights=0.0,
+        activations=product.inputs * 2 * FLOAT_BITS / 64 * model.sram / 1000,
+    )
+
+
 def mode_energy(
-    layers: Mapping[LayerPath, Layer], mode: str, model: EnergyModel = HOROWITZ
+    layers: Mapping[LayerPath, Layer],
+    mode: str,
+    products: Products = _NO_PRODUCTS,
+    model: EnergyModel = HOROWITZ,
 ) -> Energy:
-    """The energy of all layers in one mode."""
+    """The energy of all layers in one mode, and of the products of activations."""
     parts = [layer_energy(layers, path, mode, model) for path in layers]
+    parts += [product_energy(product, model) for product in products.values()]
     return Energy(
         *(sum(getattr(part, f.name) for part in parts) for f in dataclasses.fields(Energy))
     )

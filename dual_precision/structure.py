@@ -14,7 +14,7 @@ import jax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.layers.facts import Layer, Norm, facts_of
+from dual_precision.layers.facts import FloatProduct, Layer, Norm, facts_of
 from dual_precision.precision import FLOAT_NAME, Modes
 
 LayerPath = tuple[str, ...]
@@ -46,6 +46,7 @@ class Structure:
       shapes: path of a variable, its collection first -> shape and dtype.
       norm_calls: path of a norm -> times it is called.
       classes: path of a layer or a norm -> its class.
+      products: path of a module, such as an attention -> its products of activations.
     """
 
     modes: Modes
@@ -56,6 +57,7 @@ class Structure:
     shapes: Mapping[LayerPath, jax.ShapeDtypeStruct]
     norm_calls: Mapping[LayerPath, int]
     classes: Mapping[LayerPath, type]
+    products: Mapping[LayerPath, FloatProduct] = dataclasses.field(default_factory=dict)
 
     def owner(self, leaf: LayerPath) -> str | None:
         """The mode that a leaf of the tree belongs to alone; None where modes share it."""
@@ -128,6 +130,7 @@ def structure_of(model: nn.Module, example: Example, most: int | None = None) ->
         flatten_dict(dict(variables)),
         trace.norm_calls,
         trace.classes,
+        trace.products,
     )
     if clash := sorted(structure.parts & set(model.modes.names)):
         raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")
@@ -162,6 +165,7 @@ class _Trace:
         self.first_norms: list[LayerPath] = []
         self.norm_calls: dict[LayerPath, int] = {}
         self.classes: dict[LayerPath, type] = {}
+        self.products: dict[LayerPath, FloatProduct] = {}
         self._made: list[tuple[jax.Array, LayerPath]] = []  # outputs of layers, by identity
         self._open: list[LayerPath] = []  # modules whose call has not ended
 
@@ -180,7 +184,7 @@ class _Trace:
                 " input first, without a name, as in layer(x, precision=precision)"
             )
         facts = facts_of(context.module, args[0], result)
-        if facts is not None:
+        if isinstance(facts, Layer | Norm):
             self.classes[path] = type(context.module)
         if isinstance(facts, Layer):
             known = self.layers.get(path)
@@ -188,6 +192,9 @@ class _Trace:
             self._made.append((result, path))
             if self.most is not None and len(self.layers) > self.most:
                 raise TooManyLayers(f"its network has more layers than the {self.most} listed")
+        elif isinstance(facts, FloatProduct):
+            before = self.products.get(path)
+            self.products[path] = facts if before is None else before.called_again(facts)
         elif isinstance(facts, Norm):
             self.norms[path] = facts
             self.norm_calls[path] = self.norm_calls.get(path, 0) + 1

@@ -194,7 +194,7 @@ def results(
     test: bool = True,
 ) -> pictures.Rows:
     """One row per mode. The only place that reads the test set, and not if `test` is false."""
-    layers = structure_of(model, task.example).layers
+    structure = structure_of(model, task.example)
     splits = {"validation": dataset.validation, **({"test": dataset.test} if test else {})}
     rows = []
     for name in config.recipe.reported:
@@ -203,7 +203,7 @@ def results(
             for split, part in splits.items()
         }
         bits = "float" if name == "float" else getattr(config, name)
-        cost = dataclasses.asdict(mode_cost(layers, name))
+        cost = dataclasses.asdict(mode_cost(structure.layers, name, structure.products))
         rows.append({"mode": name, "bits": bits, **accuracy, **cost})
     return rows
 

@@ -15,7 +15,8 @@ from dual_precision.costs import (
     mode_energy,
     reused_bit_operations,
 )
-from dual_precision.layers import Dense
+from dual_precision.layers import Attention, Dense
+from dual_precision.layers.facts import FloatProduct
 from dual_precision.models import build
 from dual_precision.structure import structure_of
 
@@ -97,6 +98,46 @@ def test_a_layer_that_is_called_twice_is_stored_once_and_billed_twice():
     assert found.arithmetic == pytest.approx(2 * 16 * (6 + 0.5) / 1000)
     assert found.weights == pytest.approx(16 * 2 * 100 / 1000)
     assert found.activations == pytest.approx(2 * 4 * 3 * 2 * 10 / 1000)
+
+
+def test_products_of_activations_are_floats_in_every_mode():
+    """Two blocks of attention over 6 positions of 8 features, 2 heads; layers as without them."""
+    model = build("transformer", modes=DUAL, features=8, depth=2, heads=2)
+    structure = structure_of(model, jax.ShapeDtypeStruct((6,), jnp.uint8))
+    own = FloatProduct(macs=2 * 6 * 6 * 8, inputs=3 * 6 * 8 + 2 * 6 * 6)
+    paths = [("block1", "attention"), ("block2", "attention")]
+    assert structure.products == dict.fromkeys(paths, own)
+    assert not structure.classes.keys() & structure.products.keys()
+    for mode in ("low", "high", "float"):
+        layers = mode_cost(structure.layers, mode)
+        whole = mode_cost(structure.layers, mode, structure.products)
+        assert whole.weight_bytes == layers.weight_bytes
+        assert whole.macs - layers.macs == 2 * own.macs
+        assert whole.bit_operations - layers.bit_operations == 2 * own.macs * 32 * 32
+        more = [
+            mode_energy(structure.layers, mode, products, ROUND)
+            for products in ({}, structure.products)
+        ]
+        assert more[1].arithmetic - more[0].arithmetic == pytest.approx(2 * own.macs * 5 / 1000)
+        assert more[1].activations - more[0].activations == pytest.approx(
+            2 * own.inputs * 32 * 2 * 10 / 1000
+        )
+        assert more[1].weights == more[0].weights
+
+
+def test_an_attention_that_is_called_twice_is_billed_twice():
+    class Repeated(nn.Module):
+        modes: Modes = DUAL
+
+        @nn.compact
+        def __call__(self, x, *, precision):
+            attention = Attention(2, self.modes, name="attention")
+            for _ in range(2):
+                x, _ = attention(x, precision=precision)
+            return x
+
+    structure = structure_of(Repeated(), jax.ShapeDtypeStruct((3, 4), jnp.float32))
+    assert structure.products["attention",] == FloatProduct(2 * 2 * 9 * 4, 2 * (36 + 18))
 
 
 # -- energy ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from dual_precision import Modes, Widths, modes
 from dual_precision.layers import CALIBRATION, Conv, Dense, SwitchableBatchNorm
 from dual_precision.primitives.nested import encode, truncate
-from dual_precision.primitives.quantizers import encode_activations
+from dual_precision.primitives.quantizers import encode_activations, quantize_activations
 
 # Every width of weights as a mode of one layer; activations run the other way.
 ALL_WIDTHS = modes(**{f"w{n}": f"w{n}a{9 - n}" for n in range(1, 9)})
@@ -144,6 +144,23 @@ def test_only_what_is_quantized_has_a_step(spec):
     quantized = {"step"} if spec.startswith("w2") else set()
     quantized |= {"input_step"} if spec.endswith("a2") else set()
     assert set(params) == {"kernel", "bias"} | quantized
+
+
+def test_the_first_input_step_serves_signed_inputs_too():
+    """LSQ's guess for half of a normal variable; for the whole one its own guess is worse."""
+    layer = Dense(3, modes(low="w2a5", high="w8a8"), signed=True)
+    init = jax.jit(partial(layer.init, precision="float"))
+    steps = init(jax.random.key(0), jnp.ones((1, 4)))["params"]["input_step"]
+    assert steps == pytest.approx({"low": 0.8 / 31**0.5, "high": 0.8 / 255**0.5})
+    x = normal(10**5)
+
+    def error(step, bits):
+        return float(jnp.mean((quantize_activations(x, step, bits, signed=True) - x) ** 2))
+
+    for mode, bits in {"low": 5, "high": 8}.items():
+        guess = jnp.float32(1.6 / (2 ** (bits - 1) - 1) ** 0.5)
+        assert error(steps[mode], bits) < 0.6 * error(guess, bits)
+    assert error(steps["high"], 8) == pytest.approx(2.1e-4, rel=0.05)
 
 
 def test_calibration_fits_the_input_step_of_the_mode_at_hand():

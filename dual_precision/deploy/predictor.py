@@ -84,7 +84,8 @@ class Predictor:
           source: a path, or a binary file that can seek.
           batch_sizes: a request runs in batches of these sizes, filled up where it must.
           precisions: the modes to load; None is all. What they do not need is not held.
-          cascade: for "auto"; None is the one in the file's metadata, if both modes are loaded.
+          cascade: for "auto"; None is the one in the metadata of the file, if both modes are
+            loaded.
         """
         with PackedFile(source) as file:
             self.info = file.info
@@ -237,7 +238,7 @@ def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
 def _usable(
     cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]
 ) -> tuple[Cascade | None, str]:
-    """The cascade given, else the file's; where there is none, why not, for requests of "auto"."""
+    """The cascade given, else that of the file; without one, why, for requests of "auto"."""
     stored = info.metadata.get(CASCADE)
     if cascade is None:
         try:

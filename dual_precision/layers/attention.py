@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dual_precision.layers.facts import FloatProduct
 from dual_precision.layers.linear import Dense
 from dual_precision.precision import Asked, Modes
 from dual_precision.primitives.attention import cached_attention, causal_attention, rotated
@@ -62,3 +63,11 @@ class Attention(nn.Module):
             kept = (both[0], both[1])
         out = self.dense(features, **dense, name="out")
         return out(y.reshape(texts, rows, features), precision=precision), kept
+
+    def facts(self, x: jax.Array, y: Any) -> FloatProduct:
+        """q k^T and the sum over v, of a call without a cache; those of later positions count too,
+        as they are computed and then left out."""
+        del y
+        _, rows, features = x.shape
+        scores = self.heads * rows * rows
+        return FloatProduct(macs=2 * rows * rows * features, inputs=3 * rows * features + scores)

@@ -1,8 +1,8 @@
 """What layers say of themselves: the facts that others would else have to guess from their class.
 
-A module that is a layer or a normalisation has a method `facts(x, y)`, of the input and output of
-one call. Whoever traces a model asks `facts_of` and gets a Layer, a Norm, or None for all the
-rest.
+A module that is a layer or a normalisation, or that multiplies activations with each other, has a
+method `facts(x, y)`, of the input and output of one call. Whoever traces a model asks `facts_of`
+and gets a Layer, a Norm, a FloatProduct, or None for all the rest.
 """
 
 import dataclasses
@@ -57,6 +57,23 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class FloatProduct:
+    """Products of activations with activations, floats in every mode, over all calls of a module.
+
+    Attributes:
+      macs: multiply-accumulates per example, of all calls.
+      inputs: numbers in their operands, per example, of all calls.
+    """
+
+    macs: int
+    inputs: int
+
+    def called_again(self, other: "FloatProduct") -> "FloatProduct":
+        """The facts of both calls together."""
+        return FloatProduct(self.macs + other.macs, self.inputs + other.inputs)
+
+
+@dataclasses.dataclass(frozen=True)
 class Norm:
     """A normalisation that is y = x * gain + offset at inference, by its statistics.
 
@@ -87,7 +104,7 @@ def gain_and_offset(
 _affine = jax.jit(gain_and_offset, static_argnames="epsilon")
 
 
-def facts_of(module: nn.Module, x: jax.Array, y: Any) -> Layer | Norm | None:
+def facts_of(module: nn.Module, x: jax.Array, y: Any) -> Layer | Norm | FloatProduct | None:
     """What `module` says of a call that took x and gave y; None if it has nothing to say."""
     facts = getattr(module, "facts", None)
     return None if facts is None else facts(x, y)

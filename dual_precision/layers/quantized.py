@@ -290,5 +290,10 @@ def check_named_layers(model: nn.Module, precision: Asked) -> None:
 
 
 def _initial_input_steps(_: jax.Array, widths: dict[str, int]) -> dict[str, jax.Array]:
-    """LSQ's first guess, 2 E|x| / sqrt(top), for a rectified standard normal (E|x| = 0.4)."""
+    """LSQ's first guess, 2 E|x| / sqrt(top), for a rectified standard normal (E|x| = 0.4).
+
+    Signed inputs start from it too. The guess for a standard normal, 1.6 / sqrt(2^(n-1) - 1), is
+    nearly three times as large, and worse from 5 bits on: of 8 bits its mean square error is
+    1.7e-3, and with this one 2.1e-4.
+    """
     return {mode: jnp.float32(0.8 / (2**bits - 1) ** 0.5) for mode, bits in widths.items()}

@@ -83,7 +83,7 @@ class Widths:
     or an int array of shape (), for every layer that is not pinned, or a mapping from layer paths
     to such; layers that it does not name, and None, keep the widths of the mode. The range that an
     input step covers stays: at n bits in the place of N the step is (2^N - 1) / (2^n - 1) times as
-    large.
+    large, and of signed inputs (2^(N-1) - 1) / (2^(n-1) - 1) times.
 
     Attributes:
       mode: a mode of the model; the static part.

@@ -22,19 +22,6 @@ round_ste.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
 
 
 @jax.custom_vjp
-def floor_ste(x: jax.Array) -> jax.Array:
-    """Largest integer below or equal; gradient 1.
-
-    >>> float(floor_ste(-0.3)), float(jax.grad(floor_ste)(-0.3))
-    (-1.0, 1.0)
-    """
-    return jnp.floor(x)
-
-
-floor_ste.defvjp(lambda x: (jnp.floor(x), None), lambda _, g: (g,))
-
-
-@jax.custom_vjp
 def bounded_round_ste(x: jax.Array, top: float) -> jax.Array:
     """clip(round(x), -top, top); gradient 1 everywhere, also where it is clipped.
 

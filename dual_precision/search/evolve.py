@@ -151,19 +151,17 @@ def _child(
     return child
 
 
-def front_accuracy(
-    evaluated: Sequence[Evaluated], cheapest: float, dearest: float, floor: float
-) -> float:
+def front_accuracy(evaluated: Sequence[Evaluated], cheapest: float, dearest: float) -> float:
     """Mean accuracy of the front over the logarithm of cost, between two costs.
 
-    Where nothing is as cheap, it counts as `floor`. The larger the better: the area under the
-    front, which one number compares two searches by.
+    Where nothing is as cheap, it counts as 0. The larger the better: the area under the front,
+    which one number compares two searches by.
     """
     if not 0 < cheapest < dearest:
         raise ValueError(f"costs from {cheapest} to {dearest}: expected 0 < first < second")
     steps = [one for one in front_of(evaluated) if one.cost < dearest]
     edges = [max(one.cost, cheapest) for one in steps] + [dearest]
-    total = floor * math.log(edges[0] / cheapest)
+    total = 0.0
     for one, start, end in zip(steps, edges, edges[1:], strict=False):
         total += one.accuracy * math.log(end / start)
     return total / math.log(dearest / cheapest)

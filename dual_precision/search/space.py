@@ -41,7 +41,7 @@ class Space:
       layers: paths of the free layers, in the order of the forward pass.
       alternatives: of every layer.
       macs: multiply-accumulates of every layer, per example.
-      fixed: BitOps of all other layers.
+      fixed: BitOps of all other layers, and of products of activations.
       cut: (index of a layer, its alternative, the one of the next layer) that may not follow.
       skippable: paths of the blocks that may be left out.
       most: bound on the BitOps of a candidate; None is none.
@@ -266,7 +266,8 @@ def space_of(
     tables = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
     pairs = zip(macs, tables, strict=True)
     inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
-    fixed = mode_cost(structure.layers, mode).bit_operations - inside
+    whole = mode_cost(structure.layers, mode, structure.products)
+    fixed = whole.bit_operations - inside
     extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
     each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
     return Space(mode, names, each, macs, fixed, skippable=tuple(skippable))

@@ -13,7 +13,15 @@ from typing import Any
 
 import jax
 
-from dual_precision.costs import layer_cost, layer_energy, mode_cost, mode_energy
+from dual_precision.costs import (
+    Products,
+    layer_cost,
+    layer_energy,
+    mode_cost,
+    mode_energy,
+    product_cost,
+    product_energy,
+)
 from dual_precision.deploy import Cascade, PackedError, PackedInfo, inspect_packed
 from dual_precision.deploy.cascade.rule import Point
 from dual_precision.deploy.layer_widths import LayerTexts
@@ -46,6 +54,10 @@ _LAYER_COLUMNS = (  # for every mode
     ("bit_operations", "BitOps", "{:.3g}"),
     ("energy", "nJ", "{:,.0f}"),
 )
+_PRODUCTS = (
+    "A row without a kernel is products of activations with activations, as those of attention:"
+    " floats in\nevery mode."
+)
 _ENERGY = (
     "Energy is a model, not a measurement: figures of Horowitz (ISSCC 2014, 45 nm), one image"
     " alone, every\nweight read once from DRAM; in a batch the images share that. See"
@@ -58,7 +70,8 @@ def report_command(file: str, *, widths: str | None = None) -> None:
     info = inspect_packed(file)
     text = packed_report(info)
     if widths:
-        text = cost_report(layers_with(info, read_widths_file(widths)), [*info.bytes_read])
+        layers = layers_with(info, read_widths_file(widths))
+        text = cost_report(layers, [*info.bytes_read], products=info.products)
     print(f"{file}: {info.network['name']}, {inputs_of(info)}\n\n{text}")
 
 
@@ -89,7 +102,7 @@ def packed_report(info: PackedInfo) -> str:
     if expected is not None:
         cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
         measured[AUTO] = cost
-    report = cost_report(info.layers, [*info.bytes_read], measured)
+    report = cost_report(info.layers, [*info.bytes_read], measured, info.products)
     left = [mode for mode in info.bytes_read if mode not in info.trained]
     return f"{report}\n\nNot trained: {', '.join(left)}." if left else report
 
@@ -109,15 +122,19 @@ def measured_of(info: PackedInfo) -> tuple[list[dict[str, Any]], Point | None]:
 
 
 def cost_report(
-    layers: Layers, modes: Sequence[str], measured: Measured = MappingProxyType({})
+    layers: Layers,
+    modes: Sequence[str],
+    measured: Measured = MappingProxyType({}),
+    products: Products = MappingProxyType({}),
 ) -> str:
     """Two Markdown tables, what each mode and what each layer costs, and the energy model.
 
     Args:
       layers: as `structure_of` finds them, with a width in each of `modes`.
       measured: a name that is not one of `modes` has a row of these cells alone.
+      products: of activations, as `structure_of` finds them.
     """
-    rows = {mode: _mode_row(layers, mode) for mode in modes}
+    rows = {mode: _mode_row(layers, mode, products) for mode in modes}
     for name, cells in measured.items():
         rows[name] = {**rows.get(name, {"mode": name}), **cells}
     columns = [
@@ -130,9 +147,10 @@ def cost_report(
             for mode in modes
         ),
     ]
-    of_layers = [_layer_row(layers, path, modes) for path in layers]
-    tables = markdown_table([*rows.values()], _MODE_COLUMNS), markdown_table(of_layers, columns)
-    return "\n\n".join([*tables, _ENERGY])
+    parts = [_layer_row(layers, path, modes) for path in layers]
+    parts += [_product_row(products, path, modes) for path in products]
+    tables = markdown_table([*rows.values()], _MODE_COLUMNS), markdown_table(parts, columns)
+    return "\n\n".join([*tables, *([_PRODUCTS] if products else []), _ENERGY])
 
 
 def _layer_row(layers: Layers, path: tuple[str, ...], modes: Sequence[str]) -> dict[str, Any]:
@@ -153,15 +171,28 @@ def _layer_row(layers: Layers, path: tuple[str, ...], modes: Sequence[str]) -> d
     return row
 
 
-def _mode_row(layers: Layers, mode: str) -> dict[str, Any]:
-    energy = mode_energy(layers, mode)
+def _product_row(products: Products, path: tuple[str, ...], modes: Sequence[str]) -> dict[str, Any]:
+    cost, energy = product_cost(products[path]), product_energy(products[path])
+    row: dict[str, Any] = {"layer": "/".join(path), "kernel": "", "macs": cost.macs}
+    for mode in modes:
+        row |= {
+            f"widths {mode}": "float",
+            f"bytes {mode}": cost.weight_bytes,
+            f"bit_operations {mode}": cost.bit_operations,
+            f"energy {mode}": energy.total,
+        }
+    return row
+
+
+def _mode_row(layers: Layers, mode: str, products: Products) -> dict[str, Any]:
+    energy = mode_energy(layers, mode, products)
     return {
         "mode": mode,
         "weight_bits": sum(
             math.prod(layer.kernel) * (layer.table[mode].weights or FLOAT_BITS)
             for layer in layers.values()
         ),
-        "bit_operations": mode_cost(layers, mode).bit_operations,
+        "bit_operations": mode_cost(layers, mode, products).bit_operations,
         **dataclasses.asdict(energy),
         "energy": energy.total,
     }

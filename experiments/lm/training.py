@@ -179,7 +179,7 @@ def language_rows(
     test: bool = True,
 ) -> list[dict[str, Any]]:
     """One row per mode. The only place that reads the test text, and not if `test` is false."""
-    layers = structure_of(model, task.example).layers
+    structure = structure_of(model, task.example)
     rows = []
     for name in config.recipe.reported:
         row = {"mode": name, "bits": "float" if name == "float" else getattr(config, name)}
@@ -188,5 +188,6 @@ def language_rows(
             row[f"{split}_bits"] = found["bits"]
             row[f"{split}_perplexity"] = perplexity(found["bits"])
             row[f"{split}_accuracy"] = 100 * found["accuracy"]
-        rows.append({**row, **dataclasses.asdict(mode_cost(layers, name))})
+        cost = mode_cost(structure.layers, name, structure.products)
+        rows.append({**row, **dataclasses.asdict(cost)})
     return rows

@@ -97,7 +97,7 @@ def evaluations_needed(
 ) -> float:
     """Evaluations until the front is as good as `target`; infinite where it never is."""
     for count in range(1, len(evaluated) + 1):
-        if front_accuracy(evaluated[:count], *ends, 0.0) >= target:
+        if front_accuracy(evaluated[:count], *ends) >= target:
             return count
     return math.inf
 
@@ -137,8 +137,8 @@ def compare(
         found[strategy] = session.state.evaluated[:evaluations]  # a log may have more
     uniform = [one for one in found["random"] if space.is_uniform(one.candidate)]
     row: dict[str, Any] = {"seed": seed}
-    row |= {name: front_accuracy(own, *ends, 0.0) for name, own in found.items()}
-    row["uniform"] = front_accuracy(uniform, *ends, 0.0)
+    row |= {name: front_accuracy(own, *ends) for name, own in found.items()}
+    row["uniform"] = front_accuracy(uniform, *ends)
     row["needed"] = evaluations_needed(found["steered"], row["evolve"], ends) / evaluations_needed(
         found["evolve"], row["evolve"], ends
     )

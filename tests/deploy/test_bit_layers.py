@@ -119,7 +119,7 @@ product = jax.jit(plane_product, static_argnames=("planes", "activations", "form
 
 @pytest.mark.parametrize(("activations", "bound"), [(8, 8e-3), (16, 4e-5), (32, 1e-6)])
 def test_a_product_is_that_of_the_weights_values(activations, bound):
-    """What is left of the difference is the activations' rounding: half of 1 in 127 * 256^(D-1)."""
+    """What is left of the difference is rounding of activations: half of 1 in 127 * 256^(D-1)."""
     packed = pack_dense(jnp.asarray(weights()))
     x = weights(1, ROWS)
     values = np.asarray(unpack_words(packed["words"][:3], 64)) + 0.5
@@ -223,7 +223,7 @@ def test_a_mode_of_eight_bits_keeps_its_weights():
 
 
 def test_a_mode_with_its_normalisation():
-    """Against the mode's network in numpy, with its weights and statistics, activations float."""
+    """Against the network of the mode in numpy, its weights and statistics, activations float."""
     variables = trained(NORMED)
     layered, planes = to_bit_layers(NORMED, variables, EXAMPLE, mode="high")
     params = variables["params"]

@@ -1,7 +1,9 @@
 """GGUF: every weight of a mode, in blocks that the package `gguf` reads."""
 
 import contextlib
+from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,14 +23,25 @@ EXAMPLE = NextByte(4).example
 KINDS = {2: "Q4_0", 4: "Q4_1", 5: "Q5_1", 7: "Q8_0", 8: "Q8_0"}
 
 
-def packed(folder, bits, features=32, layers=None, change=lambda variables: variables):
-    network = {
+def network_of(bits, features=32, layers=None):
+    return {
         "name": "transformer", "features": features, "depth": 1, "heads": 2, "context": 4,
         **modes(low=f"w{bits}a8", high="w8a8", layers=layers).to_json(),
     }  # fmt: skip
+
+
+@cache
+def started(features):
+    """Variables for every width of low: all store 8 bits, and steps for 4 serve the others too."""
+    return initial_variables(build_from(network_of(4, features)), EXAMPLE, 0)
+
+
+def packed(folder, bits, features=32, layers=None, change=lambda variables: variables):
+    network = network_of(bits, features, layers)
     model = build_from(network)
+    own = started(features) if layers is None else initial_variables(model, EXAMPLE, 0)
     path = folder / f"{bits}"
-    variables = change(initial_variables(model, EXAMPLE, 0))
+    variables = change(jax.tree.map(lambda leaf: leaf, own))  # dicts that it may change
     save_packed(path, model, variables, network, EXAMPLE)
     return path
 

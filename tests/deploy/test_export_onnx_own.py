@@ -20,9 +20,9 @@ from dual_precision.training.state import initial_variables
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from dual_precision.deploy.export.onnx.file import EngineNetwork, write_graph
+from dual_precision.deploy.export.onnx.file import EngineNetwork, write_graph, write_traced
 from dual_precision.deploy.export.onnx.graph import Graph
-from dual_precision.deploy.export.onnx.layers import VNNI
+from dual_precision.deploy.export.onnx.layers import EXACT, INTEGER, PLAIN, VNNI
 from dual_precision.deploy.export.onnx.network import OnnxNetwork
 from dual_precision.deploy.export.onnx.ranges import ranges_of
 from dual_precision.deploy.export.onnx.steps import trace_steps
@@ -126,15 +126,61 @@ def test_what_is_between_layers_keeps_its_numbers(tmp_path, what):
             leaves[path] = leaf * 0.05
     variables = unflatten_dict(leaves)
     images = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
-    structure = structure_of(model, example)
-    _, integers = to_integer(model, variables, example)
-    steps, graph = trace_steps(model, structure, example), Graph()
-    ranges = ranges_of(model, variables, structure, images, "high", integers)
-    network = OnnxNetwork(graph, steps, structure, integers, "high", ranges, VNNI)
-    shape = steps.output.aval.shape[1:]
-    write_graph(tmp_path / "net.onnx", graph, shape, example, {"high": network.output()}, ["high"])
-    found = EngineNetwork(tmp_path / "net.onnx").predict(images, "high")
-    expected = np.asarray(jax.jit(model.apply, static_argnames="precision")(
-        variables, images, precision="high"
-    ))  # fmt: skip
+    found, expected = answers(tmp_path, model, variables, images, VNNI)
     assert np.abs(found - expected).max() < 0.08 * np.abs(expected).max()  # a code of the head
+
+
+def answers(tmp_path: Any, model: Any, variables: Any, images: Any, form: str) -> Any:
+    """Of mode "high": (what ONNX Runtime gives, what the model gives)."""
+    example, file = Classification(images.shape[1:]).example, tmp_path / "net.onnx"
+    if form == PLAIN:
+        write_traced(file, model, variables, example, ["high"], form)
+    else:
+        structure = structure_of(model, example)
+        _, integers = to_integer(model, variables, example)
+        steps, graph, ranges = trace_steps(model, structure, example), Graph(), None
+        if form in (INTEGER, VNNI):
+            ranges = ranges_of(model, variables, structure, images, "high", integers)
+        network = OnnxNetwork(graph, steps, structure, integers, "high", ranges, form)
+        shape = steps.output.aval.shape[1:]
+        write_graph(file, graph, shape, example, {"high": network.output()}, ["high"])
+    expected = jax.jit(model.apply, static_argnames="precision")(
+        variables, images, precision="high"
+    )
+    return EngineNetwork(file).predict(images, "high"), np.asarray(expected)
+
+
+def rows(x: Any) -> Any:
+    return x.reshape(x.shape[0], -1)
+
+
+def fewer_axes(x: Any, block: Part, dense: Part) -> Any:
+    """What is left of the axes of the model has another order in the graph."""
+    centred = x - jnp.mean(x, axis=3, keepdims=True) * jnp.ones((1, 1, 1, 8))
+    kept = jnp.mean(x, axis=1), jnp.sum(x, axis=2), jnp.mean(x, axis=3), jnp.mean(x, axis=(1, 3))
+    parts = (*kept, jnp.sum(centred, axis=1))
+    return sum(dense(rows(own), f"of{index}") for index, own in enumerate(parts))
+
+
+def a_map_of_pixels(x: Any, block: Part, dense: Part) -> Any:
+    """A matrix takes the last axis, which four axes have second in the graph."""
+    return nn.relu(x + block(dense(x, "pixels", 8)))
+
+
+def rows_of_pixels(x: Any, block: Part, dense: Part) -> Any:
+    return dense(jnp.sum(block(x), axis=2), "rows", 8) + 0.1 * jnp.sum(x, axis=2)
+
+
+@pytest.mark.parametrize("form", [EXACT, INTEGER, PLAIN])
+@pytest.mark.parametrize("what", [fewer_axes, a_map_of_pixels, rows_of_pixels])
+def test_axes_have_the_order_of_the_model(tmp_path, what, form):
+    """The graph has the channels of four axes first, and the model has them last."""
+    model = Own(what)
+    variables = initial_variables(model, Classification(SHAPE).example, 0)
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+    found, expected = answers(tmp_path, model, variables, images, form)
+    assert found.shape == expected.shape
+    if form == INTEGER:  # its weights are rounded, and some codes are the next ones for it
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
+    else:
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact_variables import as_trained
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -56,21 +57,7 @@ class One(nn.Module):
 
 
 def trained(model, shape, exact=True):
-    """Variables away from where init puts them; steps and gains are powers of two if `exact`."""
-    rng = np.random.default_rng(0)
-    init = partial(model.init, precision="float")
-    tree = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.uint8))
-
-    def value(path, leaf):
-        if path[-1] == "var" and exact:
-            return jnp.full(leaf.shape, np.float32(1) - np.float32(1e-5))  # its factor is 1
-        positive = {"step", "input_step", "scale", "var"} & set(path)
-        if not positive:
-            return jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-        array = rng.uniform(0.2, 2, leaf.shape) * (0.02 if "step" in path else 1)
-        return jnp.asarray(2.0 ** np.round(np.log2(array)) if exact else array, jnp.float32)
-
-    return unflatten_dict({path: value(path, leaf) for path, leaf in flatten_dict(tree).items()})
+    return as_trained(model, Classification(shape).example, exact)
 
 
 def integer(model, variables, shape):
@@ -176,6 +163,15 @@ def test_sums_beyond_float32_are_exact(layer, shape):
     found = compiled_logits(integer_model, integers, jnp.asarray(x, jnp.float32), "high")
     middle = np.asarray(found)[:, shape[0] // 2, shape[1] // 2]
     np.testing.assert_array_equal(middle, sums.astype(np.float32) / 128)
+
+
+def test_sums_beyond_int32_are_refused():
+    """33,100 products of 255 and 255: groups are added as int32, which must hold them all."""
+    model, shape = One(DUAL), (1, 1, 33_100)
+    leaves = flatten_dict(trained(model, shape))
+    leaves["params", "only", "kernel"] = jnp.full((33_100, 16), 100.0)
+    with pytest.raises(ValueError, match=r"sums up to 2152327500 in precision 'high': .*2\^31"):
+        integer(model, unflatten_dict(leaves), shape)
 
 
 def test_the_weights_are_int8_and_there_once():

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact_variables import as_trained
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from dual_precision import Modes, Widths, modes
 from dual_precision.deploy import (
@@ -110,22 +111,6 @@ def known(monkeypatch):
     monkeypatch.setitem(MODELS, "carrier", Carrier)
 
 
-def trained(model, example):
-    """Variables away from where init puts them; steps and gains are powers of two."""
-    rng = np.random.default_rng(0)
-    tree = structure_of(model, example).shapes
-
-    def value(path, leaf):
-        if path[-1] == "var":
-            return jnp.full(leaf.shape, np.float32(0.75))  # its factor is 1
-        array = rng.normal(size=leaf.shape)
-        if {"step", "input_step", "scale"} & set(path):
-            array = 2.0 ** np.round(-np.abs(array)) / (64 if "step" in path else 4)
-        return jnp.asarray(array, jnp.float32)
-
-    return unflatten_dict({path: value(path, leaf) for path, leaf in tree.items()})
-
-
 def words(count=3):
     return jnp.asarray(np.random.default_rng(1).integers(0, WORDS, (count, LENGTH)), jnp.int32)
 
@@ -133,7 +118,7 @@ def words(count=3):
 @pytest.fixture(scope="module")
 def reader():
     model = Reader(DUAL)
-    return model, trained(model, TOKENS)
+    return model, as_trained(model, TOKENS)
 
 
 def run(model, variables, precision, *inputs):
@@ -196,7 +181,7 @@ def test_the_bound_of_signed_sums(layer):
     """Weights and inputs of the same sign: twice what the positive weights alone add up to."""
     inputs = 600
     model, example = Single(DUAL, layer), jax.ShapeDtypeStruct((inputs,), jnp.float32)
-    variables = trained(model, example)
+    variables = as_trained(model, example)
     signs = np.where(np.arange(inputs) % 2, 1, -1)
     only = variables["params"]["only"]
     only["kernel"] = jnp.asarray(np.tile(signs[:, None] * 0.99, (1, 4)), jnp.float32)
@@ -235,14 +220,14 @@ def test_bare_sums_of_two_calls_are_refused():
     model, example = Twice(DUAL), jax.ShapeDtypeStruct((WIDE,), jnp.float32)
     message = r"layer 'layer' is called 2 times, and its output goes to the normalisation 'norm'"
     with pytest.raises(ValueError, match=message):
-        to_integer(model, trained(model, example), example)
+        to_integer(model, as_trained(model, example), example)
 
 
 def test_a_first_layer_that_is_called_twice_keeps_no_sums():
     """What it left in its first call must not be taken for its second."""
     table = modes({"mixing": {"low": "w2a32", "high": "w8a32"}}, low="w2a2", high="w8a8")
     model = Reader(table)
-    integer_model, integers = to_integer(model, trained(model, TOKENS), TOKENS)
+    integer_model, integers = to_integer(model, as_trained(model, TOKENS), TOKENS)
     assert not integer_model.mixing.keywords["plans"]["mixing"].shared
     wanted = integer_model.apply(integers, words(), precision="low")
     found, kept = integer_model.apply(integers, words(), precision="low", mutable=["kept"])
@@ -253,7 +238,7 @@ def test_a_first_layer_that_is_called_twice_keeps_no_sums():
 def test_a_network_with_a_state(tmp_path):
     """Its example is a tuple; what gives more than one array is no matter of a Predictor."""
     model = Carrier(DUAL)
-    path = save(tmp_path / "net", model, trained(model, CARRIED), "carrier", CARRIED)
+    path = save(tmp_path / "net", model, as_trained(model, CARRIED), "carrier", CARRIED)
     again, loaded = load_packed(path)
     example = inspect_packed(path).example
     assert example == CARRIED
@@ -288,7 +273,7 @@ def test_planes_of_words(reader):
 def test_what_is_no_product_of_a_matrix_has_no_planes():
     model, example = Single(DUAL, Flipped), jax.ShapeDtypeStruct((WIDE,), jnp.float32)
     with pytest.raises(ValueError, match=r"of Single, where \['only'\] .* no products of a matrix"):
-        to_bit_layers(model, trained(model, example), example)
+        to_bit_layers(model, as_trained(model, example), example)
 
 
 class Loud(Dense):
@@ -304,7 +289,7 @@ def test_a_call_of_its_own_is_one_call_and_has_no_form():
     assert (layer.calls, layer.macs) == (1, WIDE * 4)
     for convert in (to_integer, to_bit_layers):
         with pytest.raises(ValueError, match="Loud have a call of their own: expected a class"):
-            convert(model, trained(model, example), example)
+            convert(model, as_trained(model, example), example)
 
 
 @pytest.mark.parametrize("example", [TOKENS, CARRIED, (TOKENS,), ((), TOKENS)])
@@ -329,7 +314,7 @@ def test_a_cascade_needs_logits_and_a_mirror_needs_images(tmp_path, reader, monk
     single, example = partial(Single, layer=Mixing), jax.ShapeDtypeStruct((WIDE,), jnp.float32)
     monkeypatch.setitem(MODELS, "single", single)
     model = single(DUAL)
-    save(path, model, trained(model, example), "single", example)
+    save(path, model, as_trained(model, example), "single", example)
     predictor = Predictor(path, (2,), cascade=cascade)
     x = np.random.default_rng(4).normal(size=(3, WIDE)).astype(np.float32)
     answer = predictor.answer(x)

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -245,7 +246,7 @@ def test_steps_that_codes_do_not_survive_are_refused(step):
 
 
 def test_a_second_mode_costs_two_percent(monkeypatch):
-    """One mode's file is all of high; low adds its normalisation and its input steps."""
+    """The file of one mode is all of high; low adds its normalisation and its input steps."""
 
     def blank(kernel, step, stored, *_):  # the size is in question, not what the planes hold
         return np.zeros((stored, -(-kernel.size // 8)), np.uint8), True
@@ -480,7 +481,11 @@ def test_so_is_a_layer_that_has_codes_in_some_modes_alone():
 
 def test_the_report_of_a_network_of_text(capsys):
     report.report_command("notebooks/networks/austen-w2a8-w8a8.safetensors")
-    assert ": transformer, inputs uint8 [128]\n\n| mode |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ": transformer, inputs uint8 [128]\n\n| mode |" in printed
+    assert re.search(r"\| +low \|.*\| +1\.91e\+10 \|", printed)
+    # The two products of an attention: 2 * 128 * 128 * 128 MACs of floats.
+    assert re.search(r"\| +block4/attention \| +\| 4,194,304 \| float \| float \| +0 \|", printed)
 
 
 def test_what_a_run_says_of_itself_and_a_run_that_trained_no_mode(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def wanted(path, images):
-    """The packed network's own logits of both modes."""
+    """The logits of the packed network, in both modes."""
     model, variables = load_packed(path)
     return {
         precision: jax.jit(partial(model.apply, precision=precision))(variables, images)
@@ -152,7 +152,7 @@ def test_threads_get_the_bits_that_one_gets_and_compile_nothing(predictor, image
 def test_two_modes_take_the_memory_of_one(predictor, path):
     """A second mode adds floats of its own, and no weights.
 
-    Weights within a program would be copies; the largest constants are a channel's worth.
+    Weights within a program would be copies; the largest constants are those of a channel.
     """
     one = Predictor(path, batch_sizes=(1,), precisions=("high",))
     assert one.precisions == ("high",)

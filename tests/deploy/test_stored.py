@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from exact_variables import as_trained
 
 from dual_precision import modes
 from dual_precision.deploy import (
@@ -23,7 +23,6 @@ from dual_precision.deploy import (
 from dual_precision.deploy.file import container, writer
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.models import build_from
-from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 
 SHAPE = (4, 4, 1)
@@ -39,26 +38,10 @@ def network_of(table):
     return {"name": "mlp", "num_classes": 16, "hidden": [16, 16], **table.to_json()}
 
 
-def trained(model, example=EXAMPLE):
-    """Variables away from where init puts them; steps and gains are powers of two."""
-    rng = np.random.default_rng(0)
-    tree = structure_of(model, example).shapes
-
-    def value(path, leaf):
-        if path[-1] == "var":
-            return jnp.full(leaf.shape, np.float32(1) - np.float32(1e-5))  # its factor is 1
-        array = rng.normal(size=leaf.shape)
-        if {"step", "input_step", "scale"} & set(path):
-            array = 2.0 ** np.round(-np.abs(array)) * (1 / 64 if "step" in path else 1)
-        return jnp.asarray(array, jnp.float32)
-
-    return unflatten_dict({path: value(path, leaf) for path, leaf in tree.items()})
-
-
 def packed(network, variables=None):
     """(content of the file, model, variables)"""
     model = build_from(network)
-    variables = trained(model) if variables is None else variables
+    variables = as_trained(model, EXAMPLE) if variables is None else variables
     written = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "write_parts", lambda _, parts: written.append(b"".join(parts)))
@@ -219,7 +202,7 @@ def test_a_predictor_holds_what_its_modes_share(tmp_path):
 def test_planes_take_the_normalisation_that_a_mode_shares():
     apart, shared = (modes(low="w2a2", high="w8a8", norms=norms) for norms in ({}, {"low": "high"}))
     model = build_from(network_of(shared))
-    variables = trained(build_from(network_of(apart)))
+    variables = as_trained(build_from(network_of(apart)), EXAMPLE)
     _, low = to_bit_layers(model, variables, EXAMPLE, "low")
     _, high = to_bit_layers(build_from(network_of(apart)), variables, EXAMPLE, "high")
     jax.tree.map(np.testing.assert_array_equal, low["params"]["norm1"], high["params"]["norm1"])

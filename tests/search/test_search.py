@@ -129,8 +129,8 @@ def test_fitness_and_front():
     assert fitness["a", "w1a1"] == (pytest.approx((0.5 + 1) / 2), 1)
     assert fitness["a", "w2a2"] == (pytest.approx((0.5 + np.exp(-2)) / 2), 1)
     assert fitness["a", "w4a4"] == (0.5, 0)
-    assert front_accuracy(found, 650, 9650, 0) == pytest.approx(10)
-    assert front_accuracy(found[2:], 650, 9650 * 9650 / 650, 0) == pytest.approx(10)
+    assert front_accuracy(found, 650, 9650) == pytest.approx(10)
+    assert front_accuracy(found[2:], 650, 9650 * 9650 / 650) == pytest.approx(10)
 
 
 @pytest.mark.parametrize("strategy", ["evolve", "random"])
@@ -154,7 +154,7 @@ def test_evolution_finds_what_counts(tmp_path):
             path = tmp_path / f"{strategy}{seed}"
             session = Session(path, space, settings, {}, score)
             session.run(80)
-            sums.append(front_accuracy(session.state.evaluated, 650, 9650, 0))
+            sums.append(front_accuracy(session.state.evaluated, 650, 9650))
         reached[strategy] = np.mean(sums)
     assert reached["evolve"] > reached["random"]
 

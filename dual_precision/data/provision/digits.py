@@ -84,6 +84,6 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
             "installed; pip install scikit-learn"
         ) from error
     digits = load_digits()
-    # The file's values are 0..16; 0..255 in integers, rounded to nearest.
+    # The values of the file are 0..16; 0..255 in integers, rounded to nearest.
     images = (digits.images.astype(np.int64) * 255 + 8) // 16
     return images.astype(np.uint8), digits.target

@@ -171,7 +171,7 @@ def choose_point(
         within = [point for point in points if cost is None or point.relative <= cost]
         if not within:
             raise ValueError(
-                f"a cost of {cost:g} of the second mode's: expected at least"
+                f"a cost of {cost:g}, where the second mode alone takes 1: expected at least"
                 f" {points[0].relative:.3g}, which the first mode takes on every image"
             )
         return within[-1]

@@ -147,8 +147,8 @@ def read_header(file: BinaryIO) -> Header:
 def consistent() -> Iterator[None]:
     """Turns what goes wrong in reading a sealed but senseless header into a PackedError.
 
-    No accident makes one, only another program. What it says goes to a model's constructor,
-    which may raise anything.
+    No accident makes one, only another program. What it says goes to the class of a
+    model, which may raise anything.
     """
     try:
         yield

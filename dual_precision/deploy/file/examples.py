@@ -22,7 +22,7 @@ def example_to_json(example: Example) -> Any:
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
         raise ValueError(
             f"an example of {example!r}: expected jax.ShapeDtypeStruct(shape, dtype), or a tuple"
-            " of them: what a file can say of a network's input"
+            " of them: what a file can say of the input of a network"
         )
     return {"shape": list(example.shape), "dtype": jnp.dtype(example.dtype).name}
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dual_precision.deploy.file.examples import example_to_json
+from dual_precision.layers.facts import FloatProduct
 from dual_precision.structure import Example, Layer, LayerPath
 
 
@@ -20,6 +21,7 @@ class PackedInfo:
       example: what the network takes, see `structure_of`.
       metadata: what `save_packed` was given.
       bytes_read: mode -> bytes that `load_packed(path, mode)` reads, fewest first.
+      products: path -> its products of activations, as `structure_of` gives.
     """
 
     network: dict[str, Any]
@@ -27,6 +29,7 @@ class PackedInfo:
     example: Example
     metadata: dict[str, Any]
     bytes_read: dict[str, int]
+    products: Mapping[LayerPath, FloatProduct] = dataclasses.field(default_factory=dict)
 
     def chosen(self, precisions: Sequence[str] | None = None) -> tuple[str, ...]:
         """The modes of that name, narrowest first; None is all.

@@ -142,6 +142,7 @@ class PackedFile:
                 example=example_from_json(header.about["example"]),
                 metadata=header.about["metadata"],
                 bytes_read={mode: header.end(mode) for mode in header.sections},
+                products=self.structure.products,
             )
 
     def load(self, precision: str | None = None) -> tuple[nn.Module, dict[str, dict[str, Any]]]:

@@ -148,6 +148,7 @@ class IntegerLayer(QuantizedLayer):
             self.product(x[..., first:last], kernel[..., first:last, :])
             for first, last in itertools.pairwise(ends)
         ]
+        # `to_integer` refuses a layer whose whole sums may leave int32.
         total = reduce(jnp.add, [part.astype(jnp.int32) for part in parts])
         # Rounded to float32 once; an integer has no NaN, so that one is carried beside it.
         return total.astype(jnp.float32) + 0.0 * reduce(jnp.add, parts)

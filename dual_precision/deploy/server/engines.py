@@ -10,7 +10,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from dual_precision.costs import EnergyModel, mode_cost, mode_energy
+from dual_precision.costs import (
+    EnergyModel,
+    mode_cost,
+    mode_energy,
+    product_cost,
+    product_energy,
+)
 from dual_precision.deploy.batching import batches, checked_inputs, filled
 from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.packed import PackedFile, Source
@@ -115,8 +121,8 @@ def priced_modes(info: PackedInfo, precisions: Sequence[str] | None = None) -> l
         Priced(
             name,
             info.bytes_read[name],
-            mode_cost(info.layers, name).bit_operations,
-            mode_energy(info.layers, name).total,
+            mode_cost(info.layers, name, info.products).bit_operations,
+            mode_energy(info.layers, name, info.products).total,
         )
         for name in info.chosen(precisions)
     ]
@@ -186,10 +192,13 @@ def _priced_planes(info: PackedInfo, params: Mapping[str, Any], planes: int) -> 
     inputs = sum(layer.inputs for layer in layers)
     mac = model.multiply * planes * _ACTIVATIONS / 64 + model.add
     picojoules = macs * mac + bits / 64 * model.dram + inputs * 2 * _ACTIVATIONS / 64 * model.sram
+    products = info.products.values()
+    picojoules += 1000 * sum(product_energy(product, model).total for product in products)
+    between = sum(product_cost(product).bit_operations for product in products)
     return Priced(
         f"w{planes}a{_ACTIVATIONS}",
         plane_bytes(params, planes),
-        macs * planes * _ACTIVATIONS,
+        macs * planes * _ACTIVATIONS + between,
         picojoules / 1000,
     )
 

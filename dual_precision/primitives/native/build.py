@@ -35,7 +35,7 @@ class Kernel:
       targets: the functions that XLA calls, each by its own name.
       needed: instruction sets, in the words of the system.
       unfit: what is said of a CPU without them.
-      flags: of the compiler, beside those of every kernel; part of the library's name.
+      flags: of the compiler, beside those of every kernel; part of the name of the library.
     """
 
     name: str

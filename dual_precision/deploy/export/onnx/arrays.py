@@ -1,7 +1,8 @@
 """What stands between layers as nodes of ONNX: sums, rectifiers, reshapes, means, paddings.
 
 Arrays of four axes, which are [N, H, W, C] in the model, are [N, C, H, W] in the graph, as its
-convolutions want; the others keep their axes.
+convolutions want; the others keep their axes. A product with a matrix takes the last axis, and so
+what it takes and gives is in the order of the model, as the output of the network is.
 """
 
 import dataclasses
@@ -35,8 +36,8 @@ class Arrays:
         self._made: dict[Any, str] = {}
 
     def output(self) -> str:
-        """The tensor of the output of the network."""
-        return self.tensor(self.steps.output)
+        """The tensor of the output of the network, in the order of the model."""
+        return self._last(self.tensor(self.steps.output), self.steps.output.aval.shape)
 
     def tensor(self, var: Any) -> str:
         """The tensor with the value of a variable."""
@@ -182,7 +183,12 @@ class Arrays:
         if rank - len(axes) == 4:
             raise ValueError("a sum that leaves four axes, which is not exported")
         own = self.tensor(eqn.invars[0]), self.graph.constant(np.sort(axes))
-        return self.graph.node("ReduceSum", *own, keepdims=0)
+        made = self.graph.node("ReduceSum", *own, keepdims=0)
+        kept = [_axis(rank, axis) for axis in range(rank) if axis not in eqn.params["axes"]]
+        if kept == sorted(kept):
+            return made
+        # What is left of [N, C, H, W] without pixels of one axis is [N, C, .]: channels last again.
+        return self.graph.node("Transpose", made, perm=[sorted(kept).index(axis) for axis in kept])
 
     def _slice(self, eqn: Any, x: str | None = None) -> str:
         x = x or self.tensor(eqn.invars[0])

@@ -15,8 +15,8 @@ channel and an offset. The forms:
     nibbles  exact, but for large matrices of 4 and 8 bits, see nibbles.py
     plain    floats alone, and operations that readers of opset 13 know; see traced.py
 
-What a first convolution takes as floats is rounded to 8 bits in these two, as pixels are. A
-mode of 8-bit activations is then all integers between its pixels and its last sums.
+In integer and vnni, what a first convolution takes as floats is rounded to 8 bits, as pixels are.
+A mode of 8-bit activations is then all integers between its pixels and its last sums.
 """
 
 import dataclasses

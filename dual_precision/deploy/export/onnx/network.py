@@ -45,7 +45,7 @@ class OnnxNetwork(CodedArrays):
         if layer is not None:
             return self._layer(layer, norm)
         x = self.tensor(part.source)
-        rank = len(self.steps.origin(part.source).aval.shape)
+        rank = len(self._source(part).aval.shape)
         shape = (1,) * (rank - 1) + (-1,)
         both = [np.asarray(norm[name]).reshape(shape) for name in ("multiplier", "offset")]
         return self.graph.node(
@@ -74,7 +74,19 @@ class OnnxNetwork(CodedArrays):
         """The input of a layer as its mode sees it."""
         return self.codes(part.source, self.seen(part.path))
 
+    def in_order(self, part: Part, x: str) -> str:
+        """The input of a layer in the order that its product takes: of a matrix, channels last."""
+        return self._last(x, self._source(part).aval.shape) if _is_matrix(part) else x
+
+    def _source(self, part: Part) -> Any:
+        return self.steps.origin(part.source)
+
     def _layer(self, part: Part, norm: Any) -> str:
+        made = self._multiplied(part, norm)
+        return self._first(made, self._source(part)) if _is_matrix(part) else made
+
+    def _multiplied(self, part: Part, norm: Any) -> str:
+        """What a layer gives, in the order of its product."""
         values, name = self.layer_values(part.path, norm), "/".join(part.path)
         if part.path in self.given:
             return self._in_nibbles(part.path, values, *self.given[part.path])
@@ -84,6 +96,7 @@ class OnnxNetwork(CodedArrays):
             x = as_codes(self.graph, self.tensor(part.source), values.seen)
         else:
             x = self.codes_seen(part)
+        x = self.in_order(part, x)
         if self.form == NIBBLES and in_nibbles(self.structure.layers[part.path], self.mode):
             sums = narrow_sums(self.graph, x, self.codes_of(part.path), name)
             return self._in_nibbles(part.path, values, x, sums)
@@ -92,9 +105,8 @@ class OnnxNetwork(CodedArrays):
         )
         whole = self.ranges is not None
         product = part.product
-        if product.primitive.name == "dot_general":
-            flat = len(product.invars[0].aval.shape) == 2
-            if whole and flat:
+        if _is_matrix(part):
+            if whole and len(self._source(part).aval.shape) == 2:
                 return self.graph.node("Gemm", x, kernel, offset)
             # As with convolutions below; a sum would become a Gemm, whose offset is rounded.
             less = self.graph.constant(-np.asarray(values.offset, np.float32))
@@ -127,3 +139,7 @@ class OnnxNetwork(CodedArrays):
             pads=[pair[side] for side in (0, 1) for pair in about["padding"]],
             dilations=[*about["rhs_dilation"]], group=about["feature_group_count"],
         )  # fmt: skip
+
+
+def _is_matrix(part: Part) -> bool:
+    return bool(part.product.primitive.name == "dot_general")

@@ -59,6 +59,7 @@ class Switched(Arrays):
             x = self.tensor(layer.source)
         else:
             x = self._choose(lambda branch: branch.codes_seen(layer))
+        x = narrow.in_order(layer, x)
         sums = narrow_sums(self.graph, x, narrow.codes_of(layer.path), name)
         narrow.given[layer.path] = wide.given[layer.path] = x, sums
 
