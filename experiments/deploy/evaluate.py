@@ -8,7 +8,6 @@ high 83.2 %; ten seconds on two cores.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def evaluated(
     modes: tuple[str, ...],
     images: data.Dataset,
     part: data.Images,
-) -> list[Mapping[str, Any]]:
+) -> list[dict[str, Any]]:
     """A row for each mode; the standard error is that of a share of so many images.
 
     Raises:
@@ -96,7 +95,7 @@ def evaluated(
             " give the --dataset that it was trained on"
         )
     task = Classification.of(images)
-    layers, rows = structure_of(model, task.example).layers, []
+    structure, rows = structure_of(model, task.example), []
     for mode in modes:
         found = evaluate(model, variables, part, task=task, precision=mode)
         share = found["accuracy"]
@@ -107,7 +106,9 @@ def evaluated(
                 "accuracy": 100 * share,
                 "error": 100 * math.sqrt(share * (1 - share) / len(part)),
                 "loss": found["loss"],
-                "bit_operations": mode_cost(layers, mode).bit_operations,
+                "bit_operations": mode_cost(
+                    structure.layers, mode, structure.products
+                ).bit_operations,
             }
         )
     return rows
