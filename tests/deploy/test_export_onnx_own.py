@@ -1,6 +1,7 @@
 """The integer form of networks that are none of ours: what is between their layers is right too."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,12 +21,19 @@ from dual_precision.training.state import initial_variables
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from dual_precision.deploy.export.onnx.file import EngineNetwork, write_graph, write_traced
+from dual_precision.deploy.export.onnx import nibbles
+from dual_precision.deploy.export.onnx.file import (
+    LOGITS,
+    EngineNetwork,
+    write_graph,
+    write_traced,
+)
 from dual_precision.deploy.export.onnx.graph import Graph
 from dual_precision.deploy.export.onnx.layers import EXACT, INTEGER, PLAIN, VNNI
 from dual_precision.deploy.export.onnx.network import OnnxNetwork
 from dual_precision.deploy.export.onnx.ranges import ranges_of
 from dual_precision.deploy.export.onnx.steps import trace_steps
+from dual_precision.deploy.export.onnx.switched import Switched
 from dual_precision.deploy.integer.conversion import to_integer
 
 pytestmark = pytest.mark.slow
@@ -184,3 +192,20 @@ def test_axes_have_the_order_of_the_model(tmp_path, what, form):
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
     else:
         assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_a_switch_keeps_the_order_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(nibbles, "LEAST", 1)
+    model, example = Own(a_map_of_pixels), Classification(SHAPE).example
+    variables = initial_variables(model, example, 0)
+    structure = structure_of(model, example)
+    _, integers = to_integer(model, variables, example)
+    steps, graph, both = trace_steps(model, structure, example), Graph(), ("low", "high")
+    outputs = {LOGITS: Switched(graph, steps, structure, integers, both).output()}
+    write_graph(tmp_path / "net", graph, steps.output.aval.shape[1:], example, outputs, both)
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+    for mode in both:
+        found = EngineNetwork(tmp_path / "net").predict(images, mode)
+        expected = jax.jit(partial(model.apply, precision=mode))(variables, images)
+        assert found.shape == expected.shape
+        assert np.corrcoef(found.ravel(), np.ravel(expected))[0, 1] > 0.98
