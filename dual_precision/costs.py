@@ -22,16 +22,23 @@ Figures: M. Horowitz, "Computing's energy problem (and what we can do about it)"
 import dataclasses
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from dual_precision.layers.facts import FloatProduct
 from dual_precision.precision import FLOAT_BITS, FLOAT_NAME
 from dual_precision.structure import Layer, LayerPath
 
 PIXEL_BITS = 8
-Products = Mapping[LayerPath, FloatProduct]  # see Structure.products
-_NO_PRODUCTS: Products = MappingProxyType({})
+
+
+class Billable(Protocol):
+    """What a network computes with: a Structure, or the PackedInfo of a file."""
+
+    @property
+    def layers(self) -> Mapping[LayerPath, Layer]: ...
+
+    @property
+    def products(self) -> Mapping[LayerPath, FloatProduct]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +89,17 @@ def product_cost(product: FloatProduct) -> Cost:
     return Cost(0, product.macs * FLOAT_BITS**2, product.macs)
 
 
-def mode_cost(
-    layers: Mapping[LayerPath, Layer], mode: str, products: Products = _NO_PRODUCTS
-) -> Cost:
-    """The cost of a mode: the sum over its layers, parts of bytes counted up once.
-
-    Args:
-      products: of the network, if it has some: `Structure.products`.
-    """
-    own = [layer_cost(layers, path, mode) for path in layers]
-    own += map(product_cost, products.values())
-    size = sum(_stored_size(layer, mode) for layer in layers.values())
+def mode_cost(network: Billable, mode: str) -> Cost:
+    """The cost of a mode of a network: the sum over its parts, parts of bytes counted up once."""
+    own = [layer_cost(network.layers, path, mode) for path in network.layers]
+    own += map(product_cost, network.products.values())
+    size = sum(_stored_size(layer, mode) for layer in network.layers.values())
     operations, macs = sum(cost.bit_operations for cost in own), sum(cost.macs for cost in own)
     return Cost(math.ceil(size / 8), operations, macs)
 
 
 def reused_bit_operations(layers: Mapping[LayerPath, Layer], low: str, high: str) -> int:
-    """The part of `mode_cost(layers, high).bit_operations` that a run of `low` has done already.
+    """The part of `mode_cost(network, high).bit_operations` that a run of `low` has done already.
 
     The sum of the pixel layer over the planes that `low` reads is the first part of the same sum
     in `high`: MACs * weight bits of `low` * 8, all of the layer where the widths are equal, 0
@@ -196,15 +197,10 @@ def product_energy(product: FloatProduct, model: EnergyModel = HOROWITZ) -> Ener
     )
 
 
-def mode_energy(
-    layers: Mapping[LayerPath, Layer],
-    mode: str,
-    products: Products = _NO_PRODUCTS,
-    model: EnergyModel = HOROWITZ,
-) -> Energy:
+def mode_energy(network: Billable, mode: str, model: EnergyModel = HOROWITZ) -> Energy:
     """The energy of all layers in one mode, and of the products of activations."""
-    parts = [layer_energy(layers, path, mode, model) for path in layers]
-    parts += [product_energy(product, model) for product in products.values()]
+    parts = [layer_energy(network.layers, path, mode, model) for path in network.layers]
+    parts += [product_energy(product, model) for product in network.products.values()]
     return Energy(
         *(sum(getattr(part, f.name) for part in parts) for f in dataclasses.fields(Energy))
     )

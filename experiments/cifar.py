@@ -203,7 +203,7 @@ def results(
             for split, part in splits.items()
         }
         bits = "float" if name == "float" else getattr(config, name)
-        cost = dataclasses.asdict(mode_cost(structure.layers, name, structure.products))
+        cost = dataclasses.asdict(mode_cost(structure, name))
         rows.append({"mode": name, "bits": bits, **accuracy, **cost})
     return rows
 

@@ -1,5 +1,7 @@
 """What a network costs, counted by hand: bytes, BitOps, energy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,8 +26,8 @@ DUAL = modes(low="w2a3", high="w8a8")
 THREE = {"low": "w2a2", "middle": "w4a4", "high": "w8a8"}
 
 
-def layers_of(model, *image_shape: int):
-    return structure_of(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8)).layers
+def parts_of(model, *image_shape: int):
+    return structure_of(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
 
 
 @pytest.mark.parametrize(
@@ -34,46 +36,48 @@ def layers_of(model, *image_shape: int):
     [("resnet20", 40_551_040), ("resnet8", 12_239_488)],
 )
 def test_multiply_accumulates(name, macs):
-    layers = layers_of(build(name, num_classes=10, modes=DUAL), 32, 32, 3)
-    assert {mode_cost(layers, mode).macs for mode in ("float", "low", "high")} == {macs}
+    parts = parts_of(build(name, num_classes=10, modes=DUAL), 32, 32, 3)
+    assert {mode_cost(parts, mode).macs for mode in ("float", "low", "high")} == {macs}
 
 
 def test_costs_of_a_small_mlp_by_hand():
     """Layers 64x16 (pixels, 8-bit weights), 16x16 (the mode's own), 16x4 (w8a8)."""
-    layers = layers_of(build("mlp", num_classes=4, modes=DUAL, hidden=(16, 16)), 8, 8, 1)
+    parts = parts_of(build("mlp", num_classes=4, modes=DUAL, hidden=(16, 16)), 8, 8, 1)
     macs = 1024 + 256 + 64
     steps = 4 * (16 + 16 + 4)
-    assert mode_cost(layers, "low") == Cost(
+    assert mode_cost(parts, "low") == Cost(
         weight_bytes=1024 + 256 * 2 // 8 + 64 + steps,
         bit_operations=1024 * 8 * 8 + 256 * 2 * 3 + 64 * 8 * 8,
         macs=macs,
     )
-    assert mode_cost(layers, "high") == Cost(1024 + 256 + 64 + steps, macs * 64, macs)
-    assert mode_cost(layers, "float") == Cost(4 * macs, macs * 32 * 32, macs)
+    assert mode_cost(parts, "high") == Cost(1024 + 256 + 64 + steps, macs * 64, macs)
+    assert mode_cost(parts, "float") == Cost(4 * macs, macs * 32 * 32, macs)
 
 
 def test_float_activations_count_32_bits_behind_the_first_layer():
     weights_only = modes(low="w2a32", high="w8a32")
-    layers = layers_of(build("mlp", num_classes=4, modes=weights_only, hidden=(16, 16)), 8, 8, 1)
-    assert mode_cost(layers, "low").bit_operations == 1024 * 64 + 256 * 2 * 32 + 64 * 64
+    parts = parts_of(build("mlp", num_classes=4, modes=weights_only, hidden=(16, 16)), 8, 8, 1)
+    assert mode_cost(parts, "low").bit_operations == 1024 * 64 + 256 * 2 * 32 + 64 * 64
 
 
 def test_parts_of_bytes_are_counted_up():
     own = modes({"classifier": {"low": "w1a8"}}, low="w2a2")
-    layers = layers_of(build("mlp", num_classes=1, modes=own, hidden=(3,)), 1, 1, 1)
-    assert mode_cost(layers, "low").weight_bytes == 3 + 4 * 3 + 1 + 4  # 3 bits are one byte
+    parts = parts_of(build("mlp", num_classes=1, modes=own, hidden=(3,)), 1, 1, 1)
+    assert mode_cost(parts, "low").weight_bytes == 3 + 4 * 3 + 1 + 4  # 3 bits are one byte
 
 
 def test_what_a_second_mode_need_not_redo():
     """The pixel layer has 64x16 weights; the rest sees other inputs in other modes."""
     own = modes({"dense1": {"low": "w3a32", "middle": "w8a32", "high": "w8a32"}}, **THREE)
-    layers = layers_of(build("mlp", num_classes=4, modes=own, hidden=(16, 16)), 8, 8, 1)
-    assert reused_bit_operations(layers, "low", "high") == 1024 * 3 * 8
-    assert reused_bit_operations(layers, "middle", "high") == 1024 * 8 * 8
-    assert reused_bit_operations(layers, "high", "low") == 0
-    assert reused_bit_operations(layers, "float", "high") == 0
-    first = layers_of(build("mlp", num_classes=4, modes=modes(**THREE), hidden=()), 8, 8, 1)
-    assert reused_bit_operations(first, "low", "high") == 0  # it quantizes the pixels, in each mode
+    parts = parts_of(build("mlp", num_classes=4, modes=own, hidden=(16, 16)), 8, 8, 1)
+    assert reused_bit_operations(parts.layers, "low", "high") == 1024 * 3 * 8
+    assert reused_bit_operations(parts.layers, "middle", "high") == 1024 * 8 * 8
+    assert reused_bit_operations(parts.layers, "high", "low") == 0
+    assert reused_bit_operations(parts.layers, "float", "high") == 0
+    first = parts_of(build("mlp", num_classes=4, modes=modes(**THREE), hidden=()), 8, 8, 1)
+    assert (
+        reused_bit_operations(first.layers, "low", "high") == 0
+    )  # it quantizes the pixels, in each mode
     assert reused_bit_operations({}, "low", "high") == 0
 
 
@@ -108,16 +112,13 @@ def test_products_of_activations_are_floats_in_every_mode():
     paths = [("block1", "attention"), ("block2", "attention")]
     assert structure.products == dict.fromkeys(paths, own)
     assert not structure.classes.keys() & structure.products.keys()
+    without = dataclasses.replace(structure, products={})
     for mode in ("low", "high", "float"):
-        layers = mode_cost(structure.layers, mode)
-        whole = mode_cost(structure.layers, mode, structure.products)
+        layers, whole = mode_cost(without, mode), mode_cost(structure, mode)
         assert whole.weight_bytes == layers.weight_bytes
         assert whole.macs - layers.macs == 2 * own.macs
         assert whole.bit_operations - layers.bit_operations == 2 * own.macs * 32 * 32
-        more = [
-            mode_energy(structure.layers, mode, products, ROUND)
-            for products in ({}, structure.products)
-        ]
+        more = [mode_energy(parts, mode, ROUND) for parts in (without, structure)]
         assert more[1].arithmetic - more[0].arithmetic == pytest.approx(2 * own.macs * 5 / 1000)
         assert more[1].activations - more[0].activations == pytest.approx(
             2 * own.inputs * 32 * 2 * 10 / 1000
@@ -146,10 +147,10 @@ ROUND = EnergyModel(multiply=64.0, add=0.5, float_mac=5.0, dram=6400.0, sram=640
 
 
 @pytest.fixture(scope="module")
-def layers():
+def parts():
     """64x16 (pixels, 8-bit weights), 16x16 (the mode's own), 16x4 (w8a8)."""
     own = modes(low="w2a3", high="w8a8", weights="w2a32")
-    return layers_of(build("mlp", num_classes=4, modes=own, hidden=(16, 16)), 8, 8, 1)
+    return parts_of(build("mlp", num_classes=4, modes=own, hidden=(16, 16)), 8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -163,23 +164,23 @@ def layers():
         ("classifier", "float", 64 * 5.0, 64 * 32, 16 * 32),
     ],
 )
-def test_a_layer(layers, path, mode, arithmetic, weights, activations):
-    found = layer_energy(layers, (path,), mode, ROUND)
+def test_a_layer(parts, path, mode, arithmetic, weights, activations):
+    found = layer_energy(parts.layers, (path,), mode, ROUND)
     assert found.arithmetic == pytest.approx(arithmetic / 1000)
     assert found.weights == pytest.approx(weights * 100 / 1000)
     assert found.activations == pytest.approx(activations * 2 * 10 / 1000)
     assert found.total == pytest.approx(found.arithmetic + found.weights + found.activations)
 
 
-def test_a_mode_is_the_sum_of_its_layers(layers):
-    parts = [layer_energy(layers, path, "low") for path in layers]
-    whole = mode_energy(layers, "low")
-    assert whole.total == pytest.approx(sum(part.total for part in parts))
+def test_a_mode_is_the_sum_of_its_layers(parts):
+    each = [layer_energy(parts.layers, path, "low") for path in parts.layers]
+    whole = mode_energy(parts, "low")
+    assert whole.total == pytest.approx(sum(one.total for one in each))
     assert whole.weights == pytest.approx((1024 * 8 + 256 * 2 + 64 * 8) / 64 * 1.3)
 
 
-def test_published_figures(layers):
+def test_published_figures(parts):
     """An 8-bit multiplication and a 32-bit addition take 0.3 pJ, a float pair 4.6."""
     macs = 1024 + 256 + 64
-    assert mode_energy(layers, "high").arithmetic == pytest.approx(macs * 0.3 / 1000)
-    assert mode_energy(layers, "float").arithmetic == pytest.approx(macs * 4.6 / 1000)
+    assert mode_energy(parts, "high").arithmetic == pytest.approx(macs * 0.3 / 1000)
+    assert mode_energy(parts, "float").arithmetic == pytest.approx(macs * 4.6 / 1000)

@@ -286,7 +286,7 @@ def test_a_layer_states_its_own_facts(tmp_path, monkeypatch):
     mix = structure.layers["mix",]
     assert (mix.kernel, mix.calls, mix.signed) == ((8, 8), 2, True)
     assert mix.macs == 2 * 2 * 8 * 8, "two calls of two groups"
-    assert mode_cost(structure.layers, "low").macs == mix.macs + 16 * 3
+    assert mode_cost(structure, "low").macs == mix.macs + 16 * 3
 
     images = jax.random.randint(jax.random.key(1), (5, 4, 4, 1), 0, 256).astype(jnp.uint8)
     variables = jax.jit(partial(model.init, precision="high"))(jax.random.key(0), images)

@@ -266,7 +266,7 @@ def space_of(
     tables = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
     pairs = zip(macs, tables, strict=True)
     inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
-    whole = mode_cost(structure.layers, mode, structure.products)
+    whole = mode_cost(structure, mode)
     fixed = whole.bit_operations - inside
     extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
     each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)

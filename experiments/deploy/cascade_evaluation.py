@@ -136,8 +136,8 @@ def image_costs(info: PackedInfo) -> Costs:
     """BitOps per image."""
     low, high = two_modes(info)
     return Costs(
-        mode_cost(info.layers, low, info.products).bit_operations,
-        mode_cost(info.layers, high, info.products).bit_operations,
+        mode_cost(info, low).bit_operations,
+        mode_cost(info, high).bit_operations,
         reused_bit_operations(info.layers, low, high) if runs_on_codes(info) else 0,
     )
 

@@ -106,9 +106,7 @@ def evaluated(
                 "accuracy": 100 * share,
                 "error": 100 * math.sqrt(share * (1 - share) / len(part)),
                 "loss": found["loss"],
-                "bit_operations": mode_cost(
-                    structure.layers, mode, structure.products
-                ).bit_operations,
+                "bit_operations": mode_cost(structure, mode).bit_operations,
             }
         )
     return rows

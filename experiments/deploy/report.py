@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from dual_precision.costs import (
-    Products,
+    Billable,
     layer_cost,
     layer_energy,
     mode_cost,
@@ -26,9 +26,10 @@ from dual_precision.deploy import Cascade, PackedError, PackedInfo, inspect_pack
 from dual_precision.deploy.cascade.rule import Point
 from dual_precision.deploy.layer_widths import LayerTexts
 from dual_precision.deploy.predictor import AUTO, CASCADE
+from dual_precision.layers.facts import FloatProduct
 from dual_precision.models import build_from
 from dual_precision.precision import FLOAT_BITS
-from dual_precision.structure import Layer, structure_of
+from dual_precision.structure import Layer, Structure, structure_of
 from experiments.figures.tables import markdown_table
 from experiments.recipes.flags import read_widths_file
 from experiments.workdir import checked_rows
@@ -70,8 +71,7 @@ def report_command(file: str, *, widths: str | None = None) -> None:
     info = inspect_packed(file)
     text = packed_report(info)
     if widths:
-        layers = layers_with(info, read_widths_file(widths))
-        text = cost_report(layers, [*info.bytes_read], products=info.products)
+        text = cost_report(parts_with(info, read_widths_file(widths)), [*info.bytes_read])
     print(f"{file}: {info.network['name']}, {inputs_of(info)}\n\n{text}")
 
 
@@ -84,10 +84,10 @@ def inputs_of(info: PackedInfo) -> str:
         return f"inputs {', '.join(f'{own.dtype} {list(own.shape)}' for own in arrays)}"
 
 
-def layers_with(info: PackedInfo, widths: LayerTexts) -> Layers:
-    """The layers of a packed network, if some had other widths."""
+def parts_with(info: PackedInfo, widths: LayerTexts) -> Structure:
+    """A packed network, if some of its layers had other widths."""
     network = {**info.network, "layers": {**(info.network.get("layers") or {}), **widths}}
-    return structure_of(build_from(network), info.example).layers
+    return structure_of(build_from(network), info.example)
 
 
 def packed_report(info: PackedInfo) -> str:
@@ -102,7 +102,7 @@ def packed_report(info: PackedInfo) -> str:
     if expected is not None:
         cost = {"bit_operations": expected.cost, "validation": expected.accuracy}
         measured[AUTO] = cost
-    report = cost_report(info.layers, [*info.bytes_read], measured, info.products)
+    report = cost_report(info, [*info.bytes_read], measured)
     left = [mode for mode in info.bytes_read if mode not in info.trained]
     return f"{report}\n\nNot trained: {', '.join(left)}." if left else report
 
@@ -122,19 +122,15 @@ def measured_of(info: PackedInfo) -> tuple[list[dict[str, Any]], Point | None]:
 
 
 def cost_report(
-    layers: Layers,
-    modes: Sequence[str],
-    measured: Measured = MappingProxyType({}),
-    products: Products = MappingProxyType({}),
+    network: Billable, modes: Sequence[str], measured: Measured = MappingProxyType({})
 ) -> str:
     """Two Markdown tables, what each mode and what each layer costs, and the energy model.
 
     Args:
-      layers: as `structure_of` finds them, with a width in each of `modes`.
+      network: with a width in each of `modes`.
       measured: a name that is not one of `modes` has a row of these cells alone.
-      products: of activations, as `structure_of` finds them.
     """
-    rows = {mode: _mode_row(layers, mode, products) for mode in modes}
+    rows = {mode: _mode_row(network, mode) for mode in modes}
     for name, cells in measured.items():
         rows[name] = {**rows.get(name, {"mode": name}), **cells}
     columns = [
@@ -147,10 +143,10 @@ def cost_report(
             for mode in modes
         ),
     ]
-    parts = [_layer_row(layers, path, modes) for path in layers]
-    parts += [_product_row(products, path, modes) for path in products]
+    parts = [_layer_row(network.layers, path, modes) for path in network.layers]
+    parts += [_product_row(path, own, modes) for path, own in network.products.items()]
     tables = markdown_table([*rows.values()], _MODE_COLUMNS), markdown_table(parts, columns)
-    return "\n\n".join([*tables, *([_PRODUCTS] if products else []), _ENERGY])
+    return "\n\n".join([*tables, *([_PRODUCTS] if network.products else []), _ENERGY])
 
 
 def _layer_row(layers: Layers, path: tuple[str, ...], modes: Sequence[str]) -> dict[str, Any]:
@@ -171,8 +167,10 @@ def _layer_row(layers: Layers, path: tuple[str, ...], modes: Sequence[str]) -> d
     return row
 
 
-def _product_row(products: Products, path: tuple[str, ...], modes: Sequence[str]) -> dict[str, Any]:
-    cost, energy = product_cost(products[path]), product_energy(products[path])
+def _product_row(
+    path: tuple[str, ...], product: FloatProduct, modes: Sequence[str]
+) -> dict[str, Any]:
+    cost, energy = product_cost(product), product_energy(product)
     row: dict[str, Any] = {"layer": "/".join(path), "kernel": "", "macs": cost.macs}
     for mode in modes:
         row |= {
@@ -184,15 +182,15 @@ def _product_row(products: Products, path: tuple[str, ...], modes: Sequence[str]
     return row
 
 
-def _mode_row(layers: Layers, mode: str, products: Products) -> dict[str, Any]:
-    energy = mode_energy(layers, mode, products)
+def _mode_row(network: Billable, mode: str) -> dict[str, Any]:
+    energy = mode_energy(network, mode)
     return {
         "mode": mode,
         "weight_bits": sum(
             math.prod(layer.kernel) * (layer.table[mode].weights or FLOAT_BITS)
-            for layer in layers.values()
+            for layer in network.layers.values()
         ),
-        "bit_operations": mode_cost(layers, mode, products).bit_operations,
+        "bit_operations": mode_cost(network, mode).bit_operations,
         **dataclasses.asdict(energy),
         "energy": energy.total,
     }

@@ -188,6 +188,6 @@ def language_rows(
             row[f"{split}_bits"] = found["bits"]
             row[f"{split}_perplexity"] = perplexity(found["bits"])
             row[f"{split}_accuracy"] = 100 * found["accuracy"]
-        cost = mode_cost(structure.layers, name, structure.products)
+        cost = mode_cost(structure, name)
         rows.append({**row, **dataclasses.asdict(cost)})
     return rows

@@ -60,7 +60,7 @@ def row_of(folder: Path, example: Any) -> tuple[dict[str, Any], dict[str, int]]:
     network = read_description(folder)["network"]
     own: dict[str, Any] = {"modes": {"low": "w2a2", "high": "w8a8"}, "layers": widths, "stored": 8}
     structure = structure_of(build_from(network | own), example)
-    sizes = [mode_cost(structure.layers, mode).weight_bytes for mode in (FLOAT_NAME, "high")]
+    sizes = [mode_cost(structure, mode).weight_bytes for mode in (FLOAT_NAME, "high")]
     row: dict[str, Any] = {
         "alpha": config.recipe.alpha,
         "seed": config.seed,

@@ -78,8 +78,8 @@ def measure_planes(
         }
         return {"precision": precision, **about, "megabytes": size / 1e6, **accuracy}
 
-    layers = structure_of(model, task.example).layers
-    rows = [row(FLOAT_NAME, mode_cost(layers, FLOAT_NAME).weight_bytes)]
+    structure = structure_of(model, task.example)
+    rows = [row(FLOAT_NAME, mode_cost(structure, FLOAT_NAME).weight_bytes)]
     wanted = [(n, bits) for bits in activations for n in range(1, STORED + 1)]
     for n, bits in tqdm(wanted, unit=" precisions", disable=None):
         size = plane_bytes(packed["params"], n)

@@ -34,13 +34,13 @@ def test_the_layer_that_reads_pixels_may_be_in_the_space():
     structure = structure_of(small_resnet(), RGB.example)
     space = space_of(structure, "low", CHOICES, {"stem": ("w4a32", "w8a32")})
     assert space.layers[0] == "stem"
-    assert space.cost(space.same("w2a2")) == mode_cost(structure.layers, "low").bit_operations
+    assert space.cost(space.same("w2a2")) == mode_cost(structure, "low").bit_operations
     assert [path[0] for path in space.uniform()] == ["w8a32"] * 3
     candidate = ("w4a32", "w1a1", *("w2a2",) * 5)
     assert not space.is_uniform(candidate)
     own = modes_from({**DUAL.to_json(), "layers": space.widths(candidate)})
-    layers = structure_of(small_resnet(**own.to_json()), RGB.example).layers
-    assert mode_cost(layers, "low").bit_operations == space.cost(candidate)
+    made = structure_of(small_resnet(**own.to_json()), RGB.example)
+    assert mode_cost(made, "low").bit_operations == space.cost(candidate)
     asked = widths_of(space, candidate)
     assert "stem" in asked.weights
     assert "stem" not in asked.activations
@@ -70,8 +70,8 @@ def test_a_block_is_left_out_whole():
     out = ("w2a2", "skip", "skip", "w2a2", "w1a1", "w2a2")
     network = small_resnet(skipped=list(BLOCKS[:1]))
     own = modes_from({**DUAL.to_json(), "layers": space.widths(out)})
-    layers = structure_of(network.clone(modes=own), RGB.example).layers
-    assert mode_cost(layers, "low").bit_operations == space.cost(out)
+    made = structure_of(network.clone(modes=own), RGB.example)
+    assert mode_cost(made, "low").bit_operations == space.cost(out)
     assert all("skip" not in path for path in space.uniform())
     with pytest.raises(SpaceError, match=r"blocks \['stem'\] to skip"):
         space_of(structure, "low", CHOICES, None, ("stem",))

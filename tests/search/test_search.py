@@ -64,7 +64,7 @@ def test_costs_are_those_of_a_network_with_these_widths():
     for candidate in (("w2a2",) * 3, ("w1a1", "w4a4", "w2a2")):
         entry = {**DUAL.to_json(), "layers": space.widths(candidate)}
         own = structure_of(network(modes_from(entry)), TASK.example)
-        assert mode_cost(own.layers, "low").bit_operations == space.cost(candidate)
+        assert mode_cost(own, "low").bit_operations == space.cost(candidate)
     assert space_from(json.loads(json.dumps(space.to_json()))) == space
 
 

@@ -121,8 +121,8 @@ def priced_modes(info: PackedInfo, precisions: Sequence[str] | None = None) -> l
         Priced(
             name,
             info.bytes_read[name],
-            mode_cost(info.layers, name, info.products).bit_operations,
-            mode_energy(info.layers, name, info.products).total,
+            mode_cost(info, name).bit_operations,
+            mode_energy(info, name).total,
         )
         for name in info.chosen(precisions)
     ]
