@@ -75,9 +75,7 @@ def test_what_a_second_mode_need_not_redo():
     assert reused_bit_operations(parts.layers, "high", "low") == 0
     assert reused_bit_operations(parts.layers, "float", "high") == 0
     first = parts_of(build("mlp", num_classes=4, modes=modes(**THREE), hidden=()), 8, 8, 1)
-    assert (
-        reused_bit_operations(first.layers, "low", "high") == 0
-    )  # it quantizes the pixels, in each mode
+    assert reused_bit_operations(first.layers, "low", "high") == 0  # all modes quantize pixels
     assert reused_bit_operations({}, "low", "high") == 0
 
 
