@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from dual_precision import data
 from dual_precision.costs import mode_cost
+from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, load_packed
 from dual_precision.loading import load
 from dual_precision.structure import structure_of
@@ -51,29 +52,34 @@ def evaluate_command(
     """
     if split not in SPLITS:
         raise ValueError(f"--split={split}: expected one of {[*SPLITS]}")
-    model, variables, modes, trained_on = _network(Path(network), dataset)
-    images = data.load(trained_on, data_dir=data_dir, archive=archive)
+    model, variables, modes, shape, trained_on = _network(Path(network))
+    images = data.load(dataset or trained_on, data_dir=data_dir, archive=archive)
+    if images.image_shape != shape:
+        raise ValueError(
+            f"images of {images.name} are {images.image_shape}: expected {shape}, as this takes:"
+            f" {network}"
+        )
     part = getattr(images, split)
     print(f"{network}: {len(part):,} images of {images.name}, {split}\n")
     rows = evaluated(model, variables, modes, images, part)
     print(markdown_table(rows, _COLUMNS, left=("mode", "bits")))
 
 
-def _network(path: Path, dataset: str | None) -> tuple[nn.Module, Any, tuple[str, ...], str]:
-    """Model, variables, the modes that were trained, and the data set."""
+def _network(path: Path) -> tuple[nn.Module, Any, tuple[str, ...], tuple[int, ...], str]:
+    """Model, variables, the modes that were trained, the shape of an image, and the data set."""
     if path.is_dir():
         description = read_description(path)
         model, variables = load(path)
         modes = tuple(description.get("trained", model.modes.default))
-        return model, variables, modes, dataset or description["experiment"].get("dataset", "")
+        own = description["experiment"].get("dataset", "")
+        return model, variables, modes, lookup(own).image_shape, own
     info = inspect_packed(path)
     if reads_text(info):
         raise ValueError(
             f"{path} reads text: expected a network of images; of a run on text,"
             " `python -m experiments.lm agreement` says how often its modes guess alike"
         )
-    _ = info.image_shape  # an error, where it takes something else
-    return *load_packed(path), info.trained, dataset or dataset_of(info)
+    return *load_packed(path), info.trained, info.image_shape, dataset_of(info)
 
 
 def evaluated(

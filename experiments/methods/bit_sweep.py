@@ -88,7 +88,10 @@ def main(*folders: str, picture: str) -> None:
     example = Classification.of(data.load(configs[0].dataset)).example
     found = [row_of(Path(folder), example) for folder in folders]
     rows = sorted((row for row, _ in found), key=lambda row: (row["alpha"], row["seed"]))
-    maps = {f"alpha {row['alpha']:g}, seed {row['seed']}": bits for row, bits in found}
+    maps: dict[str, dict[str, int]] = {}
+    for folder, (row, bits) in zip(folders, found, strict=True):
+        name = f"alpha {row['alpha']:g}, seed {row['seed']}"
+        maps[f"{name}, {Path(folder).name}" if name in maps else name] = bits
     split = "test" if all("test" in row for row in rows) else "validation"
     save_figure(draw_sweep(rows, maps, split), Path(picture))
     print(f"{markdown_table(rows, _COLUMNS)}\n\nplot: {picture}")

@@ -45,7 +45,7 @@ def main(
     """The command; its words are the folders of finished runs.
 
     Raises:
-      ValueError: none are given; a radius or directions of nothing; runs on other data.
+      ValueError: none are given; a radius or directions of nothing; runs of other data or networks.
     """
     if not folders:
         raise ValueError("no workdirs given: expected the folders of finished runs")
@@ -57,9 +57,9 @@ def main(
     from experiments.figures.valleys import draw_valleys, losses_around, sharpness
 
     configs = {folder: config_of_run(Path(folder)) for folder in folders}
-    if len(names := {config.dataset for config in configs.values()}) != 1:
-        raise ValueError(f"runs on {sorted(names)}: expected one data set")
-    dataset = data.load(names.pop(), data_dir=data_dir)
+    if len(names := {(config.dataset, config.model) for config in configs.values()}) != 1:
+        raise ValueError(f"runs of {sorted(names)}: expected one data set and one network")
+    dataset = data.load(names.pop()[0], data_dir=data_dir)
     few = dataset.validation.images[:500], dataset.validation.labels[:500]
     places = np.linspace(-radius, radius, PLACES)
     found: dict[str, list[np.ndarray]] = {}

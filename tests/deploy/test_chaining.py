@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dual_precision import modes
 from dual_precision.deploy import to_integer
+from dual_precision.deploy.integer import chaining
 from dual_precision.deploy.integer.chaining import CALL, chained
 from dual_precision.deploy.integer.programs import CompiledProgram, flatten
 from dual_precision.layers import Conv, SwitchableBatchNorm
@@ -84,6 +85,17 @@ def test_the_same_bits(name, batch):
         assert float(jnp.ptp(expected)) > 0
         program = CompiledProgram(forward, variables, x, change=chained)
         np.testing.assert_array_equal(program(x), expected)
+
+
+def test_a_cpu_without_the_instructions_has_no_links(monkeypatch):
+    """It would end the process."""
+    model, example = MODELS["option A"], Classification(SIZE).example
+    integer, variables = to_integer(model, trained(model, example), example)
+    images = jnp.zeros((1, *SIZE), jnp.uint8)
+    graph = flatten(jax.make_jaxpr(lambda x: integer.apply(variables, x, precision="low"))(images))
+    assert CALL in {node.primitive for node in chained(graph).nodes}
+    monkeypatch.setattr(chaining, "runs_here", lambda: False)
+    assert chained(graph) is graph
 
 
 def test_a_program_without_codes_stays_as_it_is():

@@ -49,3 +49,11 @@ def test_a_file_and_its_run_have_the_accuracies_of_the_run(run, digits_study, tm
 def test_what_is_not_evaluated(source, more, message):
     with pytest.raises(ValueError, match=message):
         evaluate_command(str(ROOT / source), **{"split": "validation", **more})
+
+
+def test_images_of_another_shape(digits_study):
+    """A mean over all pixels would take them too."""
+    folder = str(digits_study.parent / "data")
+    with pytest.raises(ValueError, match=r"digits are \(8, 8, 1\): expected \(32, 32, 3\)"):
+        path = str(ROOT / "notebooks/networks/cifar10-w2a2-w8a8.safetensors")
+        evaluate_command(path, split="test", dataset="digits", data_dir=folder)

@@ -17,7 +17,14 @@ import numpy as np
 
 from dual_precision.deploy.integer.programs import Node, TracedGraph
 from dual_precision.primitives.native.chain_steps import RESULTS, Step, in_few_passes
-from dual_precision.primitives.native.chains import Chain, Link, Sums, run_links, traced_sum
+from dual_precision.primitives.native.chains import (
+    Chain,
+    Link,
+    Sums,
+    run_links,
+    runs_here,
+    traced_sum,
+)
 
 CALL = "chains"  # a node that stands for links
 _Part = TypeVar("_Part", Node, Link)
@@ -101,7 +108,9 @@ def _call(links: list[Link], later: set[int], batch: int) -> Node:
 
 
 def _sums(graph: TracedGraph, node: Node) -> Sums | None:
-    """How a node sums, if a link can begin with it."""
+    """How a node sums, if a link can begin with it on this CPU."""
+    if not runs_here():
+        return None
     found = traced_sum(node.params) if node.primitive == "ffi_call" else None
     if found is None or found.bits:
         return found

@@ -7,6 +7,7 @@ through all convolutions of a call before the next ones come: see chain.h.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dual_precision.primitives.native import build
 from dual_precision.primitives.native.chain_steps import MOST_READ, OPERATIONS, Step
 
 TARGET = "dual_precision_chains"
 FLOATS = "dual_precision_convolution"  # convolutions alone, and their gradients
-NEEDED = {"avx2", "fma"}  # of the CPU
+NEEDED = {"avx2", "fma"}  # of the CPU, which else ends the process at the first link
 _KINDS = ("number", "channels", "array")
 ALIGNED = 64  # bytes
 
@@ -92,6 +94,12 @@ class Link:
         """The shape of its sums and of all arrays like them, without N."""
         height, width, _ = self.image
         return -(-height // self.sums.stride), -(-width // self.sums.stride), self.window[-1]
+
+
+@functools.cache
+def runs_here() -> bool:
+    """Whether this CPU has the instructions of a link."""
+    return (build.cpu_words() or set()) >= NEEDED
 
 
 def run_links(

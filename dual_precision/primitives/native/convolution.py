@@ -73,7 +73,7 @@ def fast_bfloat16() -> bool:
 @functools.cache
 def exact_bytes(largest_input: int, largest_weight: int) -> bool:
     """Whether sums of uint8 times int8 are exact here for codes of at most these magnitudes."""
-    if _why_not() is not None or not (build.cpu_words() or set()) >= chains.NEEDED:
+    if _why_not() is not None or not chains.runs_here():
         return False
     pairs_fit = 2 * largest_input * largest_weight <= LARGEST_PAIR
     return _sums_bytes() and (pairs_fit or _sums_bytes_in_full())
