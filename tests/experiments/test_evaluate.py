@@ -53,7 +53,7 @@ def test_what_is_not_evaluated(source, more, message):
 
 def test_images_of_another_shape(digits_study):
     """A mean over all pixels would take them too."""
-    folder = str(digits_study.parent / "data")
+    path = str(ROOT / "notebooks/networks/cifar10-w2a2-w8a8.safetensors")
+    own = {"dataset": "digits", "data_dir": str(digits_study.parent / "data")}
     with pytest.raises(ValueError, match=r"digits are \(8, 8, 1\): expected \(32, 32, 3\)"):
-        path = str(ROOT / "notebooks/networks/cifar10-w2a2-w8a8.safetensors")
-        evaluate_command(path, split="test", dataset="digits", data_dir=folder)
+        evaluate_command(path, split="test", **own)
