@@ -274,6 +274,11 @@ def test_digits_need_no_source(tmp_path, offline):
     assert len(data.load("digits", data_dir=tmp_path).test) == 360
 
 
+def test_digits_come_from_no_archive(tmp_path):
+    with pytest.raises(ValueError, match="expected none, it comes from scikit-learn"):
+        data.load("digits", data_dir=tmp_path, archive=tmp_path)
+
+
 # --- the probe and the TFDS download ------------------------------------------------------------
 
 

@@ -48,8 +48,6 @@ def read(spec: Spec, path: Path) -> Raw:
     try:
         files = dict(_folder(path) if path.is_dir() else _tar(path))
         readers = {"cifar10": _cifar10, "cifar100": _cifar100, "idx": _idx}
-        if spec.layout not in readers:
-            raise DataError(f"{spec.name} comes from no archive; leave `archive` out")
         return readers[spec.layout](spec, files)
     except KeyError as error:
         found = f"has no {error.args[0]}"

@@ -48,11 +48,15 @@ def provide(
       {"train": ..., "test": ...} in canonical order, and the names of the classes.
 
     Raises:
-      ValueError: `archive` does not exist.
+      ValueError: `archive` does not exist, or the data set comes from none.
       DataUnavailable: no source has it; says what was tried and the ways out.
       DamagedData: what is prepared is not what it must be.
       DataError: `data_dir` cannot be written, or `archive` is not usable.
     """
+    if archive is not None and not spec.archives:
+        raise ValueError(
+            f"an archive with the data set {spec.name}: expected none, it comes from {_SKLEARN}"
+        )
     if archive is not None and not archive.exists():
         raise ValueError(f"archive: got {archive}, which does not exist; expected {spec.archives}")
     with prepared.quiet(progress):
