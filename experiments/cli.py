@@ -179,12 +179,23 @@ def _logs_to_stderr() -> None:
     """Our own log lines, plain; of the libraries nothing: what goes wrong there is raised too."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("dual_precision")
     own.addHandler(handler)
     own.setLevel(logging.INFO)
     own.propagate = False
+
+
+class _ToStderr(logging.Handler):
+    """Writes to what sys.stderr is at that moment: joining a group puts another one in its place,
+    for what is written to the first is kept and not shown; see `catch_aborts`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # as every handler of `logging` does
+            self.handleError(record)
 
 
 class Stopwatch:

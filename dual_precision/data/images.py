@@ -66,7 +66,8 @@ def load(
       progress: draw bars on stderr; None is: if stderr is a terminal.
 
     Raises:
-      ValueError: an unknown name, a validation that leaves nothing to train on, no such archive.
+      ValueError: an unknown name, a validation that leaves nothing to train on, no such archive,
+        an archive of what comes from none.
       DataUnavailable, DamagedData, DataError: see dual_precision.data.provision.sources.provide.
     """
     spec = lookup(name)

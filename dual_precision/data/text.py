@@ -116,7 +116,7 @@ def load_text(
       progress: draw bars on stderr; None is: if stderr is a terminal.
 
     Raises:
-      ValueError: an unknown name, an empty file, no such archive.
+      ValueError: an unknown name, an empty file, no such archive, an archive of what has none.
       DataUnavailable: no source has it; says what was tried and the ways out.
       DamagedData: what is there is not what it must be.
       DataError: the folder cannot be written, the archive is not usable.
@@ -124,6 +124,9 @@ def load_text(
     if name not in TEXTS:
         return _of_file(name, archive)
     spec = TEXTS[name]
+    if archive is not None and not (spec.debian or spec.npm):
+        source = "Python itself" if spec.built_in else "TFDS"
+        raise ValueError(f"an archive with the text {name}: expected none, it comes from {source}")
     given = None if archive is None else Path(archive).expanduser()
     if given is not None and not given.exists():
         raise ValueError(f"archive: got {given}, which does not exist; expected {_package(spec)}")
@@ -206,6 +209,5 @@ def _check(spec: TextSpec, parts: Mapping[str, bytes]) -> None:
 def _package(spec: TextSpec) -> str:
     if spec.debian:
         return f"the Debian package {spec.debian} as a .deb file"
-    if spec.npm:
-        return f"the npm archive of {spec.npm.name}"
-    return "none for this text"
+    assert spec.npm
+    return f"the npm archive of {spec.npm.name}"

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+_TAIL = 1 << 20  # bytes: what C++ writes in hours may be more, and its last words count
+_FATAL = re.compile(r"^F\d{4} ", re.MULTILINE)  # how a LOG(FATAL) begins
 _SAID_BY_SERVICE = re.compile(r"coordination|distributed service|preemption_sync", re.IGNORECASE)
 
 _once = threading.Lock()
@@ -48,8 +50,10 @@ def catch_aborts(explain: Callable[[str], tuple[str, int]]) -> None:
     sys.stderr = io.TextIOWrapper(io.FileIO(own, "w"), line_buffering=True, write_through=True)
 
     def aborted(signum: int) -> None:
-        text = os.pread(native, 1 << 20, 0).decode(errors="replace")
-        if _SAID_BY_SERVICE.search(text):
+        start = max(os.fstat(native).st_size - _TAIL, 0)
+        text = os.pread(native, _TAIL, start).decode(errors="replace")
+        fatal = _FATAL.split(text)[1:]  # what is before them the service says in good health, too
+        if fatal and _SAID_BY_SERVICE.search(fatal[-1]):
             end_now(*explain(text))
         os.write(own, text.encode())
         signal.signal(signum, signal.SIG_DFL)  # the C function below returns, and abort() goes on

@@ -1,5 +1,6 @@
 """Stopping on request: SIGTERM and Ctrl-C let the step at hand finish, and the state be saved."""
 
+import contextlib
 import signal
 from typing import Any
 
@@ -35,7 +36,9 @@ class Signals:
 
     def _note(self, signum: int, _frame: Any) -> None:
         self.received = signum
-        tqdm.write(f"{signal.Signals(signum).name}: saving after this step")
+        # Ctrl-C ends `| tee log` too, and nobody reads; RuntimeError: it came amid another write.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            tqdm.write(f"{signal.Signals(signum).name}: saving after this step")
         self.__exit__()
 
     def __exit__(self, *_: Any) -> None:

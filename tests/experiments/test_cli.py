@@ -1,6 +1,8 @@
 """The frame of all commands: words and flags that reach a command, and how commands end."""
 
 import errno
+import io
+import logging
 import re
 import subprocess
 import sys
@@ -226,3 +228,15 @@ def test_interrupted_outside_of_training(end, capsys):
 def test_interrupted_in_training(end, capsys):
     assert end(Interrupted("SIGTERM: saved at step 3 of 9", 15)) == 128 + 15
     assert capsys.readouterr().err == "SIGTERM: saved at step 3 of 9\n"
+
+
+def test_log_lines_follow_stderr(monkeypatch):
+    """Joining a group puts another stream in its place: what the first one gets is not shown."""
+    own = logging.Logger("own")
+    own.addHandler(cli._ToStderr())
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    own.info("before")
+    monkeypatch.setattr(sys, "stderr", second)
+    own.info("resumed at step %d", 6)
+    assert (first.getvalue(), second.getvalue()) == ("before\n", "resumed at step 6\n")

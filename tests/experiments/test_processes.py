@@ -109,10 +109,11 @@ def heard_at(pid: int) -> set[str]:
     return found
 
 
-def ends_well(*processes: subprocess.Popen) -> None:
-    for process in processes:
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said
+def ends_well(*processes: subprocess.Popen) -> list[str]:
+    """What each wrote to stderr."""
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), errors
+    return errors
 
 
 def test_layouts_read_each_other_and_give_the_same_bits(tmp_path):
@@ -123,7 +124,9 @@ def test_layouts_read_each_other_and_give_the_same_bits(tmp_path):
     ends_well(start(free_address(), 1, 0, 8, folders[0], "--phases=2"))
     for folder, more in ((folders[1], ()), (folders[2], ("--shard_data",))):
         place = free_address()
-        ends_well(*(start(place, 2, i, 4, folder, "--phases=2", *more) for i in range(2)))
+        said = ends_well(*(start(place, 2, i, 4, folder, "--phases=2", *more) for i in range(2)))
+        resumed = [f"resumed at step {SIZE // BATCH}" in lines.splitlines() for lines in said]
+        assert resumed == [True, False]  # the first speaks for all
     steps = 2 * SIZE // BATCH
     found = [Checkpoints(folder).about(steps)["manifest"] for folder in folders]
     assert found[1] == found[0]  # 2 x 4 devices, and 8: the same sums in the same order

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import shutil
 import signal
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -652,6 +654,19 @@ def test_first_signal_is_noted_and_the_second_acts_as_usual(signum):
     with Signals():
         pass
     assert signal.getsignal(signum) == before
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, RuntimeError("reentrant call")])
+def test_a_signal_is_noted_where_nobody_reads_the_output(monkeypatch, error):
+    def write(_):
+        raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=write, flush=lambda: None))
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_parts_of_a_batch_make_one_update(tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image
 from dual_precision.data.arrays import Images
 from dual_precision.data.catalog import Spec
 from dual_precision.data.errors import DataError
+
+# What reading a file raises that is damaged, unreadable or no archive.
+UNREADABLE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error)
 
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _IDX = {"train": "train", "test": "t10k"}
@@ -44,12 +48,10 @@ def read(spec: Spec, path: Path) -> Raw:
     try:
         files = dict(_folder(path) if path.is_dir() else _tar(path))
         readers = {"cifar10": _cifar10, "cifar100": _cifar100, "idx": _idx}
-        if spec.layout not in readers:
-            raise DataError(f"{spec.name} comes from no archive; leave `archive` out")
         return readers[spec.layout](spec, files)
     except KeyError as error:
         found = f"has no {error.args[0]}"
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+    except UNREADABLE as error:
         found = f"{type(error).__name__}: {error}"
     raise DataError(
         f"archive: got {path}, which {_is(found)}; expected, for {spec.name}, {spec.archives}"

