@@ -98,14 +98,19 @@ class Session:
         about: Mapping[str, Any],
         evaluate: Evaluate,
         train: Train | None = None,
+        take_trained: Callable[[], None] | None = None,
     ) -> None:
         """Begins a session, or goes on with the one in `path`.
+
+        Args:
+          take_trained: has candidates evaluated with the weights that `train` left. It is called
+            when the log has the training: until then, those before count.
 
         Raises:
           SpaceError: the log there began with another space, other settings, or another `about`.
         """
         self.path, self.version = Path(path), 0
-        self._evaluate, self._train = evaluate, train
+        self._evaluate, self._train, self._take_trained = evaluate, train, take_trained
         self._lock = threading.Lock()
         begin = begin_event(space, settings, about)
         if self.path.exists():
@@ -164,12 +169,15 @@ class Session:
         """Trains the shared weights on, in the space as it is; what was evaluated is of before.
 
         Raises:
-          SpaceError: this session has no training.
+          SpaceError: this session has no training. OSError: the log cannot be written; the weights
+            are those of before.
         """
         if self._train is None:
             raise SpaceError("this session has no training: expected one with a network")
         losses = self._train(self.state.space)
         self._happen({"event": "trained", "losses": [float(loss) for loss in losses]})
+        if self._take_trained is not None:
+            self._take_trained()
 
     def _happen(self, event: dict[str, Any]) -> None:
         with self._lock:

@@ -60,7 +60,9 @@ def main(
         def train(space):
             return opened.train_on(space, passes, folder)
 
-        session = Session(folder / LOG, space, settings, about, opened.evaluate, train)
+        session = Session(
+            folder / LOG, space, settings, about, opened.evaluate, train, opened.take_trained
+        )
         if page:
             from dual_precision.search.page.server import serve_page
 

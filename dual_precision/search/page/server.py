@@ -1,5 +1,6 @@
 """Serves the page of one session to browsers of this machine, and runs its search beside it."""
 
+import contextlib
 import socket
 import threading
 from functools import partial
@@ -17,19 +18,21 @@ class Worker:
     Attributes:
       trouble: what went wrong, for those who look on; "" is nothing.
       training: whether the shared weights are being trained now.
+      halted: whether it waits after trouble that the log does not have as a pause, because it
+        cannot be written; the pause is tried again until it can.
     """
 
     def __init__(self, session: Session, evaluations: int) -> None:
         self.session, self.evaluations = session, evaluations
-        self.trouble, self.training = "", False
+        self.trouble, self.training, self.halted = "", False, False
         self.analysts = 0
         self._asked, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
 
     @property
-    def version(self) -> tuple[int, str, bool]:
+    def version(self) -> tuple[Any, ...]:
         """Differs where there is something new to draw."""
-        return self.session.version, self.trouble, self.training
+        return self.session.version, self.trouble, self.training, self.halted
 
     def start(self) -> None:
         self._thread.start()
@@ -51,13 +54,20 @@ class Worker:
     def _run(self) -> None:
         while not self._over.is_set():
             try:
-                busy = self._one()
+                busy = not self.halted and self._one()
                 self.trouble = "" if busy else self.trouble
             except Exception as error:  # whatever it is, the page stays and says so
                 self.trouble, busy = f"{type(error).__name__}: {error}", False
-                self.session.pause(True, "search")
+                self.halted = True
+            if self.halted:
+                self._pause_search()
             if not busy:
                 self._over.wait(_IDLE)
+
+    def _pause_search(self) -> None:
+        with contextlib.suppress(OSError):  # what cannot write the log may be what went wrong
+            self.session.pause(True, "search")
+            self.halted = False
 
     def _one(self) -> bool:
         if self._asked.is_set():

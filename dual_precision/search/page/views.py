@@ -80,8 +80,10 @@ class Views:
         self.losses.data = {"step": [*range(1, len(state.losses) + 1)], "loss": [*state.losses]}
         self.pause.active, self.pause.label = state.paused, "go on" if state.paused else "pause"
         doing = "training" if self.worker.training else "searching"
-        if state.paused or len(state.evaluated) >= self.worker.evaluations:
-            doing = "paused" if state.paused else "done"
+        if state.paused or self.worker.halted:
+            doing = "paused"
+        elif len(state.evaluated) >= self.worker.evaluations:
+            doing = "done"
         self.status.text = (
             f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates,"
             f" {len(state.space.blocks)} blocks, {state.space.size:,} paths, {len(state.history)}"
