@@ -70,14 +70,19 @@ def replay(events: Sequence[SearchEvent]) -> list[SearchState]:
     """The state after every event of a log, that after the first event first.
 
     Raises:
-      SpaceError: an event that cannot happen; the message has its line.
+      SpaceError: an event that cannot happen, or a damaged one; the message has its line.
     """
-    states = [state_from(events[0])]
-    for number, event in enumerate(events[1:], 2):
+    states: list[SearchState] = []
+    for number, event in enumerate(events, 1):
         try:
-            states.append(moved(states[-1], event))
+            states.append(moved(states[-1], event) if states else state_from(event))
         except SpaceError as error:
             raise SpaceError(f"line {number} of the log: {error}") from None
+        except (LookupError, TypeError, ValueError, OverflowError) as error:  # of damaged values
+            raise SpaceError(
+                f"line {number} of the log: {error!r:.200}: expected an event as a session writes"
+                " it; restore the log, or give another workdir"
+            ) from None
     return states
 
 
