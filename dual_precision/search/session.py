@@ -131,7 +131,7 @@ class Session:
             self._write(begin)
 
     def step(self) -> bool:
-        """Evaluates one candidate more; False where it is paused, or none is left."""
+        """Evaluates one candidate more; False where it is paused, or no new one is found."""
         with self._lock:
             state, version = self.state, self.version
         if state.paused:
@@ -145,7 +145,7 @@ class Session:
         return True
 
     def run(self, count: int) -> None:
-        """Steps until so many have been evaluated in all, or none is left."""
+        """Steps until so many have been evaluated in all, or no new one is found."""
         while len(self.state.evaluated) < count and self.step():
             pass
 

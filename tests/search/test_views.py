@@ -89,6 +89,19 @@ def test_trouble_is_said_while_there_is_some(views):
     assert views.message.text == ""
 
 
+def test_a_search_that_finds_nothing_new_is_said(views):
+    worker = views.worker
+    worker.session.edit(Edit("bound", most=350.0))  # the cheapest path alone
+    worker.session.run(1000)
+    assert not worker._one()
+    views.refresh()
+    assert "no new candidate is found" in views.status.text
+    worker.session.edit(Edit("bound", most=None))
+    assert worker._one()
+    views.refresh()
+    assert "<b>searching</b>" in views.status.text
+
+
 def test_what_others_do_erases_no_message(views):
     """A pause by another analyst moves the button, which is not a click."""
     views._say("an edit that cannot be")

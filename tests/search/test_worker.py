@@ -4,12 +4,15 @@ import time
 
 import pytest
 
+from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Settings
 from dual_precision.search.page.server import Worker
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
+from experiments.search.__main__ import search
 
 CHOICES = ("w1a1", "w2a2", "w4a4")
+WIDE = tuple(f"w{w}a{a}" for w in range(1, 5) for a in range(1, 5))
 SPACE = Space("low", ("a", "b", "c"), (CHOICES,) * 3, (100, 200, 300), 50)
 WAIT = 15  # seconds, on a busy machine
 
@@ -88,3 +91,34 @@ def test_weights_change_when_the_log_has_the_training(tmp_path):
     session.train()
     assert taken == [1]
     assert len(session.state.before) == 3
+
+
+# 65,536 paths, of which the bound leaves one: too many to list, and 64 draws give that one.
+NARROW = Space("low", tuple("abcd"), (WIDE,) * 4, (100,) * 4, 0, most=400)
+
+
+def test_a_search_that_finds_nothing_new_says_so(tmp_path, capsys):
+    """It ended without a word, and the page showed a search for ever."""
+    session = Session(tmp_path / "log", NARROW, Settings(), {}, score)
+    search(session, 5)
+    assert [one.candidate for one in session.state.evaluated] == [("w1a1",) * 4]
+    assert "stopped after 1 of 5 candidates: no new one is found" in capsys.readouterr().out
+
+
+def test_a_worker_that_finds_nothing_new_waits_for_an_edit(tmp_path):
+    worker = Worker(Session(tmp_path / "log", NARROW, Settings(), {}, score), 20)
+    assert worker._one()
+    assert not worker.exhausted
+    version = worker.version
+    assert not worker._one()
+    assert worker.exhausted
+    assert worker.version != version  # so that the page draws it
+    worker.session.pause(True)
+    assert not worker.exhausted
+    assert not worker._one()
+    assert not worker.exhausted  # it is paused, nothing was looked for
+    worker.session.pause(False)
+    assert not worker._one()
+    worker.session.edit(Edit("bound", most=1000.0))
+    assert not worker.exhausted
+    assert worker._one()

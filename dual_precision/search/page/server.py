@@ -20,19 +20,26 @@ class Worker:
       training: whether the shared weights are being trained now.
       halted: whether it waits after trouble that the log does not have as a pause, because it
         cannot be written; the pause is tried again until it can.
+      exhausted: whether no new candidate is found in the space as it is.
     """
 
     def __init__(self, session: Session, evaluations: int) -> None:
         self.session, self.evaluations = session, evaluations
         self.trouble, self.training, self.halted = "", False, False
         self.analysts = 0
+        self._nothing_at: int | None = None  # the version of the session that proposes nothing
         self._asked, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
 
     @property
     def version(self) -> tuple[Any, ...]:
         """Differs where there is something new to draw."""
-        return self.session.version, self.trouble, self.training, self.halted
+        return self.session.version, self.trouble, self.training, self.halted, self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        # What is proposed follows from the state alone: with the next edit it is looked for again.
+        return self._nothing_at == self.session.version
 
     def start(self) -> None:
         self._thread.start()
@@ -78,7 +85,12 @@ class Worker:
             finally:
                 self.training = False
             return True
-        return len(self.session.state.evaluated) < self.evaluations and self.session.step()
+        if self.exhausted or len(self.session.state.evaluated) >= self.evaluations:
+            return False
+        version = self.session.version  # of before: an edit meanwhile makes it another one
+        stepped = self.session.step()
+        self._nothing_at = None if stepped or self.session.state.paused else version
+        return stepped
 
 
 def open_server(worker: Worker, port: int) -> Any:

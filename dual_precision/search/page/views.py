@@ -84,6 +84,8 @@ class Views:
             doing = "paused"
         elif len(state.evaluated) >= self.worker.evaluations:
             doing = "done"
+        elif self.worker.exhausted and not self.worker.training:
+            doing = "no new candidate is found in this space: edit it to go on"
         self.status.text = (
             f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates,"
             f" {len(state.space.blocks)} blocks, {state.space.size:,} paths, {len(state.history)}"
