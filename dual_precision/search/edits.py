@@ -44,7 +44,8 @@ def edit_from(found: Mapping[str, Any]) -> Edit:
       SpaceError: it is something else.
     """
     known = {field.name for field in dataclasses.fields(Edit)}
-    if not isinstance(found, Mapping) or set(found) - known or found.get("kind") not in _KINDS:
+    kind = found.get("kind") if isinstance(found, Mapping) else None
+    if not isinstance(kind, str) or set(found) - known or kind not in _KINDS:
         raise SpaceError(f"edit {found!r:.200}: expected a kind of {list(_KINDS)}, of {known}")
     edit = Edit(**found)
     texts = (edit.layer, edit.alternative, edit.next)

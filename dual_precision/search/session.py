@@ -70,14 +70,19 @@ def replay(events: Sequence[SearchEvent]) -> list[SearchState]:
     """The state after every event of a log, that after the first event first.
 
     Raises:
-      SpaceError: an event that cannot happen; the message has its line.
+      SpaceError: an event that cannot happen, or a damaged one; the message has its line.
     """
-    states = [state_from(events[0])]
-    for number, event in enumerate(events[1:], 2):
+    states: list[SearchState] = []
+    for number, event in enumerate(events, 1):
         try:
-            states.append(moved(states[-1], event))
+            states.append(moved(states[-1], event) if states else state_from(event))
         except SpaceError as error:
             raise SpaceError(f"line {number} of the log: {error}") from None
+        except (LookupError, TypeError, ValueError, OverflowError) as error:  # of damaged values
+            raise SpaceError(
+                f"line {number} of the log: {error!r:.200}: expected an event as a session writes"
+                " it; restore the log, or give another workdir"
+            ) from None
     return states
 
 
@@ -98,14 +103,19 @@ class Session:
         about: Mapping[str, Any],
         evaluate: Evaluate,
         train: Train | None = None,
+        take_trained: Callable[[], None] | None = None,
     ) -> None:
         """Begins a session, or goes on with the one in `path`.
+
+        Args:
+          take_trained: has candidates evaluated with the weights that `train` left. It is called
+            when the log has the training: until then, those before count.
 
         Raises:
           SpaceError: the log there began with another space, other settings, or another `about`.
         """
         self.path, self.version = Path(path), 0
-        self._evaluate, self._train = evaluate, train
+        self._evaluate, self._train, self._take_trained = evaluate, train, take_trained
         self._lock = threading.Lock()
         begin = begin_event(space, settings, about)
         if self.path.exists():
@@ -121,7 +131,7 @@ class Session:
             self._write(begin)
 
     def step(self) -> bool:
-        """Evaluates one candidate more; False where it is paused, or none is left."""
+        """Evaluates one candidate more; False where it is paused, or no new one is found."""
         with self._lock:
             state, version = self.state, self.version
         if state.paused:
@@ -135,7 +145,7 @@ class Session:
         return True
 
     def run(self, count: int) -> None:
-        """Steps until so many have been evaluated in all, or none is left."""
+        """Steps until so many have been evaluated in all, or no new one is found."""
         while len(self.state.evaluated) < count and self.step():
             pass
 
@@ -164,12 +174,15 @@ class Session:
         """Trains the shared weights on, in the space as it is; what was evaluated is of before.
 
         Raises:
-          SpaceError: this session has no training.
+          SpaceError: this session has no training. OSError: the log cannot be written; the weights
+            are those of before.
         """
         if self._train is None:
             raise SpaceError("this session has no training: expected one with a network")
         losses = self._train(self.state.space)
         self._happen({"event": "trained", "losses": [float(loss) for loss in losses]})
+        if self._take_trained is not None:
+            self._take_trained()
 
     def _happen(self, event: dict[str, Any]) -> None:
         with self._lock:

@@ -266,8 +266,7 @@ def space_of(
     tables = [structure.layers[tuple(name.split("/"))].table[mode] for name in names]
     pairs = zip(macs, tables, strict=True)
     inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
-    whole = mode_cost(structure, mode)
-    fixed = whole.bit_operations - inside
+    fixed = mode_cost(structure, mode).bit_operations - inside
     extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
     each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
     return Space(mode, names, each, macs, fixed, skippable=tuple(skippable))
@@ -294,5 +293,7 @@ def space_from(found: Mapping[str, Any]) -> Space:
             None if found["most"] is None else float(found["most"]),
             tuple(map(str, found["skippable"])),
         )
-    except (KeyError, TypeError) as error:
+    except SpaceError:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise SpaceError(f"no space ({error!r}): expected what a session log begins with") from None

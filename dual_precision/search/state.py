@@ -55,12 +55,15 @@ def state_from(event: SearchEvent) -> SearchState:
     try:
         settings = Settings(**event["settings"])
         about = dict(event["about"])
+        losses = _losses_of(about)
     except (KeyError, TypeError, ValueError) as error:
-        raise SpaceError(f"a log whose first line has no settings: {error}") from None
+        raise SpaceError(
+            f"a log whose first line has no settings, or no facts of its network: {error}"
+        ) from None
     space = space_from(event.get("space", {}))
     if space.digest != event.get("digest"):
         raise SpaceError("a log whose space is not the one that its digest is of: it was changed")
-    return SearchState(space, settings, about, losses=tuple(about.get("losses", ())))
+    return SearchState(space, settings, about, losses=losses)
 
 
 def moved(state: SearchState, event: SearchEvent) -> SearchState:
@@ -89,12 +92,20 @@ def moved(state: SearchState, event: SearchEvent) -> SearchState:
             state, paused=paused, last=f"{by}: {'pause' if paused else 'go on'}"
         )
     if kind == "trained":
-        losses = (*state.losses, *map(float, event.get("losses", ())))
+        losses = (*state.losses, *_losses_of(event))
         before = (*state.before, *state.evaluated)
         return dataclasses.replace(
             state, evaluated=(), before=before, losses=losses, last="trained on"
         )
     raise SpaceError(f"event {kind!r} is unknown: expected evaluated, edit, undo, pause, trained")
+
+
+def _losses_of(event: Mapping[str, Any]) -> tuple[float, ...]:
+    found = event.get("losses", ())
+    numbers = isinstance(found, list | tuple) and all(type(one) in (int, float) for one in found)
+    if not numbers:
+        raise SpaceError(f"losses {found!r:.80}: expected a list of numbers")
+    return tuple(map(float, found))
 
 
 def _evaluated(state: SearchState, event: SearchEvent) -> SearchState:

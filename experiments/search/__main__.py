@@ -60,7 +60,9 @@ def main(
         def train(space):
             return opened.train_on(space, passes, folder)
 
-        session = Session(folder / LOG, space, settings, about, opened.evaluate, train)
+        session = Session(
+            folder / LOG, space, settings, about, opened.evaluate, train, opened.take_trained
+        )
         if page:
             from dual_precision.search.page.server import serve_page
 
@@ -75,19 +77,26 @@ def main(
 
 
 def search(session: Session, evaluations: int) -> None:
-    """Until so many candidates have been evaluated, or none is left."""
+    """Until so many candidates have been evaluated, or no new one is found, which is said."""
     if session.state.paused:
         session.pause(False)
     done = len(session.state.evaluated)
     for _ in tqdm(range(done, evaluations), unit=" candidates", disable=None):
         if not session.step():
             break
+    found, size = len(session.state.evaluated), session.state.space.size
+    if found < evaluations:
+        print(
+            f"stopped after {found} of {evaluations} candidates: no new one is found in this space"
+            f" of {size:,} paths (before cuts and the bound); a larger --bound may have more"
+        )
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("supernet", None, "workdir of a finished run of --mode=supernet")
     flags.DEFINE_integer("evaluations", 200, "candidates to evaluate in all")
-    flags.DEFINE_string("strategy", "evolve", "evolve, or random: every path alike")
+    about = "evolve, or random: layer by layer, each alternative that leads on alike"
+    flags.DEFINE_string("strategy", "evolve", about)
     flags.DEFINE_integer("population", 20, "candidates of a generation")
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_integer("images", 0, "of the validation split, for one candidate; 0 is all")

@@ -38,6 +38,7 @@ class Opened:
     Attributes:
       space: all choices of the run, for every free layer.
       losses: training loss of the mode, of every record of the run.
+      trained: variables that `train_on` left, until `take_trained`; None is none.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Opened:
     supernet: Supernet
     space: Space
     losses: tuple[float, ...]
+    trained: dict[str, Any] | None = None
 
     def own_path(self) -> Candidate:
         """The widths that the network has in the mode that is searched, whatever is listed."""
@@ -65,7 +67,11 @@ class Opened:
             self.supernet.variables = jax.tree.map(jnp.asarray, kept)
 
     def train_on(self, space: Space, passes: float, folder: Path) -> Sequence[float]:
-        """Trains the shared weights in a space, in a new folder inside of `folder`; its losses."""
+        """Trains the shared weights in a space, in a new folder inside of `folder`; its losses.
+
+        Candidates are evaluated with the weights of before until `take_trained`: a log that cannot
+        be written has no training, and what it has evaluated is of one set of weights.
+        """
         recipe = dataclasses.replace(
             self.config.recipe, passes=passes, learning_rate=0.02, warmup=0.0
         )
@@ -94,8 +100,13 @@ class Opened:
             workdir,
             variables=self.supernet.variables,
         )
-        self.supernet.variables = dict(state.variables)
+        self.trained = dict(state.variables)
         return _losses(workdir)
+
+    def take_trained(self) -> None:
+        """Evaluates with the weights that `train_on` left."""
+        if self.trained is not None:
+            self.supernet.variables, self.trained = self.trained, None
 
 
 def trained_in(folder: Path) -> list[Path]:

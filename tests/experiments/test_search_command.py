@@ -54,6 +54,14 @@ def test_from_a_supernet_to_widths(tmp_path, child_environment):
     # A map that names no layer is the network as it is: low with one width for all layers.
     opened = open_supernet(supernet, 0, True, None)
     assert candidate_of(opened.space, {}, opened.own_path()) == ("w2a2",) * 2
+    # What training on leaves counts when the log has it.
+    variables = opened.supernet.variables
+    assert len(opened.train_on(opened.space, 1.0, tmp_path)) > 0
+    assert opened.supernet.variables is variables
+    opened.take_trained()
+    assert opened.supernet.variables is not variables
+    assert opened.supernet.variables.keys() == variables.keys()
+    assert opened.trained is None
     rows = json.loads((folder / "front.json").read_text())["rows"]
     assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
     widths = read_widths_file(str(folder / "widths.json"))

@@ -298,10 +298,12 @@ def test_a_thousand_candidates(page, browser):
     )
     columns = shown.candidate_columns(shown.shown_candidates(session.state))
     low, high = ((min(columns[n]), max(columns[n])) for n in ("px", "py"))
+    edge = [0.03 * (most - least) for least, most in (low, high)]  # a point is not cut off
+    corners = [(low[i] + s * edge[0], high[i] + s * edge[1]) for i, s in ((0, -1), (1, 1))]
     timed(
         "a brush",
-        lambda: brush(browser, "projection", (low[0], high[0]), (low[1], high[1])),
-        lambda: "union of 1" in text_of(browser, "common"),
+        lambda: brush(browser, "projection", *corners),
+        lambda: f"<b>union of {len(columns['px'])}</b>" in text_of(browser, "common"),
     )
     picture(browser, "thousand")
     frames = browser.execute_async_script(FRAMES)

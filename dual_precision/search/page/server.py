@@ -1,5 +1,6 @@
 """Serves the page of one session to browsers of this machine, and runs its search beside it."""
 
+import contextlib
 import socket
 import threading
 from functools import partial
@@ -17,19 +18,28 @@ class Worker:
     Attributes:
       trouble: what went wrong, for those who look on; "" is nothing.
       training: whether the shared weights are being trained now.
+      halted: whether it waits after trouble that the log does not have as a pause, because it
+        cannot be written; the pause is tried again until it can.
+      exhausted: whether no new candidate is found in the space as it is.
     """
 
     def __init__(self, session: Session, evaluations: int) -> None:
         self.session, self.evaluations = session, evaluations
-        self.trouble, self.training = "", False
+        self.trouble, self.training, self.halted = "", False, False
         self.analysts = 0
+        self._nothing_at: int | None = None  # the version of the session that proposes nothing
         self._asked, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
 
     @property
-    def version(self) -> tuple[int, str, bool]:
+    def version(self) -> tuple[Any, ...]:
         """Differs where there is something new to draw."""
-        return self.session.version, self.trouble, self.training
+        return self.session.version, self.trouble, self.training, self.halted, self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        # What is proposed follows from the state alone: with the next edit it is looked for again.
+        return self._nothing_at == self.session.version
 
     def start(self) -> None:
         self._thread.start()
@@ -51,13 +61,20 @@ class Worker:
     def _run(self) -> None:
         while not self._over.is_set():
             try:
-                busy = self._one()
+                busy = not self.halted and self._one()
                 self.trouble = "" if busy else self.trouble
             except Exception as error:  # whatever it is, the page stays and says so
                 self.trouble, busy = f"{type(error).__name__}: {error}", False
-                self.session.pause(True, "search")
+                self.halted = True
+            if self.halted:
+                self._pause_search()
             if not busy:
                 self._over.wait(_IDLE)
+
+    def _pause_search(self) -> None:
+        with contextlib.suppress(OSError):  # what cannot write the log may be what went wrong
+            self.session.pause(True, "search")
+            self.halted = False
 
     def _one(self) -> bool:
         if self._asked.is_set():
@@ -68,7 +85,12 @@ class Worker:
             finally:
                 self.training = False
             return True
-        return len(self.session.state.evaluated) < self.evaluations and self.session.step()
+        if self.exhausted or len(self.session.state.evaluated) >= self.evaluations:
+            return False
+        version = self.session.version  # of before: an edit meanwhile makes it another one
+        stepped = self.session.step()
+        self._nothing_at = None if stepped or self.session.state.paused else version
+        return stepped
 
 
 def open_server(worker: Worker, port: int) -> Any:
