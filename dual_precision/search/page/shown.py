@@ -64,8 +64,8 @@ def block_columns(state: SearchState, blocks: Sequence[Block], marked: set[Block
 
 
 def shown_candidates(state: SearchState) -> list[Evaluated]:
-    """The evaluated ones in their order, so that a selection stays; then those of earlier weights
-    and some that nobody has evaluated, without an accuracy."""
+    """The evaluated ones in their order; then those of earlier weights and some that nobody has
+    evaluated, without an accuracy. No candidate is there twice: a selection is known by them."""
     seen = {one.candidate for one in state.evaluated}
     generator = np.random.default_rng(state.settings.seed)
     even = [dict.fromkeys(own, 1.0) for own in state.space.alternatives]
