@@ -107,8 +107,7 @@ def load_trained(source: str | Path, example: Example) -> Trained:
         if not checkpoints.steps():
             raise CheckpointError(f"no checkpoint in {checkpoints.folder}: expected a trained run")
         model, variables, config = checkpoints.newest(lambda step: _read(checkpoints, step))
-        modes = tuple(config.get("trained", model.modes.default))
-        return Trained(variables, modes, _stored_of(source, model, example))
+        return Trained(variables, trained_modes(config, model), _stored_of(source, model, example))
     from dual_precision.deploy.file.packed import PackedFile, is_packed
 
     if is_packed(source):
@@ -145,6 +144,11 @@ def _stored_of(source: Path, model: nn.Module, example: Example) -> dict[LayerPa
     except ValueError as error:
         raise ValueError(f"{source} takes other inputs than the new network: {error}") from None
     return {path: layer.stored for path, layer in layers.items() if layer.stored}
+
+
+def trained_modes(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """The modes that a run trained, as its config says, a list "trained"; without one all."""
+    return tuple(config.get("trained", model.modes.default))
 
 
 STATISTICS = ("mean", "var")

@@ -14,7 +14,7 @@ import jax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.layers.facts import FloatProduct, Layer, Norm, facts_of
+from dual_precision.layers.facts import FloatProduct, Layer, Norm
 from dual_precision.precision import FLOAT_NAME, Modes
 
 LayerPath = tuple[str, ...]
@@ -183,7 +183,7 @@ class _Trace:
                 f"layer {'/'.join(path)!r} is called with {sorted(kwargs)} by name: expected its"
                 " input first, without a name, as in layer(x, precision=precision)"
             )
-        facts = facts_of(context.module, args[0], result)
+        facts = context.module.facts(args[0], result)
         if isinstance(facts, Layer | Norm):
             self.classes[path] = type(context.module)
         if isinstance(facts, Layer):

@@ -104,6 +104,13 @@ def digits_study(shared_folder: Path, child_environment: dict[str, str]) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def two_phase_run(digits_study: Path) -> Path:
+    """The folder of the run of both modes in that study."""
+    (run,) = digits_study.glob("cells/two_phase*0")
+    return run
+
+
 def _make_study(folder: Path, environment: dict[str, str]) -> None:
     arguments = (
         "--preset=digits",

@@ -137,7 +137,11 @@ def load_text(
         parts = texts.provide_text(
             spec, folder, archive=given, check=lambda parts: _check(spec, parts), progress=shown
         )
-        found = {part: as_bytes(text) for part, text in parts.items()}
+        if parts is None:  # another process has put it there
+            found = _read(spec, folder)
+        else:
+            found = {part: as_bytes(text) for part, text in parts.items()}
+    assert found is not None
     return _split(name, found["train"], found["test"])
 
 

@@ -1,15 +1,13 @@
 """What layers say of themselves: the facts that others would else have to guess from their class.
 
 A module that is a layer or a normalisation, or that multiplies activations with each other, has a
-method `facts(x, y)`, of the input and output of one call. Whoever traces a model asks `facts_of`
-and gets a Layer, a Norm, a FloatProduct, or None for all the rest.
+method `facts(x, y)`, of the input and output of one call: a Layer, a Norm, a FloatProduct, or None
+where it has nothing to say. Who traces a model, see structure.py, asks each module that has it.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
-from flax import linen as nn
 from flax.core import FrozenDict
 
 from dual_precision.precision import Precision
@@ -102,9 +100,3 @@ def gain_and_offset(
 
 # As one program, which rounds the offset once, as the programs that a norm is a part of do.
 _affine = jax.jit(gain_and_offset, static_argnames="epsilon")
-
-
-def facts_of(module: nn.Module, x: jax.Array, y: Any) -> Layer | Norm | FloatProduct | None:
-    """What `module` says of a call that took x and gave y; None if it has nothing to say."""
-    facts = getattr(module, "facts", None)
-    return None if facts is None else facts(x, y)

@@ -15,12 +15,12 @@ from flax import linen as nn
 
 from dual_precision import data
 from dual_precision.costs import mode_cost
-from dual_precision.data.catalog import lookup
 from dual_precision.deploy import inspect_packed, load_packed
-from dual_precision.loading import load
+from dual_precision.loading import load, trained_modes
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
+from experiments.deploy.pack import spec_of_run
 from experiments.deploy.trials import dataset_of, reads_text
 from experiments.figures.tables import markdown_table
 from experiments.workdir import read_description
@@ -70,9 +70,8 @@ def _network(path: Path) -> tuple[nn.Module, Any, tuple[str, ...], tuple[int, ..
     if path.is_dir():
         description = read_description(path)
         model, variables = load(path)
-        modes = tuple(description.get("trained", model.modes.default))
-        own = description["experiment"].get("dataset", "")
-        return model, variables, modes, lookup(own).image_shape, own
+        spec = spec_of_run(path, description)
+        return model, variables, trained_modes(description, model), spec.image_shape, spec.name
     info = inspect_packed(path)
     if reads_text(info):
         raise ValueError(

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dual_precision.data.catalog import lookup
+from dual_precision.data.catalog import Spec, lookup
 from dual_precision.deploy import inspect_packed, save_packed
 from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.layer_widths import LayerTexts, with_layer_widths
-from dual_precision.loading import load
+from dual_precision.loading import load, trained_modes
 from dual_precision.structure import Example
 from dual_precision.tasks.classification import Classification
 from experiments.deploy.report import packed_report
@@ -44,11 +44,20 @@ def pack_run(workdir: Path, out: Path, widths: LayerTexts = MappingProxyType({})
         that a packed file holds.
     """
     description = read_description(workdir)
+    example = Classification(spec_of_run(workdir, description).image_shape).example
+    save_run(out, workdir, description, example, widths)
+
+
+def spec_of_run(workdir: Path, description: Mapping[str, Any]) -> Spec:
+    """The data set of a run with this description.
+
+    Raises:
+      ValueError: it names none that is known.
+    """
     dataset = description["experiment"].get("dataset")
     if not isinstance(dataset, str):
         raise ValueError(f"{workdir / CONFIG} names the data set {dataset!r}: expected a name")
-    example = Classification(lookup(dataset).image_shape).example
-    save_run(out, workdir, description, example, widths)
+    return lookup(dataset)
 
 
 def save_run(
@@ -62,8 +71,7 @@ def save_run(
     """As `pack_run`, of a run with this description and such an example; `module` has the command
     that packs."""
     model, variables = load(workdir)
-    held = [*model.modes.default]
-    trained = [*description.get("trained", held)]
+    trained, held = [*trained_modes(description, model)], [*model.modes.default]
     if not {*trained} & {*held}:
         raise ValueError(
             f"{workdir} trained {trained}, and a packed file holds {held} alone: expected one"

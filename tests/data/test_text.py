@@ -97,8 +97,17 @@ def test_who_waited_takes_what_the_other_made_and_sweeps_up(tmp_path, monkeypatc
     load_text("tiny_shakespeare", data_dir=tmp_path)
     assert not killed.exists()
     monkeypatch.setattr(texts, "_from_source", lambda *_: pytest.fail("the other made it"))
-    monkeypatch.setattr(text_module, "_read", lambda *_: None)  # it was not there before the wait
-    assert bytes(load_text("tiny_shakespeare", data_dir=tmp_path).test) == b"b"
+
+    def load_after_a_wait():
+        looks = iter([lambda *_: None, text_module._read])  # it was not there before the wait
+        with monkeypatch.context() as patch:
+            patch.setattr(text_module, "_read", lambda *given: next(looks)(*given))
+            return load_text("tiny_shakespeare", data_dir=tmp_path)
+
+    assert bytes(load_after_a_wait().test) == b"b"
+    (tmp_path / "text/tiny_shakespeare/test.txt").write_bytes(b"")
+    with pytest.raises(DamagedData, match="the test text is empty"):
+        load_after_a_wait()
 
 
 def test_no_network_says_the_ways_out(tmp_path, monkeypatch):

@@ -28,10 +28,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def packed(digits_study, tmp_path_factory):
-    (run,) = digits_study.glob("cells/two_phase*0")
+def packed(two_phase_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("deploy") / "digits.safetensors"
-    pack.pack_run(run, path)
+    pack.pack_run(two_phase_run, path)
     return path
 
 

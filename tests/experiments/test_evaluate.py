@@ -12,12 +12,6 @@ from experiments.deploy.evaluate import evaluate_command
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def run(digits_study):
-    (folder,) = digits_study.glob("cells/two_phase*0")
-    return folder
-
-
 def said(source, folder, capsys, split="validation"):
     """mode -> percent, as the command prints it."""
     evaluate_command(str(source), split=split, data_dir=str(folder))
@@ -25,7 +19,10 @@ def said(source, folder, capsys, split="validation"):
     return {mode: float(percent) for mode, percent in rows}
 
 
-def test_a_file_and_its_run_have_the_accuracies_of_the_run(run, digits_study, tmp_path, capsys):
+def test_a_file_and_its_run_have_the_accuracies_of_the_run(
+    two_phase_run, digits_study, tmp_path, capsys
+):
+    run = two_phase_run
     pack.pack_run(run, tmp_path / "net")
     rows = json.loads((run / "results.json").read_text())["rows"]
     for split in ("validation", "test"):

@@ -26,10 +26,9 @@ FILES = Path(__file__).parents[1] / "deploy" / "pytorch"
 
 
 @pytest.fixture(scope="module")
-def packed(digits_study, tmp_path_factory):
-    (run,) = digits_study.glob("cells/two_phase*0")
+def packed(two_phase_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "digits.safetensors"
-    pack.pack_run(run, path)
+    pack.pack_run(two_phase_run, path)
     return path
 
 
@@ -69,7 +68,7 @@ def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
         ),
         (
             {"target": "onnx", "form": "vnni", "precision": "low"},
-            "a mode of 8-bit activations",
+            "expected a mode of 8-bit activations",
         ),
         (
             {"target": "onnx", "form": "nibbles", "precision": "low"},
@@ -78,7 +77,7 @@ def test_the_integer_form_of_one_mode(packed, folder, tmp_path, capsys):
         ({"target": "gguf"}, "--target=gguf writes one mode: give --precision, one of"),
         (
             {"target": "nnp", "precision": "low"},
-            "--nnabla=None and --target=nnp: expected",
+            "--nnabla=None and --target=nnp: expected the python",
         ),
         ({"target": "onnx", "nnabla": "python"}, "--nnabla=python and --target=onnx: expected"),
         ({"target": "onnx", "precision": "float"}, r"precisions \['float'\]: expected some of"),

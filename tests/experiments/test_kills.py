@@ -73,9 +73,8 @@ def test_what_is_half_done_is_seen(tmp_path):
     assert len(commits(tmp_path)) == 1
 
 
-def test_runs_are_compared_without_their_speed(digits_study, tmp_path):
-    (run,) = digits_study.glob("cells/two_phase*0")
-    right = outcome_of(run)
+def test_runs_are_compared_without_their_speed(two_phase_run, tmp_path):
+    right = outcome_of(two_phase_run)
     assert {"last step", "best step", "arrays", "log", "results"} == set(right)
     assert "examples_per_second" not in right["log"]
     assert differing(right, right) == []

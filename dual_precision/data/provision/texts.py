@@ -35,8 +35,10 @@ def provide_text(
     archive: Path | None,
     check: Callable[[Mapping[str, bytes]], None],
     progress: bool,
-) -> Parts:
+) -> Parts | None:
     """The parts of a text from its source, checked, and put into `folder` as one rename.
+
+    None where another process has put it there, while this one waited for it.
 
     Raises: as `load_text`.
     """
@@ -46,7 +48,7 @@ def provide_text(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock_preparing(folder.parent, spec.name):
             if folder.exists():  # by the process that had the lock
-                return {part: (folder / f"{part}.txt").read_bytes() for part in PARTS}
+                return None
             with staging_below(folder.parent, spec.name) as staging:
                 parts = _fetched(spec, staging, archive, check, progress)
                 made = staging / "made"
