@@ -4,7 +4,7 @@
     python -m experiments.deploy evaluate runs/... --split=test
 
 For notebooks/networks/cifar10-w2a2-w8a8.safetensors and the 5,000 images that validate: low 80.5 %,
-high 83.2 %; ten seconds on two cores.
+high 83.2 %; fifteen seconds on two cores.
 """
 
 import math

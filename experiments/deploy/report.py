@@ -15,6 +15,8 @@ import jax
 
 from dual_precision.costs import (
     Billable,
+    Cost,
+    Energy,
     layer_cost,
     layer_energy,
     mode_cost,
@@ -157,13 +159,8 @@ def _layer_row(layers: Layers, path: tuple[str, ...], modes: Sequence[str]) -> d
         "macs": layer.macs,
     }
     for mode in modes:
-        cost = layer_cost(layers, path, mode)
-        row |= {
-            f"widths {mode}": str(layer.table[mode]),
-            f"bytes {mode}": cost.weight_bytes,
-            f"bit_operations {mode}": cost.bit_operations,
-            f"energy {mode}": layer_energy(layers, path, mode).total,
-        }
+        cost, energy = layer_cost(layers, path, mode), layer_energy(layers, path, mode)
+        row |= _cells(mode, str(layer.table[mode]), cost, energy)
     return row
 
 
@@ -173,13 +170,18 @@ def _product_row(
     cost, energy = product_cost(product), product_energy(product)
     row: dict[str, Any] = {"layer": "/".join(path), "kernel": "", "macs": cost.macs}
     for mode in modes:
-        row |= {
-            f"widths {mode}": "float",
-            f"bytes {mode}": cost.weight_bytes,
-            f"bit_operations {mode}": cost.bit_operations,
-            f"energy {mode}": energy.total,
-        }
+        row |= _cells(mode, "float", cost, energy)
     return row
+
+
+def _cells(mode: str, widths: str, cost: Cost, energy: Energy) -> dict[str, Any]:
+    """What a row has of a mode, see _LAYER_COLUMNS."""
+    return {
+        f"widths {mode}": widths,
+        f"bytes {mode}": cost.weight_bytes,
+        f"bit_operations {mode}": cost.bit_operations,
+        f"energy {mode}": energy.total,
+    }
 
 
 def _mode_row(network: Billable, mode: str) -> dict[str, Any]:
