@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -36,6 +37,7 @@ Command = Callable[..., None]  # see `run`
 Commands = Mapping[str, Command]
 
 FLAGS = flags.FLAGS
+GROUP_FLAGS = tuple(field.name for field in dataclasses.fields(Group))
 flags.DEFINE_bool("traceback", False, "on an error, show where it came from")
 
 
@@ -53,10 +55,11 @@ def run(command: Command | Commands, trains: bool = True) -> None:
 
     def guarded(argv: list[str]) -> None:
         _logs_to_stderr()
+        start = partial(join_group, argv[1] if isinstance(command, Mapping) and argv[1:] else "")
         if trains:
-            keep_freed_memory(join_group)
+            keep_freed_memory(start)
         else:
-            join_group()
+            start()
         try:
             start_command(command, argv[1:])
             leave()
@@ -85,23 +88,32 @@ def _end(line: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def define_process_flags() -> None:
+def define_process_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The flags of a command that several processes can run together; see docs/scale.md."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto: the scheduler says")
-    flags.DEFINE_integer("processes", None, "with --coordinator: how many there are")
-    flags.DEFINE_integer("process", None, "with --coordinator: which one this is, from 0")
-    flags.DEFINE_integer("join_seconds", 60, "with --coordinator: wait so long for the others")
+    string = partial(flags.DEFINE_string, flag_values=values)
+    integer = partial(flags.DEFINE_integer, flag_values=values)
+    string("coordinator", None, "HOST:PORT of process 0, or auto: the scheduler says")
+    integer("processes", None, "with --coordinator: how many there are")
+    integer("process", None, "with --coordinator: which one this is, from 0")
+    integer("join_seconds", 60, "with --coordinator: wait so long for the others")
     about = "with --coordinator: a process that is not heard of for so long is dead"
-    flags.DEFINE_integer("silence_seconds", 10, about)
+    integer("silence_seconds", 10, about)
 
 
-def join_group() -> None:
-    """Joins the processes that the flags name, if any; all but the first are then silent."""
-    names = [field.name for field in dataclasses.fields(Group)]
-    given: dict[str, Any] = {name: FLAGS[name].value for name in names if name in FLAGS}
+def join_group(subcommand: str = "") -> None:
+    """Joins the processes that the flags name, if any; all but the first are then silent.
+
+    Args:
+      subcommand: the first word of the command line: such a one runs in one process.
+    """
+    known = [name for name in GROUP_FLAGS if name in FLAGS]
+    given: dict[str, Any] = {name: FLAGS[name].value for name in known}
+    idle = ", ".join(f"--{name}" for name in known if FLAGS[name].present)
+    if idle and subcommand:
+        sys.exit(f"error: {idle} has no effect on {subcommand!r}: leave it out")
     if not given.get("coordinator"):
-        if idle := [f"--{name}" for name in names if name in FLAGS and FLAGS[name].present]:
-            sys.exit(f"error: {', '.join(idle)} without --coordinator: give it, or leave them out")
+        if idle:
+            sys.exit(f"error: {idle} without --coordinator: give it, or leave them out")
         return
     try:
         group = Group(**given)

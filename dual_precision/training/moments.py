@@ -29,7 +29,8 @@ def first_state(network: Network, feed: Feed, variables: Any) -> TrainState:
     if variables is None:
         variables = initial_variables(network.model, network.task.example, feed.options.seed)
     variables = jax.tree.map(jnp.copy, dict(variables))  # the step reuses their memory
-    state = TrainState(jnp.int32(0), **variables, carry={}, opt_state=None)
+    statistics = variables.get("batch_stats", {})  # some networks have none
+    state = TrainState(jnp.int32(0), variables["params"], statistics, carry={}, opt_state=None)
     return replicate(state, feed.mesh)
 
 

@@ -39,7 +39,7 @@ from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase, Schedule, stages_of
 from dual_precision.training.step import compile_steps
 from experiments import cli
-from experiments.cifar import describe_run, load_data, task_of
+from experiments.cifar import load_data, network_of, task_of
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
 from experiments.recipes.config import Config
@@ -207,7 +207,7 @@ def main(
 ) -> None:
     """The command; its arguments are the flags, besides those that `read_config` reads."""
     clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
-    config, preset = read_config(DEFAULTS)
+    config, _ = read_config(DEFAULTS)
     if not isinstance(config.recipe, Cyclic):
         raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")
     if config.init:
@@ -224,9 +224,9 @@ def main(
     folder = Path(workdir or f"runs/range_test-{config.dataset}-{config.model}")
     with only_user(folder):
         dataset = load_data(config, False, data_dir, archive)
-        network = describe_run(config, preset, dataset)["network"]
         task: Task = task_of(config, dataset)
-        found = run_test(config, Network(build_from(network), task), dataset.train, test)
+        network = Network(build_from(network_of(config, dataset)), task)
+        found = run_test(config, network, dataset.train, test)
         write_whole(folder / "range_test.json", json.dumps(found, indent=1) + "\n")
         picture = folder / "range_test.png"
         pyplot_for_files()  # before a figure is made

@@ -19,7 +19,6 @@ class Config(RunConfig):
     dataset: str = "cifar10"
     batch_size: int = 128
     skipped: str = ""  # residual blocks that the network leaves out, "stage2_block1 stage3_block1"
-    init: str = ""  # a trained network to start from; "" starts from random weights
     mean: str = ""  # of pixels per channel, "0.485,0.456,0.406"; "" is that of the training images
     std: str = ""  # likewise; what `init` was trained with, if that is known
     steps_per_dispatch: int = 0  # at most; updates in one program launch; 0 chooses by device
@@ -31,20 +30,14 @@ class Config(RunConfig):
             raise ValueError(f"mean={self.mean!r} and std={self.std!r}: expected both or none")
         for name in ("mean", "std"):
             read_channels(name, getattr(self, name))
-        if self.recipe.starts_trained and not self.init:
-            raise ValueError(
-                f"mode {self.mode!r} starts from a trained network: expected --init, such as"
-                " --init=runs/digits-float-w2a2-w8a8-digits-seed0"
-            )
         super().__post_init__()
 
-    def fit_options(self, shard_data: bool = False) -> FitOptions:
+    def fit_options(self) -> FitOptions:
         """How the recipe is run."""
         return dataclasses.replace(
             super().fit_options(),
             steps_per_dispatch=self.steps_per_dispatch,
             accumulate=self.accumulate,
-            shard_data=shard_data,
         )
 
 
@@ -82,7 +75,7 @@ def preset_for(dataset: str | None) -> str:
     return "digits" if dataset == "digits" else "quick"
 
 
-def note_on_start(preset: str, config: Config, flag: str = "--init") -> str:
+def note_on_start(preset: str, config: RunConfig, flag: str = "--init") -> str:
     """What to say of a run from random weights whose preset is for a trained network; else "".
 
     Args:

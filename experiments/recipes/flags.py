@@ -1,6 +1,6 @@
 """The flags of a training command, and the Config that they ask for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,29 +24,43 @@ FIELDS = ("mode", "order", "low", "high", "model", "dataset", "init", "seed")
 def define_flags() -> None:
     """The flags of `python -m experiments.cifar`."""
     define_config_flags()
-    flags.DEFINE_bool("resume", True, "go on where the workdir stands")
-    flags.DEFINE_bool("test", True, "read the test set, once, at the end")
-    flags.DEFINE_bool("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    define_run_flags()
     about = "each device holds a part of the training images, not all of them"
     flags.DEFINE_bool("shard_data", False, about)
-    cli.define_process_flags()
 
 
 def define_config_flags() -> None:
     """The flags that `read_config` reads, and those of every training command."""
-    flags.DEFINE_string("mode", None, f"recipe: {', '.join(RECIPES)}")
-    flags.DEFINE_string("order", None, "of two_phase: joint (high first) or refine (low first)")
-    flags.DEFINE_string("low", None, 'what precision="low" means, as in w2a2')
-    flags.DEFINE_string("high", None, 'what precision="high" means, as in w8a8')
-    flags.DEFINE_string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a4"}}')
     flags.DEFINE_string("model", None, ", ".join(sorted(IMAGE_MODELS)))
     flags.DEFINE_string("dataset", None, "cifar10, cifar100, mnist, fashion_mnist or digits")
-    about = "start from this workdir, packed file, safetensors file or PyTorch state dict"
-    flags.DEFINE_string("init", None, about)
     flags.DEFINE_integer("seed", None, "of initial weights, data order and augmentation")
     about = f"{', '.join(PRESETS)}: defaults; quick if none is given, digits for that data set"
     flags.DEFINE_string("preset", None, about)
+    define_field_flags(RECIPES)
     define_shared_flags()
+
+
+def define_field_flags(
+    recipes: Iterable[str], low: str = "w2a2", values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """The flags of fields that runs on images and on text have; `low`: an example."""
+    string = partial(flags.DEFINE_string, flag_values=values)
+    string("mode", None, f"recipe: {', '.join(recipes)}")
+    string("order", None, "of two_phase: joint (high first) or refine (low first)")
+    string("low", None, f'what precision="low" means, as in {low}')
+    string("high", None, 'what precision="high" means, as in w8a8')
+    string("widths", None, 'JSON file: {layer or pattern: {mode: "w4a4"}}')
+    about = "start from this workdir, packed file, safetensors file or PyTorch state dict"
+    string("init", None, about)
+
+
+def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The flags of a command that trains one network, see `course.train`."""
+    switch = partial(flags.DEFINE_bool, flag_values=values)
+    switch("resume", True, "go on where the workdir stands")
+    switch("test", True, "read the test set, once, at the end")
+    switch("tensorboard", False, "write TensorBoard events (extra [tensorboard])")
+    cli.define_process_flags(values)
 
 
 def define_shared_flags(values: flags.FlagValues = flags.FLAGS) -> None:

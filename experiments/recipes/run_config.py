@@ -35,12 +35,18 @@ class RunConfig:
     stored: int = 8  # bits of the stored grid
     model: str
     dataset: str
+    init: str = ""  # a trained network to start from; "" starts from random weights
     seed: int = 0  # initial weights, data order, augmentation
     batch_size: int  # examples of an update
     epochs_per_evaluation: int = 1  # validation and checkpoint
     recipe: Recipe = _DEFAULT
 
     def __post_init__(self) -> None:
+        if self.recipe.starts_trained and not self.init:
+            raise ValueError(
+                f"mode {self.mode!r} starts from a trained network: expected --init, such as"
+                " --init=runs/digits-float-w2a2-w8a8-digits-seed0"
+            )
         self.fit_options()  # its errors name the settings too
         check_recipe(self.recipe.phases(), self.modes)
         if {"low", "high"} <= {*self.recipe.reported}:

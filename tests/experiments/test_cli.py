@@ -111,12 +111,21 @@ def test_a_flag_that_only_others_read_is_refused(give, command, words, argument)
 
 @pytest.mark.parametrize("command", [BENCHMARK, DEPLOY, LM], ids=["benchmark", "deploy", "lm"])
 def test_every_flag_is_an_argument_of_a_command(command):
-    """One that a command reads behind that is refused by no other."""
+    """One that a command reads behind that is refused by no other; a group is joined before."""
     commands, define = command
     values = flags.FlagValues()
     define(values)
     read = {flag for one in commands.values() for flag in cli._flags_of(one)}
-    assert read == {*values}
+    assert read | ({*cli.GROUP_FLAGS} & {*values}) == {*values}
+
+
+def test_a_sub_command_runs_in_one_process(give):
+    give(lm.define_lm_flags, "--coordinator=localhost:1", "--processes=2", "--process=0")
+    with pytest.raises(
+        SystemExit,
+        match="error: --coordinator, --processes, --process has no effect on 'pack': leave it out",
+    ):
+        cli.join_group("pack")
 
 
 @pytest.mark.parametrize("argument", ["--repeats=0", "--steps=0", "--steps=-1", "--requests=99"])
@@ -191,7 +200,7 @@ def end(monkeypatch):
         monkeypatch.setattr(cli, "keep_freed_memory", lambda start: start())
         monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded(["cifar"]))
         monkeypatch.setattr(cli, "FLAGS", SimpleNamespace(traceback=False))
-        monkeypatch.setattr(cli, "join_group", lambda: None)
+        monkeypatch.setattr(cli, "join_group", lambda _: None)
         with pytest.raises(SystemExit) as stop:
             cli.run(command)
         return stop.value.code

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from dual_precision import data
 from dual_precision.loading import load_trained
 from dual_precision.tasks.classification import Classification
-from experiments.cifar import describe_run
+from experiments.cifar import network_of
 from experiments.deploy.importing import import_command
 from experiments.recipes.config import make_config
 
@@ -115,7 +115,7 @@ def test_a_training_takes_the_normalisation_of_its_images_by_name():
 
     def network(**settings: str) -> Any:
         config = make_config("digits", {"dataset": "digits", **settings})
-        return describe_run(config, "digits", Dataset)["network"]  # type: ignore[arg-type]
+        return network_of(config, Dataset)  # type: ignore[arg-type]
 
     assert (network()["mean"], network()["std"]) == ([0.3], [0.4])
     own = network(mean="0.25", std="0.5")

@@ -3,14 +3,27 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import dual_precision
 from dual_precision.deploy import inspect_packed
+from dual_precision.models import build_from
+from dual_precision.tasks.language import NextByte
+from dual_precision.training.checkpoint import Checkpoints
+from dual_precision.training.state import initial_variables
+from experiments import course
+from experiments.lm import training
 from experiments.workdir import RESULTS
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
+
+
+class Stopped(Exception):
+    """Ends a command where a test has seen enough."""
 
 
 @pytest.fixture
@@ -64,6 +77,35 @@ def test_both_modes_and_the_same_command_again(tmp_path, command, start):
     assert sizes[1] < sizes[0]
     refused = command("planes", f"--workdir={workdir}")
     assert "expected --mode=float --model=lstm" in refused.stderr
+
+
+def test_init_from_a_run_on_text(tmp_path, monkeypatch, capsys):
+    """Both modes start from the kernels of a float run; what it has no place for starts fresh."""
+    (tmp_path / "text").write_bytes(b"it is a truth universally acknowledged, " * 2000)
+    settings = {"set": [word.removeprefix("--set=") for word in TINY[1:]], "preset": "smoke"}
+    settings |= {"dataset": str(tmp_path / "text"), "model": "lstm"}
+    got: dict[str, Any] = {}
+
+    def fit(model, task, phases, *_, **keywords):
+        got.update(keywords)
+        raise Stopped
+
+    monkeypatch.setattr(course, "fit", fit)
+    with pytest.raises(Stopped):
+        training.train(mode="float", workdir=str(tmp_path / "floats"), **settings)
+    model = build_from(got["config"]["network"])
+    fresh = initial_variables(model, NextByte(16).example, seed=7)
+    with Checkpoints(tmp_path / "floats", got["config"]) as checkpoints:
+        state = {"step": np.int32(7), **fresh, "carry": {}, "opt_state": ()}
+        checkpoints.save(7, state, {"phase": 0}, score=0.5)
+    with pytest.raises(Stopped):
+        training.train(init=str(tmp_path / "floats"), workdir=str(tmp_path / "run"), **settings)
+    assert f"starts from {tmp_path / 'floats'}; 0 values do not fit\n" in capsys.readouterr().out
+    start, there = flatten_dict(got["variables"]), flatten_dict(fresh)
+    kernels = [path for path in there if path[-1] == "kernel"]
+    assert kernels
+    for path in kernels:
+        np.testing.assert_array_equal(start[path], there[path])
 
 
 def test_errors_are_one_line(tmp_path, start):

@@ -19,7 +19,7 @@ from dual_precision.tasks.classification import Classification
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
 from dual_precision.training.options import FitOptions
-from experiments import cifar, cli
+from experiments import cifar, cli, course
 from experiments.recipes import flags as training_flags
 from experiments.recipes.config import make_config
 
@@ -46,7 +46,7 @@ def before_training(monkeypatch, parse, data_dir):
 
     def run(*arguments: str) -> dict[str, Any]:
         parse("--dataset=digits", data_dir, *arguments)
-        monkeypatch.setattr(cifar, "fit", fit)
+        monkeypatch.setattr(course, "fit", fit)
         with pytest.raises(Stopped):
             cli.start_command(cifar.main, [])
         return got
@@ -197,8 +197,8 @@ def test_training_does_not_see_the_test_set(
         raise Stopped
 
     monkeypatch.setattr(cifar, "load_data", lambda *_: SimpleNamespace(**without))
-    monkeypatch.setattr(cifar, "fit", fit)
-    monkeypatch.setattr(cifar, "results", results)
+    monkeypatch.setattr(course, "fit", fit)
+    monkeypatch.setattr(course, "results", results)
     parse("--dataset=digits", "--mode=float", f"--workdir={tmp_path}", data_dir)
     with pytest.raises(Stopped):
         cli.start_command(cifar.main, [])

@@ -158,7 +158,7 @@ def test_training_carries_within_an_epoch_and_resumes_in_the_middle(params, tmp_
     """Counts start anew in every epoch; stopped after every update it ends with the same bits."""
     schedules = dict.fromkeys((RATE, STEP_RATE), lambda _: optax.constant_schedule(0.01))
     phase = Phase("p", 2, BOTH, Noting(Split(BOTH)), Sgd(), schedules)
-    start = {"params": params, "batch_stats": {}}
+    start = {"params": params}  # as model.init gives them: this network has no statistics
     options = FitOptions(batch_size=ROWS, steps_per_dispatch=1)
 
     def run(workdir):

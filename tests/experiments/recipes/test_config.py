@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dual_precision.training.phases import check_recipe
-from experiments import cifar
+from experiments import course
 from experiments.recipes.choice import RECIPES, resolve
 from experiments.recipes.config import PRESETS, Config, config_from, make_config
 from experiments.recipes.recipe import Recipe
@@ -226,7 +226,7 @@ def test_of_two_widths_one_may_be_larger_in_low():
 def test_a_run_says_that_its_preset_is_for_a_trained_network(
     preset, settings, said, capsys, tmp_path
 ):
-    cifar.say_where(make_config(preset, settings), preset, tmp_path)
+    course.say_where(make_config(preset, settings), preset, tmp_path)
     note = r"(?m)^note: preset resnet20 .* random weights; --init=notebooks/networks/resnet20-flo"
     assert bool(re.search(note, capsys.readouterr().out)) == said
 
