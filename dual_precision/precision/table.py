@@ -112,6 +112,14 @@ class Modes:
         """The table of a layer: mode name -> Precision, float included.
 
         Raises:
+          ValueError: as `own_at`.
+        """
+        return FrozenDict({FLOAT_NAME: FLOAT, **self.default, **self.own_at(path)})
+
+    def own_at(self, path: Sequence[str]) -> FrozenDict[str, Precision]:
+        """What `layers` says of a layer, by its name or by patterns; empty where it says nothing.
+
+        Raises:
           ValueError: two patterns give the layer different widths.
         """
         name = "/".join(path)
@@ -124,7 +132,7 @@ class Modes:
                     " name the layer itself, which goes before patterns"
                 )
             entry = found[0] if found else FrozenDict()
-        return FrozenDict({FLOAT_NAME: FLOAT, **self.default, **entry})
+        return entry
 
     def stored_at(self, path: Sequence[str]) -> int | None:
         """The stored width of a layer; None where all of its modes have float weights."""
