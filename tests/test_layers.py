@@ -13,8 +13,11 @@ import pytest
 
 from dual_precision import Modes, Widths, modes
 from dual_precision.layers import CALIBRATION, Conv, Dense, SwitchableBatchNorm
+from dual_precision.layers.attention import Attention
+from dual_precision.layers.minmax import MinMaxDense
 from dual_precision.primitives.nested import encode, truncate
 from dual_precision.primitives.quantizers import encode_activations, quantize_activations
+from dual_precision.structure import structure_of
 
 # Every width of weights as a mode of one layer; activations run the other way.
 ALL_WIDTHS = modes(**{f"w{n}": f"w{n}a{9 - n}" for n in range(1, 9)})
@@ -250,6 +253,22 @@ def test_signed_inputs_keep_their_sign_and_have_a_gradient():
     slopes = np.asarray([-4, -4, -2 + 2.2, 0 + 0.4, 0, 1 - 1.2, 3, 3])
     expected = (slopes * np.arange(1, 9)).sum() / np.sqrt(3)  # one value an example, top code 3
     np.testing.assert_allclose(to_params["input_step"]["low"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["qkv", "*"])
+def test_a_mode_of_one_bit_for_signed_inputs_is_refused_at_once(layer):
+    """Whichever mode a call names: training would find out at its end."""
+    own = modes({layer: {"low": "w2a1"}}, low="w2a2", high="w8a8")
+    x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    structure_of(Attention(1, modes(low="w2a2", high="w8a8")), x)
+    with pytest.raises(ValueError, match=r"layer 'qkv' has signed inputs, and mode 'low' .* w2a1"):
+        structure_of(Attention(1, own), x)
+
+
+@pytest.mark.parametrize(("cls", "signed"), [(Dense, False), (MinMaxDense, True)])
+def test_one_bit_is_a_range_of_unsigned_inputs_and_of_other_grids(cls, signed):
+    layer = cls(3, modes(low="w2a1"), signed=signed)
+    layer.init(jax.random.key(0), jnp.ones((1, 4)), precision="low")
 
 
 def test_unsigned_inputs_below_zero_count_as_zero():

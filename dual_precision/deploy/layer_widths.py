@@ -23,19 +23,26 @@ def with_layer_widths(
     Where a mode has other activations than before, its input step keeps the range that it covers.
 
     Args:
-      widths: layer or pattern -> mode -> "w4a4", beside those that the model has already.
+      widths: layer or pattern -> mode -> "w4a4". A layer and mode that it does not name, by name or
+        by a pattern, keeps the widths that the model has there.
 
     Raises:
-      ValueError: unknown layers or modes; activations of a width where they were float, so that
-        there is no input step.
+      ValueError: unknown layers or modes, or patterns that disagree; activations of a width where
+        they were float, so that there is no input step.
     """
     entries: dict[str, FrozenDict] = {
         path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
         for path, entry in widths.items()
     }
-    layers: FrozenDict = FrozenDict({**model.modes.layers, **entries})
-    other = model.clone(modes=dataclasses.replace(model.modes, layers=layers))
-    before, after = structure_of(model, example), structure_of(other, example)
+    before = structure_of(model, example)
+    given = dataclasses.replace(model.modes, layers=FrozenDict(entries))
+    given.check_layers({"/".join(path) for path in before.layers})
+    layers = dict(model.modes.layers)
+    for path in before.layers:
+        if own := given.own_at(path):  # under the name of the layer, which goes before patterns
+            layers["/".join(path)] = FrozenDict({**model.modes.own_at(path), **own})
+    other = model.clone(modes=dataclasses.replace(model.modes, layers=FrozenDict(layers)))
+    after = structure_of(other, example)
     leaves = flatten_dict(dict(variables))
     for path, layer in after.layers.items():
         for mode in model.modes.default:

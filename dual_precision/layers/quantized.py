@@ -173,8 +173,7 @@ class QuantizedLayer(nn.Module):
 
     def grid_of_inputs(self, asked: Resolved, x: jax.Array) -> Grid:
         """The grid that a call sees its input on; None in float."""
-        table = self.modes.at(self.path)
-        widths = {mode: p.activations for mode, p in table.items() if p.activations}
+        widths = self.modes.input_widths(self.path, self.signed)
         if not widths:
             return None
         steps = self.param("input_step", _initial_input_steps, widths)

@@ -112,6 +112,14 @@ class Modes:
         """The table of a layer: mode name -> Precision, float included.
 
         Raises:
+          ValueError: as `own_at`.
+        """
+        return FrozenDict({FLOAT_NAME: FLOAT, **self.default, **self.own_at(path)})
+
+    def own_at(self, path: Sequence[str]) -> FrozenDict[str, Precision]:
+        """What `layers` says of a layer, by its name or by patterns; empty where it says nothing.
+
+        Raises:
           ValueError: two patterns give the layer different widths.
         """
         name = "/".join(path)
@@ -124,7 +132,23 @@ class Modes:
                     " name the layer itself, which goes before patterns"
                 )
             entry = found[0] if found else FrozenDict()
-        return FrozenDict({FLOAT_NAME: FLOAT, **self.default, **entry})
+        return entry
+
+    def input_widths(self, path: Sequence[str], signed: bool) -> dict[str, int]:
+        """Mode name -> bits of the inputs of a layer, of the modes that quantize these.
+
+        Raises:
+          ValueError: 1 bit of signed inputs, see `primitives.quantizers.code_range`. Nothing could
+            be trained that a mode with it runs on.
+        """
+        widths = {name: p.activations for name, p in self.at(path).items() if p.activations}
+        if signed and (bad := [name for name, bits in widths.items() if bits == 1]):
+            raise ValueError(
+                f"layer {'/'.join(path)!r} has signed inputs, and mode {bad[0]!r} gives it"
+                f" {self.at(path)[bad[0]]}: expected 2 bits of activations or more, as of one bit"
+                " no code is positive; give the mode, or this layer alone, more"
+            )
+        return widths
 
     def stored_at(self, path: Sequence[str]) -> int | None:
         """The stored width of a layer; None where all of its modes have float weights."""

@@ -95,7 +95,8 @@ def conv2d_codes(
       float32 [N, ceil(H / stride), ceil(W / stride), out].
 
     Raises:
-      ValueError: a window so large that sums may leave int32: above 3,669 inputs at 3x3 and 8 bits.
+      ValueError: a window so large that sums may leave int32, see `fits_int32`: above 3,669 inputs
+        at 3x3 and 8 bits.
 
     >>> x, codes = jnp.ones((1, 2, 2, 1), jnp.uint8), jnp.full((3, 3, 1, 1), 5, jnp.int8)
     >>> conv2d_codes(x, codes, 2, (8, 8), (1, 5)).item(), 4 * (2 * 5 + 1)
@@ -104,7 +105,13 @@ def conv2d_codes(
     (20.0, 20)
     """
     bits, stored = widths
-    _check_sums(codes.shape, largest[0], bits)
+    if not fits_int32(codes.shape, largest[0], bits):
+        raise ValueError(
+            f"a convolution with a kernel of {[*codes.shape]}, codes up to {largest[0]} and weights"
+            f" of {bits} bits: its sums may reach {_most(codes.shape, largest[0], bits)}, expected"
+            " less than 2^31; convolve parts of the input channels and add them in float32, or take"
+            " fewer bits"
+        )
     if codes_pay(largest) and x.size and codes.size:
         shape = _shape(x, codes, stride)
         return convolve_codes(x, codes, shape, Sums(stride, bits, stored - bits))
@@ -112,15 +119,14 @@ def conv2d_codes(
     return _by_xla(x.astype(jnp.int32), weights, stride, jnp.int32).astype(jnp.float32)
 
 
-def _check_sums(kernel: tuple[int, ...], top: int, bits: int) -> None:
-    """Raises ValueError where k k in top (2^n - 1), the largest sum, is none of int32."""
-    most = math.prod(kernel[:-1]) * top * (2**bits - 1)
-    if most >= 2**31:
-        raise ValueError(
-            f"a convolution with a kernel of {[*kernel]}, codes up to {top} and weights of {bits}"
-            f" bits: its sums may reach {most}, expected less than 2^31; convolve parts of the"
-            " input channels and add them in float32, or take fewer bits"
-        )
+def fits_int32(kernel: tuple[int, ...], top: int, bits: int) -> bool:
+    """Whether int32 holds all sums of codes up to `top` and of any weights of `bits` bits."""
+    return _most(kernel, top, bits) < 2**31
+
+
+def _most(kernel: tuple[int, ...], top: int, bits: int) -> int:
+    """k k in top (2^n - 1)."""
+    return math.prod(kernel[:-1]) * top * (2**bits - 1)
 
 
 def codes_pay(largest: tuple[int, int]) -> bool:

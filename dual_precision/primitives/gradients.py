@@ -7,15 +7,19 @@ from dual_precision.primitives.nested import Bits, check_bits, top_of
 from dual_precision.primitives.shared_batch import own_key, whole_extremes
 from dual_precision.primitives.ste import in_steps
 
-_SMALLEST = 1e-8  # of the step of a grid: a gradient of zeros stays one
+# Of the step of a grid, so that equal gradients stay. It is the smallest float32 that no unit takes
+# for 0: a larger one would be a scale, and gradients have none of their own.
+_SMALLEST = 2.0**-126
 
 
 def round_at_random(g: jax.Array, bits: Bits, key: jax.Array) -> jax.Array:
     """g on the grid of 2^n levels between its minimum and its maximum, unbiased.
 
-        step = max(max g - min g, 0) / (2^n - 1), at least 1e-8
+        step = (max g - min g) / (2^n - 1), at least 2^-126
         code = clip(round((g - min g) / step + u), 0, 2^n - 1),   u uniform in [-1/2, 1/2)
         value = code * step + min g
+
+    2^k g becomes 2^k times what g becomes, with the bits of it, while float32 holds both.
 
     Args:
       g: any shape, float32; one grid for all of it.

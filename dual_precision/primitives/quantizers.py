@@ -84,8 +84,8 @@ def code_range(bits: Bits, signed: bool) -> tuple[jax.Array, jax.Array]:
 
     Signed codes have 2 bits at least. Of one bit the largest code is 0, so that no step covers a
     range: a concrete width of 1 is an error, and a traced one, which nobody can refuse, counts as
-    2. Cycles, range tests and searches may so ask all layers for 1 bit. Traced widths that are not
-    1 to 8 give NaN.
+    2. A call that gives widths as values may so ask all layers for 1 bit; a mode may not, see
+    `Modes.input_widths`. Traced widths that are not 1 to 8 give NaN.
 
     Raises:
       ValueError: a width that is not 1 to 8; signed codes of one bit, of which none is positive.

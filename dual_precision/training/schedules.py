@@ -20,6 +20,12 @@ def warmup_cosine(updates: int, peak: float, warmup: float, final: float = 0.0) 
     )
 
 
+# Updates of a cycle, at least. Its last share is then (1 + cos(pi / 6)) / 2 = 0.933 or more: less
+# than 1/14 of the way is left. Two widths are at most 7 bits apart: that is less than half a bit,
+# and rounding reaches the upper one.
+SHORTEST_CYCLE = 6
+
+
 def cosine_cycles(updates: int, cycles: int) -> optax.Schedule:
     """Rises from 0 towards 1 by half a cosine, and drops back, so many times.
 
@@ -32,15 +38,16 @@ def cosine_cycles(updates: int, cycles: int) -> optax.Schedule:
     lower to the upper bound.
 
     Raises:
-      ValueError: fewer updates than cycles.
+      ValueError: cycles of fewer than SHORTEST_CYCLE updates, which may end below the upper width.
 
-    >>> [round(float(cosine_cycles(9, 2)(t)), 3) for t in (0, 1, 2, 3, 4, 8)]
-    [0.0, 0.146, 0.5, 0.854, 0.0, 1.0]
+    >>> [round(float(cosine_cycles(13, 2)(t)), 3) for t in (0, 1, 3, 5, 6, 12)]
+    [0.0, 0.067, 0.5, 0.933, 0.0, 1.0]
     """
-    if not 1 <= cycles <= updates:
+    if not 1 <= cycles <= updates // SHORTEST_CYCLE:
         raise ValueError(
-            f"{cycles} cycles in a phase of {updates} updates: expected 1 or more, and an update"
-            " for each; make cycles smaller, or train for longer"
+            f"{cycles} cycles in a phase of {updates} updates: expected {SHORTEST_CYCLE} updates or"
+            " more for each, as a shorter cycle may end below its upper width; "
+            + _advice(updates // SHORTEST_CYCLE)
         )
     length = updates // cycles
 
@@ -50,3 +57,7 @@ def cosine_cycles(updates: int, cycles: int) -> optax.Schedule:
         return jnp.where(count < length * cycles, risen, jnp.float32(1))
 
     return share
+
+
+def _advice(most: int) -> str:
+    return f"make cycles 1 to {most}, or train for longer" if most else "train for longer"

@@ -17,7 +17,7 @@ from dual_precision.deploy.planes.bit_layers import (
     to_bit_layers,
 )
 from dual_precision.deploy.planes.bit_lstm import BitLSTMCell
-from dual_precision.deploy.planes.packing import pack_dense, pack_lstm
+from dual_precision.deploy.planes.packing import join_gates, pack_dense, pack_lstm
 from dual_precision.layers import Dense, SwitchableBatchNorm
 from dual_precision.models import MLP, build
 from dual_precision.primitives.bitserial import plane_product, unpack_words
@@ -361,3 +361,25 @@ def test_lstm_cell(cell):
 def test_lstm_of_other_variables():
     with pytest.raises(ValueError, match=r"an LSTM cell of \['hf'\]: expected \['ii', "):
         pack_lstm({"hf": {}})
+
+
+def test_an_lstm_cell_is_packed_as_its_two_products_are():
+    """For the planes that will be read, and with codes that the weights have already."""
+    rng = np.random.default_rng(0)
+    cell = {
+        side + gate: {"kernel": jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)}
+        | ({"bias": jnp.ones(16)} if side == "h" else {})
+        for side in "ih"
+        for gate in "ifgo"
+    }
+    inputs, hidden, bias = join_gates(cell)
+    codes = jnp.asarray(rng.integers(-128, 128, (16, 64)), jnp.int32)
+    found = pack_lstm(cell, {"hidden": codes}, read=(2,))
+    wanted = {
+        "input": pack_dense(inputs, read=(2,)),
+        "hidden": pack_dense(hidden, bias, codes),
+    }
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert not np.array_equal(found["input"]["words"], pack_lstm(cell)["input"]["words"])
+    with pytest.raises(ValueError, match=r"codes of \['hh'\]: expected those of 'input'"):
+        pack_lstm(cell, {"hh": codes})

@@ -17,6 +17,7 @@ from dual_precision.layers import Conv, Dense, SwitchableBatchNorm
 from dual_precision.models import MLP, build
 from dual_precision.precision import Precision
 from dual_precision.primitives import nested
+from dual_precision.primitives.convolution import conv2d_codes
 from dual_precision.tasks.classification import Classification
 
 UNIT = 2.0**-24  # half of float32's relative spacing
@@ -172,6 +173,32 @@ def test_sums_beyond_int32_are_refused():
     leaves["params", "only", "kernel"] = jnp.full((33_100, 16), 100.0)
     with pytest.raises(ValueError, match=r"sums up to 2152327500 in precision 'high': .*2\^31"):
         integer(model, unflatten_dict(leaves), shape)
+
+
+class ByBytes(Conv):
+    """On any machine as on one whose CPU multiplies bytes."""
+
+    def codes_pay(self, largest):
+        return True
+
+    def product_of_codes(self, x, codes, widths, largest):
+        return conv2d_codes(x, codes, self.stride, widths, largest)
+
+
+@pytest.mark.parametrize("inputs", [8, 3_700])
+def test_what_is_converted_runs_wherever_bytes_pay(inputs):
+    """3,700 inputs at 3x3: weights of both signs stay in int32, and all of one sign would not."""
+    model, shape = One(modes(high="w8a8"), ByBytes), (1, 1, inputs)
+    variables = trained(model, shape)
+    variables["params"]["only"]["input_step"]["high"] = jnp.float32(1)
+    integer_model, integers = integer(model, variables, shape)
+    x = np.random.default_rng(2).integers(0, 256, (2, *shape))
+    found = compiled_logits(integer_model, integers, jnp.asarray(x, jnp.float32), "high")
+    own = integers["params"]["only"]
+    odd = 2 * np.asarray(own["kernel"], np.int64)[1, 1] + 1
+    sums = (x.reshape(2, inputs) @ odd).astype(np.float32)
+    wanted = sums * np.asarray(own["scale"]["high"])
+    np.testing.assert_array_equal(found.reshape(2, 16), wanted)
 
 
 def test_the_weights_are_int8_and_there_once():

@@ -8,6 +8,7 @@ import pytest
 from dual_precision import modes
 from dual_precision.deploy.layer_widths import with_layer_widths
 from dual_precision.models import MLP
+from dual_precision.precision import parse
 from dual_precision.primitives.nested import encode, truncate
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
@@ -42,6 +43,30 @@ def test_other_layers_and_modes_stay(variables):
     np.testing.assert_array_equal(now, then)
 
 
+def test_what_is_not_named_keeps_its_own_widths():
+    """Of a layer with an entry of its own: the other mode, its input step and its logits too."""
+    own = modes({"dense2": {"low": "w4a4", "high": "w6a6"}}, low="w2a2", high="w8a8")
+    model = MODEL.clone(modes=own)
+    variables = initial_variables(model, EXAMPLE, seed=0)
+    other, changed = with_layer_widths(model, variables, EXAMPLE, {"dense2": {"high": "w4a4"}})
+    table = other.modes.at(("dense2",))
+    assert {name: str(table[name]) for name in own.default} == {"low": "w4a4", "high": "w4a4"}
+    steps = (tree["params"]["dense2"]["input_step"]["low"] for tree in (variables, changed))
+    assert next(steps) == next(steps)
+
+
+@pytest.mark.parametrize("before", ["dense2", "dense[23]"])
+@pytest.mark.parametrize("asked", ["dense2", "dens*2"])
+def test_a_pattern_reaches_layers_that_have_an_entry(before, asked):
+    own = modes({before: {"low": "w4a4"}}, low="w2a2", high="w8a8")
+    model = MODEL.clone(modes=own)
+    variables = initial_variables(model, EXAMPLE, seed=0)
+    other, _ = with_layer_widths(model, variables, EXAMPLE, {asked: {"high": "w3a3"}})
+    for layer in ("dense1", "dense2", "dense3"):
+        wanted = {**own.at((layer,))} | ({"high": parse("w3a3")} if layer == "dense2" else {})
+        assert other.modes.at((layer,)) == wanted
+
+
 @pytest.mark.parametrize(
     ("widths", "message"),
     [
@@ -49,6 +74,7 @@ def test_other_layers_and_modes_stay(variables):
         ({"dense2": {"medium": "w1a1"}}, "has modes .'medium'.: expected some of"),
         ({"dense1": {"low": "w8a4"}}, "no input step"),
         ({"dense2": {"low": "2"}}, "expected w<bits>a<bits>"),
+        ({"d*2": {"low": "w1a1"}, "*2": {"low": "w3a3"}}, "different widths by 2 patterns"),
     ],
 )
 def test_what_cannot_be_is_refused(variables, widths, message):

@@ -50,7 +50,26 @@ def test_the_extremes_are_levels():
         np.testing.assert_allclose(found[:, at], SOME.ravel()[at], rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [0.0, -3.5])
+@pytest.mark.parametrize("power", [-95, -40, 3, 100])
+def test_gradients_have_no_scale(power):
+    """A power of two before is the same power of two after, bit for bit."""
+    factor = np.float32(2.0**power)
+    found = rounded_often(SOME * factor, jnp.int32(8))
+    np.testing.assert_array_equal(found, rounded_often(SOME, jnp.int32(8)) * factor)
+
+
+@pytest.mark.parametrize("power", [-126, -124, -120, -118])
+def test_at_the_smallest_floats_levels_are_fewer_and_no_value_is_lost(power):
+    """A range of few smallest steps, or of none that the machine tells from 0: nothing overflows,
+    and no value is further from its gradient than a step."""
+    ramp = np.linspace(0, 1, 16, dtype=np.float32)
+    for g in (np.ldexp(ramp, power), np.ldexp(1 + ramp, power)):
+        found = np.asarray(rounded_often(jnp.asarray(g), jnp.int32(8)), np.float64)
+        step = max((float(g.max()) - float(g.min())) / 255, 2.0**-126)
+        assert np.abs(found - g).max() <= step * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.5, 1e-30, -1e30, 2.0**-126])
 def test_equal_gradients_stay(value):
     g = jnp.full_like(SOME, value)
     np.testing.assert_array_equal(rounded_often(g, jnp.int32(3))[0], g)

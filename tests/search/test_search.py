@@ -1,5 +1,6 @@
 """The search: paths, edits, fitness, one trace for all candidates, logs that are replayed."""
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dual_precision import modes
 from dual_precision.costs import mode_cost
 from dual_precision.data.arrays import Images
-from dual_precision.models import MLP
+from dual_precision.models import MLP, build
 from dual_precision.precision import modes_from, parse
 from dual_precision.search.edits import Edit, edited
 from dual_precision.search.evolve import (
@@ -29,9 +30,12 @@ from dual_precision.search.space import Space, SpaceError, space_from, space_of
 from dual_precision.search.supernet import Supernet, widths_of
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
+from dual_precision.tasks.language import NextByte
 from dual_precision.tasks.task import Network
 from dual_precision.training.methods import sampled
 from dual_precision.training.metrics import _batch_program
+from dual_precision.training.optimizers import Sgd
+from dual_precision.training.phases import Phase, check_recipe
 from dual_precision.training.state import initial_variables
 
 CHOICES = ("w1a1", "w2a2", "w4a4")
@@ -343,3 +347,22 @@ def test_paths_of_training_are_drawn_from_the_choices():
         "dense4": {(1, 1), (2, 2), (4, 4)},
     }
     assert len({tuple(int(d.weights[n]) for n in pairs) for d in drawn}) > 8
+
+
+@pytest.mark.parametrize("choices", [("w2a2", "w4a4g8"), ("w2a2g8",)])
+def test_choices_have_no_width_of_gradients(choices):
+    """It would be ignored in training, and the search that follows refuses such a text."""
+    loss = sampled.SampledLoss("low", tuple(map(parse, choices)))
+    phase = Phase("supernet", 1, ("low",), loss, Sgd())
+    with pytest.raises(ValueError, match="gradients have the width of the mode"):
+        check_recipe((phase,), DUAL)
+
+
+def test_choices_of_signed_layers_have_two_bits_or_more():
+    """A traced width of 1 counts as 2 there: another width than the one that is drawn."""
+    model = build("transformer", features=8, depth=1, modes=modes(low="w2a2", high="w8a8"))
+    signed = Network(model, NextByte(4, 8))
+    for choices, says in ((CHOICES, "signed inputs, and choices"), (CHOICES[1:], None)):
+        loss = sampled.SampledLoss("low", tuple(map(parse, choices)))
+        with pytest.raises(ValueError, match=says) if says else contextlib.nullcontext():
+            loss.path(signed, jax.random.key(0))

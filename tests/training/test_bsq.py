@@ -277,3 +277,11 @@ def test_a_layer_that_needs_no_bits():
 def test_bits_that_cannot_be(part, own, says):
     with pytest.raises(ValueError, match=says):
         part.check(own, bsq_phase(0.1))
+
+
+def test_layers_that_all_have_widths_leave_no_bit_to_train(tmp_path):
+    """By default weights are float, and the one layer that could have bits has codes."""
+    own = modes({"dense2": {"high": "w4a4"}}, low="w32a4", high="w32a4")
+    model, options = MODEL.clone(modes=own), FitOptions(batch_size=16)
+    with pytest.raises(ValueError, match=r"no layer has float weights in 'high'.*'dense2'"):
+        fit(model, TASK, (bsq_phase(0.1),), TRAIN, VALIDATION, options, tmp_path)

@@ -21,7 +21,7 @@ from dual_precision.training.methods.cyclic import CYCLE, CyclicLoss
 from dual_precision.training.methods.modes import Split, Together
 from dual_precision.training.optimizers import Sgd
 from dual_precision.training.phases import Phase, stages_of
-from dual_precision.training.schedules import cosine_cycles
+from dual_precision.training.schedules import SHORTEST_CYCLE, cosine_cycles
 from dual_precision.training.spending import spending_of
 from dual_precision.training.state import TrainState
 
@@ -63,10 +63,10 @@ def test_share_of_updates_at_every_width(low, high, shares):
     assert (bits[0], bits[-1]) == (low, high)
 
 
-@given(st.integers(1, 40), st.integers(0, 500))
+@given(st.integers(1, 40), st.integers(0, 300))
 def test_cycles_rise_and_end_at_the_top(cycles, more):
     """Within a cycle it never falls; what is left behind the last one stays at the top."""
-    updates = cycles + more
+    updates = SHORTEST_CYCLE * cycles + more
     length = updates // cycles
     counts = jnp.arange(540)  # of one shape, which is compiled once
     shares = np.asarray(cosine_cycles(updates, cycles)(counts))[:updates]
@@ -79,10 +79,28 @@ def test_cycles_rise_and_end_at_the_top(cycles, more):
     assert (shares[cycles * length :] == 1).all()
 
 
-@pytest.mark.parametrize("cycles", [0, 6])
-def test_fewer_updates_than_cycles(cycles):
-    with pytest.raises(ValueError, match=rf"{cycles} cycles in a phase of 5 updates: expected 1"):
-        cosine_cycles(5, cycles)
+def test_every_cycle_reaches_its_upper_width():
+    """From any width to any other, however short the cycle; one update less would not."""
+
+    def last(low, high, length):
+        share = cosine_cycles(length, 1)(jnp.float32(length - 1))
+        return int(LOSS.widths(between(low, high), {CYCLE: share}).weights)
+
+    for length in (SHORTEST_CYCLE, SHORTEST_CYCLE + 1, 100):
+        for high in range(1, 9):
+            assert [last(low, high, length) for low in range(1, high + 1)] == [high] * high
+    share = (1 + np.cos(np.pi / (SHORTEST_CYCLE - 1))) / 2
+    assert round(1 + share * 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("updates", "cycles", "advice"),
+    [(76, 32, "cycles 1 to 12, or"), (77, 0, "cycles 1 to 12, or"), (5, 1, "width; train for l")],
+)
+def test_cycles_that_are_too_short(updates, cycles, advice):
+    says = rf"{cycles} cycles in a phase of {updates} updates: expected 6 updates .*{advice}"
+    with pytest.raises(ValueError, match=says):
+        cosine_cycles(updates, cycles)
 
 
 # -- what it costs ---------------------------------------------------------------------------------

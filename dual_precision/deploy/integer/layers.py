@@ -48,6 +48,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dual_precision.layers import QuantizedLayer
 from dual_precision.precision import FLOAT_NAME, Asked, mode_of
+from dual_precision.primitives.convolution import fits_int32
 from dual_precision.primitives.nested import truncate
 from dual_precision.primitives.normalization import per_channel, scale_and_shift
 from dual_precision.primitives.quantizers import activation_codes
@@ -131,13 +132,16 @@ class IntegerLayer(QuantizedLayer):
 
     def _sum(self, x: jax.Array, precision: str, groups: int) -> jax.Array:
         bits, activations, stored = self._widths(precision)
+        codes = self._value("kernel")
         if (
             activations is not None
             and not self.signed
-            and self.codes_pay(_largest(bits, activations))
+            and self.codes_pay(largest := _largest(bits, activations))
+            # The groups of a plan know the weights at hand; bytes are summed by the bound of all.
+            and fits_int32(codes.shape, largest[0], bits)
         ):
             return self._sum_of_bytes(x, precision)
-        kernel = odd_weights(self._value("kernel"), bits, stored)
+        kernel = odd_weights(codes, bits, stored)
         if activations is not None:
             step = self._value("input_step")[precision]
             x = activation_codes(x, step, activations, self.signed)

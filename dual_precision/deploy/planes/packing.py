@@ -1,6 +1,7 @@
 """The variables of layers on bit planes, from float weights."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -82,10 +83,29 @@ def _check_dense(kernel: jax.Array, bias: jax.Array | None, codes: jax.Array | N
         check_codes(codes, STORED)
 
 
-def pack_lstm(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
-    """The variables of a BitLSTMCell from those of flax's LSTMCell or OptimizedLSTMCell."""
+def pack_lstm(
+    params: Mapping[str, Any],
+    codes: Mapping[str, jax.Array] = MappingProxyType({}),
+    read: Sequence[int] = FEW_PLANES,
+) -> dict[str, dict[str, jax.Array]]:
+    """The variables of a BitLSTMCell from those of flax's LSTMCell or OptimizedLSTMCell.
+
+    Args:
+      params: see `join_gates`.
+      codes: "input" [in, 4H] and "hidden" [H, 4H], in the order of `join_gates`, where the weights
+        have them already; see `pack_dense`.
+      read: numbers of planes that the clips are chosen for; with codes it has no effect.
+
+    Raises:
+      ValueError: parameters of another cell; codes of other products; see `pack_dense`.
+    """
     inputs, hidden, bias = join_gates(params)
-    return {"input": pack_dense(inputs), "hidden": pack_dense(hidden, bias)}
+    if unknown := sorted(set(codes) - {"input", "hidden"}):
+        raise ValueError(f"codes of {unknown}: expected those of 'input', of 'hidden', or of both")
+    return {
+        "input": pack_dense(inputs, None, codes.get("input"), read),
+        "hidden": pack_dense(hidden, bias, codes.get("hidden"), read),
+    }
 
 
 def join_gates(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -63,6 +63,9 @@ class ToBits:
     """An event: the float weights of `mode` become `count` bits each, in one layer after another.
 
     Bits that are not needed are dropped at once, as an adjustment would.
+
+    Raises:
+      ValueError: every layer has codes of its own in `mode`, so that there is no bit to train.
     """
 
     mode: str
@@ -78,6 +81,13 @@ class ToBits:
             if layer.table[self.mode].weights is None:
                 kernel = flatten_dict(state.params)[*path, "kernel"]
                 found[path] = adjusted(to_signed_bits(kernel, self.count))
+        if not found:
+            raise ValueError(
+                f"no layer has float weights in {self.mode!r}, whose bits would be trained: the"
+                " network keeps the widths of some, as of the first and the last, and"
+                f" {moment.structure.modes.to_json()['layers']} gives others theirs; expected a"
+                " layer that has none, or another recipe, which trains with these"
+            )
         return dataclasses.replace(state, params=with_bits(state.params, found), opt_state=None)
 
 

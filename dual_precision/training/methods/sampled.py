@@ -57,11 +57,11 @@ class SampledLoss:
         for where, choices in (("all layers", self.choices), *self.layers.items()):
             floats = {c.activations is None for c in choices}
             mixed = len(floats) != 1 or (where == "all layers" and True in floats)
-            if mixed or any(c.weights is None for c in choices):
+            if mixed or any(c.weights is None or c.gradients for c in choices):
                 raise ValueError(
                     f"phase {phase.name!r}, {where}: choices {[str(c) for c in choices]}; expected"
                     " one or more with bits of both, such as w2a2; of a layer that reads pixels,"
-                    " all such as w4a32"
+                    " all such as w4a32; gradients have the width of the mode, as in low='w2a2g8'"
                 )
             if (widest := max(c.weight_bits for c in choices)) > modes.stored:
                 raise ValueError(
@@ -70,11 +70,22 @@ class SampledLoss:
                 )
 
     def path(self, network: Network, key: jax.Array) -> Widths:
-        """The widths of one update."""
-        names = free_layers(structure_of(network.model, network.task.example), self.mode)
+        """The widths of one update.
+
+        Raises:
+          ValueError: a choice of 1 bit for signed inputs, which a traced width of 1 would not be.
+        """
+        structure = structure_of(network.model, network.task.example)
+        names = free_layers(structure, self.mode)
         weights, activations = {}, {}
         for index, name in enumerate(dict.fromkeys([*names, *self.layers])):
             choices = self.layers.get(name, self.choices)
+            layer = structure.layers.get(tuple(name.split("/")))
+            if layer and layer.signed and any(c.activations == 1 for c in choices):
+                raise ValueError(
+                    f"layer {name!r} has signed inputs, and choices {[str(c) for c in choices]}:"
+                    " expected 2 bits of activations or more, as of one bit no code is positive"
+                )
             row = jax.random.randint(jax.random.fold_in(key, index), (), 0, len(choices))
             weights[name] = jnp.asarray([c.weights for c in choices], jnp.int32)[row]
             if choices[0].activations is not None:
