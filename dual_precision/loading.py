@@ -23,7 +23,8 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
 
     Args:
       workdir: the folder of a run, as `fit` was given.
-      step: "latest", "best" (by validation, where the most modes are trained), or a number.
+      step: "latest", "best" (the highest validation score, a mean over modes, among the kept
+        checkpoints that validated the most modes), or a number.
 
     Raises:
       CheckpointError: there is no checkpoint, or none that is sound.

@@ -1,6 +1,7 @@
 """The pages: what they link to, name, import and start is there."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dual_precision
+from dual_precision import models
 from experiments.figures.idea import (
     DRAWN_WEIGHTS,
     GRID,
@@ -20,11 +23,12 @@ from experiments.figures.idea import (
     planes_of,
 )
 from experiments.lm.training import default_language_workdir
+from experiments.recipes.choice import RECIPES
 from experiments.recipes.config import Config, make_config, preset_for
 from experiments.recipes.flags import FIELDS, settings_asked
 from experiments.recipes.language_config import LanguageConfig, make_language_config
 from experiments.recipes.run_config import every_field
-from experiments.recipes.settings import read_widths
+from experiments.recipes.settings import read_settings, read_widths
 from experiments.workdir import default_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -211,10 +215,50 @@ def test_the_drawing_is_true():
         np.testing.assert_array_equal(read, drawn_values(DRAWN_WEIGHTS, bits))
 
 
+def run_samples(title: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Runs the Python blocks of a section of docs/training.md, with these names, as they stand."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    for sample in re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE):
+        exec(compile(sample, f"training.md, {title}", "exec"), names)
+    return names
+
+
+def assert_learned(names: dict[str, Any]) -> None:
+    """That the modes of the model that a sample has loaded know the images that validate."""
+    model, variables, validation = (names[name] for name in ("model", "variables", "validation"))
+    for mode in model.modes.default:
+        logits = model.apply(variables, validation.images, precision=mode)
+        assert (logits.argmax(-1) == validation.labels).mean() > 0.95, mode
+
+
 @pytest.mark.usefixtures("compiled_quickly")
-def test_images_of_your_own_are_learned(tmp_path, monkeypatch, capsys):
-    """The sample as it stands."""
+def test_images_networks_and_modes_of_your_own_are_learned(tmp_path, monkeypatch, capsys):
+    """The samples as they stand, one after the other."""
     monkeypatch.chdir(tmp_path)
-    (sample,) = [text for text in blocks(ROOT / "docs" / "training.md", "python") if "fit(" in text]
-    exec(compile(sample, "training.md", "exec"), {"__name__": "sample"})
+    monkeypatch.setattr(models, "MODELS", models.MODELS.copy())
+    names = run_samples("Images of your own", {"__name__": "sample"})
     assert float(capsys.readouterr().out.split()[-1]) > 0.95
+
+    run_samples("A network of your own", names)
+    assert_learned(names)
+    models.MODELS.pop("small")
+    with pytest.raises(ValueError, match="'small' is unknown"):
+        dual_precision.load("runs/small")
+
+    run_samples("Three modes and more", names)
+    assert_learned(names)
+    assert [*names["model"].modes.default] == ["low", "mid", "high"]
+
+
+def test_the_table_of_settings_has_the_defaults():
+    page = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| ([^|]*) \|", page, re.MULTILINE)
+    recipes = [recipe for orders in RECIPES.values() for recipe in orders.values()]
+    assert len(rows) >= 10
+    for name, default, where in rows:
+        fields = [f for kind in (Config, *recipes) for f in dataclasses.fields(kind)]
+        found = {field.default for field in fields if field.name == name}
+        (value,) = read_settings([f"{name}={default}"], every_field(Config)).values()
+        assert value in found, name
+        assert found == {value} or where != "all", name
