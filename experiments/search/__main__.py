@@ -5,10 +5,11 @@
     python -m experiments.search --supernet=runs/supernet --page
 
 The folder gets session.jsonl, the log, from which the same command goes on; front.json, front.png;
-and widths.json, the most accurate map of at most --bound BitOps, which --widths takes. With --page
-the search is watched and steered in a browser, at an address of this machine alone. `--widths` is
-a map of another method, such as BSQ leaves: it is evaluated beside the best one of its cost. A
-layer that it does not name has the widths of low, as in a training with that map.
+and widths.json, the most accurate map of at most --bound BitOps in the space as it was edited last,
+which --widths of a training takes. With --page the search is watched and steered in a browser, at
+an address of this machine alone. `--widths` of this command is a map of another method, such as BSQ
+leaves: it is evaluated beside the best one of its cost. A layer that it does not name has the
+widths of low, as in a training with that map.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space
@@ -19,7 +20,7 @@ from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
 from experiments.search.opened import LOG, open_supernet, trained_in
-from experiments.search.results import beside, candidate_of
+from experiments.search.results import beside, candidate_of, leave_search
 from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
 
@@ -181,6 +182,41 @@ def test_a_map_of_another_method():
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
     assert text.startswith("the map of --widths: 71.00 %, 4.000e+01 BitOps, w8a32 w3a4 w1a1")
     assert text.endswith("beside it 70.00 % the best")
+
+
+@pytest.mark.parametrize(
+    ("edits", "bound", "kept"),
+    [
+        ([], 100, ["w4a4", "w4a4"]),
+        ([], 20, ["w2a2", "w2a2"]),
+        ([Edit("bound", most=20.0)], 100, ["w2a2", "w2a2"]),
+        ([Edit("bound", most=100.0)], 20, ["w2a2", "w2a2"]),
+        ([Edit("remove", "b", "w4a4")], 100, ["w4a4", "w2a2"]),
+        ([Edit("cut", "a", "w4a4", next="w4a4")], 100, ["w4a4", "w2a2"]),
+        ([Edit("remove", "b", "w4a4"), Edit("bound", most=20.0)], 100, ["w2a2", "w2a2"]),
+    ],
+)
+def test_what_is_left_is_a_path_of_the_space_as_it_was_edited(tmp_path, edits, bound, kept):
+    """A candidate of before an edit was left, with what the analyst had removed since."""
+    space = Space("low", ("a", "b"), (("w1a1", "w2a2", "w4a4"),) * 2, (1, 1), 5)
+    session = Session(tmp_path / "log", space, Settings(), {}, lambda _, c: float(space.cost(c)))
+    session.run(9)
+    for edit in edits:
+        session.edit(edit)
+    leave_search(session.state, tmp_path, bound)
+    widths = json.loads((tmp_path / "widths.json").read_text())
+    assert [widths[layer]["low"] for layer in "ab"] == kept
+    assert len(json.loads((tmp_path / "front.json").read_text())["rows"]) == 6  # of all
+
+
+def test_nothing_is_left_where_nothing_of_the_space_was_evaluated(tmp_path):
+    space = Space("low", ("a",), (("w1a1", "w2a2", "w4a4"),), (1,), 5)
+    session = Session(tmp_path / "log", space, Settings(), {}, lambda _, c: 1.0)
+    session.run(1)
+    session.edit(Edit("remove", "a", "w1a1"))
+    with pytest.raises(ValueError, match="of 1 candidates 0 are in the space as it is now"):
+        leave_search(session.state, tmp_path, 100)
+    assert not (tmp_path / "widths.json").exists()
 
 
 def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
