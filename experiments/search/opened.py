@@ -14,8 +14,9 @@ from dual_precision import data
 from dual_precision.data.arrays import Images
 from dual_precision.loading import load
 from dual_precision.precision import parse
+from dual_precision.search.alternatives import SKIP
 from dual_precision.search.session import read_events
-from dual_precision.search.space import SKIP, Candidate, Space, space_of
+from dual_precision.search.space import Candidate, Space, space_of
 from dual_precision.search.supernet import Supernet
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit

@@ -177,6 +177,9 @@ def test_a_map_of_another_method():
     for wrong in ({"z": {"low": "w2a2"}}, {"a": {"high": "w2a2"}}, {"a": {"low": "w2a32"}}):
         with pytest.raises(ValueError, match="expected"):
             candidate_of(space, wrong, own)
+    narrow = dataclasses.replace(space, stored=(8, 4, 4))
+    with pytest.raises(ValueError, match="'a': 'w5a2' has 5-bit weights, and 4 bits are stored"):
+        candidate_of(narrow, {"a": {"low": "w5a2"}}, own)
     seen = [Evaluated(("w8a32", "w2a2", "w1a1"), 70.0, 24.0)]
     state = SearchState(space, Settings(), {}, tuple(seen))
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))

@@ -115,6 +115,39 @@ def test_a_space_without_alternatives():
         space_of(alone, "low", CHOICES)
 
 
+@pytest.mark.parametrize("stored", [4, 8])
+def test_no_alternative_is_wider_than_the_store(stored, tmp_path):
+    """A mode reads the first bits of what is stored: 8 of 4 gave logits that are no numbers."""
+    own = modes(low="w2a2", high="w4a4", stored=stored)
+    structure = structure_of(network(own), TASK.example)
+    space = space_of(structure, "low", CHOICES)
+    assert space.stored == (stored,) * 3
+    assert space_from(json.loads(json.dumps(space.to_json()))) == space
+    added = Edit("add", "dense3", "w8a2")
+    if stored == 8:
+        assert "w8a2" in edited(space, added).alternatives[1]
+        return
+    session = Session(tmp_path / "log", space, Settings(), {}, score)
+    with pytest.raises(SpaceError, match=r"'dense3': 'w8a2' has 8-bit weights, and 4 bits are sto"):
+        session.edit(added)
+    with pytest.raises(SpaceError, match="expected at most 4 bits of weights"):
+        space_of(structure, "low", (*CHOICES, "w5a2"))
+    assert edited(space, Edit("add", "dense3", "w4a8")).digest == space.digest
+    old = tmp_path / "old"  # its log does not say what is stored, and edits would not be checked
+    Session(old, dataclasses.replace(space, stored=()), Settings(), {}, score)
+    with pytest.raises(SpaceError, match="give another workdir"):
+        Session(old, space, Settings(), {}, score)
+
+
+def test_a_log_that_does_not_say_what_is_stored_is_of_8_bits(tmp_path):
+    session = begun(tmp_path / "log")
+    first = dict(read_events(session.path)[0])
+    first["space"] = {k: v for k, v in first["space"].items() if k != "stored"}
+    session.path.write_text(json.dumps(first) + "\n")
+    wide = dataclasses.replace(SPACE, stored=(8, 8, 8))
+    Session(session.path, wide, Settings(), {}, score).run(3)
+
+
 # -- the search ------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dual_precision.search.alternatives import area, reads_pixels, widths_in
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, fitness_of, front_of
-from dual_precision.search.space import Block, Space, area, reads_pixels, widths_in
+from dual_precision.search.space import Block, Space
 from dual_precision.search.state import SearchState
 
 Columns = dict[str, list[Any]]
