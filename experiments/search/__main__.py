@@ -50,8 +50,8 @@ def main(
     opened = open_supernet(source, images, recalibrate, data_dir)
     about = describe_opened(opened, source) | {"images": images, "recalibrate": recalibrate}
     space = opened.space
-    if bound is None:  # what low costs now; the front of all costs is searched
-        bound = space.cost(space.same(opened.config.low))
+    if bound is None:  # of widths.json alone; the front of all costs is searched
+        bound = opened.own_cost
     else:
         space = dataclasses.replace(space, most=bound)
     given = candidate_of(space, read_widths_file(widths), opened.own_path()) if widths else None

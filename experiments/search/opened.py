@@ -56,6 +56,11 @@ class Opened:
         own = [table[self.space.mode] for table in tables]
         return tuple(str(dataclasses.replace(precision, gradients=None)) for precision in own)
 
+    @property
+    def own_cost(self) -> int:
+        """BitOps of the mode that is searched, with the widths that the network has."""
+        return self.space.cost(self.own_path())
+
     def evaluate(self, space: Space, candidate: Candidate) -> float:
         """See `search.session.Evaluate`."""
         return self.supernet.accuracy(space, candidate)

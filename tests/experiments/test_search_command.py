@@ -9,17 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dual_precision import modes
+from dual_precision.costs import mode_cost
+from dual_precision.models import build_from
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
-from dual_precision.search.space import Space
+from dual_precision.search.space import Space, space_of
 from dual_precision.search.state import SearchState
+from dual_precision.search.supernet import Supernet
+from dual_precision.tasks.classification import Classification
 from experiments.figures.drawing import pyplot_for_files
 from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
-from experiments.search.opened import LOG, open_supernet, trained_in
+from experiments.search.opened import LOG, Opened, open_supernet, trained_in
 from experiments.search.results import beside, candidate_of, leave_search
 from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
@@ -138,13 +143,40 @@ def test_strategies_are_compared_at_as_many_evaluations_as_asked(tmp_path, table
     space, score = table
     rows = {}
     for count in (10, 35, 40):
-        rows[count] = compare(space, {}, score, 0, count, 0.25, tmp_path / f"{count}")
+        rows[count] = compare(space, {}, score, 0, count, 0.25, tmp_path / f"{count}", 29)
         for path in (tmp_path / f"{count}").iterdir():
             assert len(replay(read_events(path))[-1].evaluated) == count
         assert rows[count]["evolve"] > 0
         assert not np.isnan(rows[count]["needed"])
     for count in (10, 35):
-        assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40") == rows[count]
+        assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40", 29) == rows[count]
+
+
+def test_the_best_map_is_compared_at_the_cost_of_low(tmp_path, table):
+    """Whatever the widths of low: those of w2a2 were taken before."""
+    space, score = table
+    rows = [
+        compare(space, {}, score, 0, 40, 0.25, tmp_path, space.cost((text,) * 3))
+        for text in ("w1a1", "w2a2", "w4a4")
+    ]
+    assert [row["gain"] == 0 for row in rows] == [True, False, True]
+    assert rows[0]["best"] == ["w1a1"] * 3
+    assert rows[2]["best"] == ["w4a4"] * 3
+
+
+@pytest.mark.parametrize("stem", [("w3a32", "w4a32"), ("w4a32", "w8a32"), None])
+@pytest.mark.parametrize("widths", [{}, {"stage2_conv": {"low": "w3a4"}}])
+def test_the_cost_of_low_is_that_of_its_own_widths(stem, widths):
+    """Listed or not: the widest that was listed for the first layer was taken for it."""
+    own = {"name": "resnet8_fast", "num_classes": 3}
+    low_and_high = modes(widths, low="w2a2g8", high="w8a8")
+    task = Classification((8, 8, 3))
+    supernet = Supernet(build_from({**own, **low_and_high.to_json()}), {}, task, None, None)
+    lists = {"stem": stem} if stem else {}
+    space = space_of(supernet.structure, "low", ("w1a1", "w4a4"), lists)
+    config = make_config("quick", {"mode": "supernet"})
+    opened = Opened(config, None, supernet, space, ())
+    assert opened.own_cost == mode_cost(supernet.structure, "low").bit_operations
 
 
 def test_logs_of_another_supernet_are_refused(tmp_path, table):
@@ -156,7 +188,7 @@ def test_logs_of_another_supernet_are_refused(tmp_path, table):
         evaluated.append(candidate)
         return score(space, candidate)
 
-    compare(space, {"losses": [1.0]}, score, 0, 20, 0.25, tmp_path)
+    compare(space, {"losses": [1.0]}, score, 0, 20, 0.25, tmp_path, 29)
     bounded = dataclasses.replace(space, most=50.0)
     for own, about, quantile, what in (
         (space, {"losses": [2.0]}, 0.25, r"losses \(there \[1.0\], here \[2.0\]\)"),
@@ -164,7 +196,7 @@ def test_logs_of_another_supernet_are_refused(tmp_path, table):
         (bounded, {"losses": [1.0]}, 0.25, "bound"),
     ):
         with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another workdir"):
-            compare(own, about, other, 0, 20, quantile, tmp_path)
+            compare(own, about, other, 0, 20, quantile, tmp_path, 29)
     assert not evaluated
 
 
