@@ -61,11 +61,8 @@ class Space:
     stored: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.layers or max(map(len, self.alternatives)) < 2:
-            raise SpaceError(
-                f"a space of mode {self.mode!r} without alternatives, in {len(self.layers)} layers:"
-                " expected a layer with two or more; add some"
-            )
+        if not self.layers:
+            raise SpaceError(f"a space of mode {self.mode!r} without layers: expected one or more")
         stored = self.stored or (MAX_BITS,) * len(self.layers)
         for layer, own, bits in zip(self.layers, self.alternatives, stored, strict=True):
             if not own:
@@ -245,6 +242,11 @@ def space_of(
     fixed = mode_cost(structure, mode).bit_operations - inside
     extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
     each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
+    if not names or max(map(len, each)) < 2:  # edits may narrow it to one path, none begins so
+        raise SpaceError(
+            f"a space of mode {mode!r} without alternatives, in {len(names)} layers: expected a"
+            " layer with two or more; add some"
+        )
     own_bits = (structure.layers[tuple(name.split("/"))].stored for name in names)
     stored = tuple(bits or MAX_BITS for bits in own_bits)  # floats are cut at any width
     return Space(mode, names, each, macs, fixed, skippable=tuple(skippable), stored=stored)

@@ -87,10 +87,13 @@ def search(session: Session, evaluations: int) -> None:
             break
     found, size = len(session.state.evaluated), session.state.space.size
     if found < evaluations:
-        print(
-            f"stopped after {found} of {evaluations} candidates: no new one is found in this space"
-            f" of {size:,} paths (before cuts and the bound); a larger --bound may have more"
+        why = (
+            f"no new one is found in this space of {size:,} paths (before cuts and the bound); a"
+            " larger --bound may have more"
         )
+        if size == 1:
+            why = "one network is left, and it is evaluated"
+        print(f"stopped after {found} of {evaluations} candidates: {why}")
 
 
 if __name__ == "__main__":

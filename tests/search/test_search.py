@@ -107,9 +107,12 @@ def test_edits_and_their_errors():
         edited(space, Edit("cut", "a", "w3a2", next="w4a4"))
 
 
-def test_a_space_without_alternatives():
+def test_a_search_begins_with_alternatives():
+    """A space without any can be had by edits alone."""
     with pytest.raises(SpaceError, match=r"without alternatives, in 3 layers: expected a layer"):
-        Space("low", SPACE.layers, (("w2a2",),) * 3, SPACE.macs, 0)
+        space_of(structure_of(network(), TASK.example), "low", ("w2a2",))
+    with pytest.raises(SpaceError, match="without layers"):
+        Space("low", (), (), (), 0)
     alone = structure_of(network(modes(low="w2a2")), TASK.example)
     with pytest.raises(SpaceError, match="without alternatives, in 0 layers"):
         space_of(alone, "low", CHOICES)
@@ -219,6 +222,21 @@ def test_one_trace_for_500_candidates(calibrated, monkeypatch):
         _, moving = supernet.network(variables["params"], state, batch, precision="low", train=True)
         seen = moving["batch_stats"]["norm1"]["low"]["mean"]  # 0.1 of it, from zeros
         np.testing.assert_allclose(own, seen * 10, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["evolve", "random"])
+@pytest.mark.parametrize("path", [("w2a2", "w2a2", "w2a2"), ("w4a4", "w1a1", "w2a2")])
+def test_edits_may_end_in_one_network(tmp_path, strategy, path):
+    """The last edit of the last layer with a choice was refused. The one path is evaluated once."""
+    session = begun(tmp_path / "log", strategy=strategy)
+    for layer, text in zip(SPACE.layers, path, strict=True):
+        session.edit(Edit("keep", layer, text))
+    assert session.step()
+    assert not session.step()
+    assert [one.candidate for one in session.state.evaluated] == [path]
+    assert replay(read_events(session.path))[-1] == session.state
+    session.undo()
+    assert session.step()
 
 
 # -- sessions --------------------------------------------------------------------------------------

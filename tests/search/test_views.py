@@ -4,11 +4,13 @@ import math
 
 import pytest
 
-from dual_precision.search.edits import Edit
+from dual_precision.search.edits import Edit, edited
 from dual_precision.search.evolve import Settings
+from dual_precision.search.page import shown
 from dual_precision.search.page.server import Worker
 from dual_precision.search.session import Session
 from dual_precision.search.space import Space
+from dual_precision.search.state import SearchState
 
 CHOICES = tuple(f"w{w}a{a}" for w in range(1, 4) for a in range(1, 4))
 SPACE = Space("low", ("a", "b"), (CHOICES,) * 2, (100, 200), 50)
@@ -27,6 +29,16 @@ def views(tmp_path):
     session = Session(tmp_path / "log", SPACE, Settings(), {}, score, lambda space: [1.0])
     session.run(10)
     return Views(Worker(session, 1000), "one")
+
+
+@pytest.mark.parametrize("name", shown.PRESETS)
+def test_no_preset_makes_a_block_mandatory(name):
+    lists = ((*CHOICES, "skip"),) * 2
+    space = Space("low", ("x/a", "x/b"), lists, (1, 1), 5, skippable=("x",))
+    for edit in shown.preset_edits(SearchState(space, Settings(), {}), name):
+        space = edited(space, edit)
+    assert all("skip" in own for own in space.alternatives)
+    assert all(len(own) > 1 for own in space.alternatives)
 
 
 def select_grey(views):
@@ -100,6 +112,17 @@ def test_a_search_that_finds_nothing_new_is_said(views):
     assert worker._one()
     views.refresh()
     assert "<b>searching</b>" in views.status.text
+
+
+def test_one_network_that_is_left_is_said(views):
+    worker = views.worker
+    for layer, text in (("a", "w3a1"), ("b", "w1a2")):
+        worker.session.edit(Edit("keep", layer, text))
+    while worker._one():
+        pass
+    views.refresh()
+    assert worker.exhausted
+    assert "one network is left, and it is evaluated" in views.status.text
 
 
 def test_what_others_do_erases_no_message(views):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.search.alternatives import area, reads_pixels, widths_in
+from dual_precision.search.alternatives import SKIP, area, reads_pixels, widths_in
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, fitness_of, front_of
 from dual_precision.search.space import Block, Space
@@ -15,12 +15,13 @@ from dual_precision.search.state import SearchState
 Columns = dict[str, list[Any]]
 _UNSEEN = 100  # paths that nobody has evaluated, shown in grey
 SET_OPERATIONS = ("union", "intersection", "complement")
-# Name -> which alternatives a layer keeps of those that the session began with.
+# Name -> which alternatives a layer keeps of those that the session began with. What may be left
+# out may be so in all of them.
 PRESETS: dict[str, Callable[[str], bool]] = {
     "all widths": lambda text: True,
     "as many bits of both": lambda text: reads_pixels(text) or len({*widths_in(text)}) == 1,
     "weights of 2 bits or less": lambda text: reads_pixels(text) or widths_in(text)[0] <= 2,
-    "activations of 2 bits or more": lambda text: widths_in(text)[1] >= 2,
+    "activations of 2 bits or more": lambda text: text == SKIP or widths_in(text)[1] >= 2,
 }
 
 

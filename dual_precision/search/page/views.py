@@ -86,6 +86,8 @@ class Views:
             doing = "done"
         elif self.worker.exhausted and not self.worker.training:
             doing = "no new candidate is found in this space: edit it to go on"
+            if state.space.size == 1:
+                doing = "one network is left, and it is evaluated"
         self.status.text = (
             f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates,"
             f" {len(state.space.blocks)} blocks, {state.space.size:,} paths, {len(state.history)}"
