@@ -67,7 +67,7 @@ class Space:
         for layer, own, bits in zip(self.layers, self.alternatives, stored, strict=True):
             if not own:
                 raise SpaceError(f"layer {layer!r} has no alternative left, so that no path is")
-            may_skip = _block_of(layer) in self.skippable
+            may_skip = block_of(layer) in self.skippable
             for text in own:
                 skipped = text == SKIP and may_skip
                 if not skipped and (why := trouble_of(text, own[0], bits)):
@@ -155,7 +155,7 @@ class Space:
     def skipped(self, candidate: Candidate) -> tuple[str, ...]:
         """The blocks that a candidate leaves out."""
         pairs = zip(self.layers, candidate, strict=True)
-        return tuple(dict.fromkeys(_block_of(layer) for layer, text in pairs if text == SKIP))
+        return tuple(dict.fromkeys(block_of(layer) for layer, text in pairs if text == SKIP))
 
     def price(self, block: Block) -> int:
         """BitOps of a block."""
@@ -193,7 +193,7 @@ class Space:
 
     def _apart(self, index: int, text: str, following: str) -> bool:
         """Whether the second may not follow on the first, an alternative of layer `index`."""
-        own, other = (_block_of(layer) for layer in self.layers[index : index + 2])
+        own, other = (block_of(layer) for layer in self.layers[index : index + 2])
         torn = own == other and own in self.skippable and (text == SKIP) != (following == SKIP)
         return torn or (index, text, following) in self.cut
 
@@ -201,7 +201,8 @@ class Space:
         return [(index, a, b) for index, (a, b) in enumerate(itertools.pairwise(candidate))]
 
 
-def _block_of(layer: str) -> str:
+def block_of(layer: str) -> str:
+    """The path of the block that a layer is in: "stage2_block1" of "stage2_block1/conv1"."""
     return layer.rpartition("/")[0]
 
 
@@ -228,7 +229,7 @@ def space_of(
     names = tuple(name for name in map("/".join, structure.layers) if name in lists)
     if unknown := sorted(lists.keys() - set(names)):
         raise SpaceError(f"choices of layers {unknown}: expected some of {_names(structure)}")
-    if unknown := sorted(set(skippable) - {_block_of(name) for name in names}):
+    if unknown := sorted(set(skippable) - {block_of(name) for name in names}):
         raise SpaceError(f"blocks {unknown} to skip: expected such as have layers of {list(names)}")
     for name in own or {}:
         pixels = tuple(name.split("/")) == pixel_layer(structure.layers)
@@ -240,7 +241,7 @@ def space_of(
     pairs = zip(macs, tables, strict=True)
     inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
     fixed = mode_cost(structure, mode).bit_operations - inside
-    extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
+    extra = {name: (SKIP,) if block_of(name) in skippable else () for name in names}
     each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
     if not names or max(map(len, each)) < 2:  # edits may narrow it to one path, none begins so
         raise SpaceError(

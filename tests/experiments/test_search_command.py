@@ -19,12 +19,13 @@ from dual_precision.search.space import Space, space_of
 from dual_precision.search.state import SearchState
 from dual_precision.search.supernet import Supernet
 from dual_precision.tasks.classification import Classification
+from dual_precision.training.optimizers import RATE
 from experiments.figures.drawing import pyplot_for_files
 from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
-from experiments.search.opened import LOG, Opened, open_supernet, trained_in
+from experiments.search.opened import LOG, Opened, open_supernet, phase_in, trained_in
 from experiments.search.results import beside, candidate_of, leave_search
 from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
@@ -264,6 +265,34 @@ def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
     parts = {part.get_label(): part for part in figure.axes[0].collections}
     points = parts["one width for all layers"].get_offsets()
     assert [tuple(point) for point in points] == [(71, 50.0), (77, 52.0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 0.02),
+        ({"learning_rate": 0.05}, 0.01),
+        ({"optimizer": "adam", "learning_rate": 1e-3}, 2e-4),
+    ],
+)
+def test_training_on_has_a_fifth_of_the_rate_of_the_supernet(settings, rate):
+    """It had 0.02 whatever the optimizer, twenty times the peak of this Adam."""
+    config = make_config("quick", {"mode": "supernet", **settings})
+    space = Space("low", ("a",), (("w1a1", "w2a2"),), (1,), 5)
+    phase = phase_in(space, config.recipe, 2.0)
+    assert type(phase.optimizer) is type(config.recipe.phases()[0].optimizer)
+    assert float(phase.schedules[RATE](100)(0)) == pytest.approx(rate)
+
+
+def test_training_on_draws_from_what_the_space_has_left():
+    widths = ("w1a1", "w2a2")
+    layers = ("free", "x/a", "x/b", "y/a", "y/b", "z/a", "z/b")
+    lists = (("w2a2",), *((*widths, "skip"),) * 2, *(widths,) * 2, *(("skip",),) * 2)
+    space = Space("low", layers, lists, (1,) * 7, 5, skippable=("x", "y", "z"))
+    recipe = make_config("quick", {"mode": "supernet", "skippable": "x y z"}).recipe
+    loss = phase_in(space, recipe, 2.0).loss
+    assert (loss.skippable, loss.skipped) == (("x",), ("z",))
+    assert [[*map(str, loss.layers[name])] for name in layers[:5]] == [["w2a2"], *[[*widths]] * 4]
 
 
 def test_a_training_counts_when_the_log_has_it(tmp_path):
