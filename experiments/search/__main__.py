@@ -99,17 +99,17 @@ def search(session: Session, evaluations: int) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("supernet", None, "workdir of a finished run of --mode=supernet")
     flags.DEFINE_integer("evaluations", 200, "candidates to evaluate in all")
-    about = "evolve, or random: layer by layer, each alternative that leads on alike"
+    about = "evolve, or random: every alternative of a layer has the same chance"
     flags.DEFINE_string("strategy", "evolve", about)
     flags.DEFINE_integer("population", 20, "candidates of a generation")
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_integer("images", 0, "of the validation split, for one candidate; 0 is all")
     flags.DEFINE_bool("recalibrate", True, "statistics of normalisation of every candidate")
-    about = "BitOps at most, of candidates and of widths.json; none is what low costs, of the last"
+    about = "limit of BitOps; by default none for candidates, and the cost of low for widths.json"
     flags.DEFINE_float("bound", None, about)
     about = "a JSON file of widths, evaluated beside the best candidate of its cost"
     flags.DEFINE_string("widths", None, about)
-    flags.DEFINE_float("passes", 2.0, "of training, when the page asks to train on")
+    flags.DEFINE_float("passes", 2.0, "of training, each time 'train on' is clicked on the page")
     flags.DEFINE_bool("page", False, "watch and steer in a browser (extra [pages])")
     flags.DEFINE_integer("port", 5006, "of the page; 0 takes a free one")
     flags.DEFINE_string("workdir", None, "folder of the session; by default one under runs/")
