@@ -61,7 +61,7 @@ def test_a_selection_follows_its_candidates(views):
     views.refresh()
     assert selected(views) == picked  # evaluated or not: the same candidates
     assert f"union of {len(picked)}<" in views.common.text
-    views.preset.value = "as many bits of both"
+    views.preset.value = "equal bits, such as w2a2"
     texts = ("w1a1", "w2a2", "w3a3")
     assert views.session.state.space.alternatives == (texts, texts)
     assert views.preset.value == "preset"

@@ -14,7 +14,7 @@ _SMALL: dict[str, Any] = {"width": 320, "height": 300}
 def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDataSource) -> Any:
     """A: a column of blocks for every layer, the front and what is cut as lines."""
     plot = figure(
-        title="A  graph: click a block",
+        title="A  alternatives of each layer, by fitness: click a block",
         width=860,
         height=400,
         tools="tap,box_select,hover,reset",
@@ -50,7 +50,7 @@ def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDat
 def draw_blocks(blocks: ColumnDataSource) -> Any:
     """B: blocks by fitness and by how often they were sampled."""
     plot = figure(
-        title="B  blocks",
+        title="B  blocks: click or draw a rectangle",
         x_axis_label="fitness",
         y_axis_label="times sampled",
         tools="tap,box_select,hover,reset",
@@ -66,7 +66,7 @@ def draw_blocks(blocks: ColumnDataSource) -> Any:
 def draw_projection(candidates: ColumnDataSource, colours: LinearColorMapper) -> Any:
     """C: candidates in two dimensions."""
     plot = figure(
-        title="C  candidates: brush",
+        title="C  candidates, by their bits: draw a rectangle",
         tools="box_select,tap,hover,reset",
         tooltips=[("", "@text"), ("%", "@accuracy{0.00}")],
         **_SMALL,
@@ -83,7 +83,7 @@ def draw_accuracies(
     plot = figure(
         title="D  accuracy against cost",
         x_axis_label="BitOps",
-        y_axis_label="%",
+        y_axis_label="validation accuracy, %",
         tools="box_select,tap,hover,reset",
         tooltips=[("", "@text"), ("%", "@accuracy{0.00}")],
         **_SMALL,
@@ -97,7 +97,7 @@ def draw_accuracies(
 
 def draw_losses(losses: ColumnDataSource) -> Any:
     """D: the loss of training, a point for every record."""
-    plot = figure(title="D  loss of training", x_axis_label="record", tools="", **_SMALL)
+    plot = figure(title="D  loss of training", x_axis_label="record of the log", tools="", **_SMALL)
     plot.line("step", "loss", source=losses)
     plot.scatter("step", "loss", source=losses)
     return plot

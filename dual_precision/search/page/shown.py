@@ -19,7 +19,7 @@ SET_OPERATIONS = ("union", "intersection", "complement")
 # out may be so in all of them.
 PRESETS: dict[str, Callable[[str], bool]] = {
     "all widths": lambda text: True,
-    "as many bits of both": lambda text: reads_pixels(text) or len({*widths_in(text)}) == 1,
+    "equal bits, such as w2a2": lambda text: reads_pixels(text) or len({*widths_in(text)}) == 1,
     "weights of 2 bits or less": lambda text: reads_pixels(text) or widths_in(text)[0] <= 2,
     "activations of 2 bits or more": lambda text: text == SKIP or widths_in(text)[1] >= 2,
 }
@@ -40,7 +40,7 @@ def block_lines(state: SearchState, columns: Mapping[str, Any], rows: Sequence[i
         there = "removed" if columns["alpha"][row] < 1 else "in the space"
         lines.append(
             f"<b>{layer} {text}</b>: {state.space.price((layer, text)):,} BitOps, fitness"
-            f" {columns['fitness'][row]:.3f}, sampled {columns['count'][row]}, {there}"
+            f" {columns['fitness'][row]:.3f}, in {columns['count'][row]} candidates, {there}"
         )
     return lines
 
