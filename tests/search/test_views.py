@@ -114,6 +114,22 @@ def test_a_search_that_finds_nothing_new_is_said(views):
     assert "<b>searching</b>" in views.status.text
 
 
+def test_blocks_can_be_read(views):
+    """White text stood on blocks of high fitness, which are yellow, and on removed ones."""
+    views.session.edit(Edit("remove", "a", "w1a1"))
+    columns = shown.block_columns(views.session.state, views._blocks, set())
+    for alpha, fitness, ink in zip(*(columns[n] for n in ("alpha", "fitness", "ink")), strict=True):
+        assert (ink == "white") == (alpha == 1 and fitness <= 0.6)
+    assert {"white", "black"} < set(columns["ink"])
+
+
+def test_the_bound_is_in_the_status(views):
+    assert "bound none" in views.status.text
+    views.bound.value = "1e3"
+    views._set_bound()
+    assert "bound 1,000 BitOps" in views.status.text
+
+
 def test_one_network_that_is_left_is_said(views):
     worker = views.worker
     for layer, text in (("a", "w3a1"), ("b", "w1a2")):

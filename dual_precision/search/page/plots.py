@@ -8,6 +8,7 @@ from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
 
 PALETTE = "Viridis256"
+GRAPH_HEIGHT = 400
 _SMALL: dict[str, Any] = {"width": 320, "height": 300}
 
 
@@ -16,13 +17,13 @@ def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDat
     plot = figure(
         title="A  alternatives of each layer, by fitness: click a block",
         width=860,
-        height=400,
+        height=GRAPH_HEIGHT,
         tools="tap,box_select,hover,reset",
         tooltips=[("", "@layer @alternative"), ("fitness", "@fitness{0.000}")],
         name="graph",
     )
     plot.multi_line("xs", "ys", source=paths, line_color="colour", line_alpha=0.5)
-    plot.rect(
+    rows = plot.rect(
         "x",
         "y",
         width=0.62,
@@ -37,9 +38,10 @@ def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDat
     )
     plot.text(
         "x", "y", text="alternative", source=blocks, text_align="center",
-        text_baseline="middle", text_font_size="10px", text_color="white", text_alpha="alpha",
+        text_baseline="middle", text_font_size="10px", text_color="ink",
         nonselection_text_alpha=0.9,
     )  # fmt: skip
+    plot.hover.renderers = [rows]  # a line has no fitness
     plot.xaxis.ticker = [*range(len(layers))]
     names = [name.replace("/", "/\n") for name in layers]  # so that neighbours do not touch
     plot.xaxis.major_label_overrides = dict(enumerate(names))
@@ -66,7 +68,7 @@ def draw_blocks(blocks: ColumnDataSource) -> Any:
 def draw_projection(candidates: ColumnDataSource, colours: LinearColorMapper) -> Any:
     """C: candidates in two dimensions."""
     plot = figure(
-        title="C  candidates, by their bits: draw a rectangle",
+        title="C  candidates: draw a rectangle",
         tools="box_select,tap,hover,reset",
         tooltips=[("", "@text"), ("%", "@accuracy{0.00}")],
         **_SMALL,
@@ -89,7 +91,10 @@ def draw_accuracies(
         **_SMALL,
         name="accuracies",
     )
-    plot.scatter("cost", "accuracy", source=candidates, size=6, color=_by_accuracy(colours))
+    points = plot.scatter(
+        "cost", "accuracy", source=candidates, size=6, color=_by_accuracy(colours)
+    )
+    plot.hover.renderers = [points]
     plot.xaxis.ticker = BasicTicker(desired_num_ticks=3)  # 7.000e+7 is long
     plot.step("cost", "accuracy", source=front, mode="after", color="#d1495b")
     return plot

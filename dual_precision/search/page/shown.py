@@ -53,16 +53,25 @@ def block_columns(state: SearchState, blocks: Sequence[Block], marked: set[Block
         for block in zip(state.space.layers, one.candidate, strict=True):
             counts[block] = counts.get(block, 0) + 1
     rank = _ranks(blocks)
+    worth = [fitness[block][0] if block in present else 0.0 for block in blocks]
     return {
         "layer": [layer for layer, _ in blocks],
         "alternative": [text for _, text in blocks],
         "x": [state.space.layers.index(layer) for layer, _ in blocks],
         "y": [rank[text] for _, text in blocks],
-        "fitness": [fitness[block][0] if block in present else 0.0 for block in blocks],
+        "fitness": worth,
         "count": [counts.get(block, 0) for block in blocks],
         "alpha": [1.0 if block in present else 0.12 for block in blocks],
+        "ink": [_ink(block in present, own) for block, own in zip(blocks, worth, strict=True)],
         "mark": ["#d1495b" if block in marked else "#ffffff" for block in blocks],
     }
+
+
+def _ink(present: bool, fitness: float) -> str:
+    """A colour of text that can be read on a block: the palette is light from 0.6 on."""
+    if not present:
+        return "#6c757d"
+    return "black" if fitness > 0.6 else "white"
 
 
 def shown_candidates(state: SearchState) -> list[Evaluated]:

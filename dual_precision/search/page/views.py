@@ -55,14 +55,15 @@ class Views:
         self.losses = ColumnDataSource(name="losses")
         self.blocks.selected.on_change("indices", lambda attr, old, new: self._tell_blocks())
         self.candidates.selected.on_change("indices", lambda attr, old, new: self._pick())
-        self.status, self.message = Div(name="status"), Div(name="message")
+        self.status = Div(name="status", width=700)
+        self.message = Div(name="message", width=600)
         self.properties, self.common = Div(name="properties"), Div(name="common")
         self.operation = RadioButtonGroup(labels=[*shown.SET_OPERATIONS], active=0, name="sets")
         self.operation.on_change("active", lambda attr, old, new: self._mark())
         self.pause = Toggle(label="pause", name="pause")
         self.pause.on_click(lambda on: self._set_pause(bool(on)))
         self.text = TextInput(placeholder="w3a2", width=90, name="alternative")
-        self.bound = TextInput(placeholder="bound, BitOps", width=110, name="bound")
+        self.bound = TextInput(placeholder="BitOps", width=110, name="bound")
         options: list[Any] = ["preset", *shown.PRESETS]
         self.preset = Select(options=options, value="preset", name="preset")
         self.preset.on_change("value", lambda attr, old, new: self._apply_preset())
@@ -220,6 +221,7 @@ class Views:
         more = {"add": self._add_text, "set bound": self._set_bound}
         bar = row(self.pause, *map(_button, top.items()), self.preset, self.bound)
         bar.children.append(_button(("set bound", more["set bound"])))
+        bar.children.append(Div(text=_ON_TRAINING, width=560))
         pane = column(
             Div(text="<b>Selected blocks</b>"),
             self.properties,
@@ -229,7 +231,10 @@ class Views:
             Div(text=f"<b>Blocks of selected candidates</b><br>{_ON_SETS}", width=410),
             self.operation,
             self.common,
-            width=420,
+            width=440,
+            height=plots.GRAPH_HEIGHT,
+            # What is selected may be long: it must not move the views below while one draws there.
+            styles={"overflow-x": "hidden", "overflow-y": "auto"},
         )
         layers = self.session.state.space.layers
         views = column(
@@ -241,11 +246,11 @@ class Views:
                 plots.draw_losses(self.losses),
             ),
         )
-        return column(self.status, self.message, bar, Div(text=_ON_TRAINING), views, name="page")
+        return column(row(self.status, self.message), bar, views, name="page")
 
 
 def _button(named: tuple[str, Any]) -> Any:
     label, act = named
-    button = Button(label=label, name=label, width=max(80, 10 * len(label)))
+    button = Button(label=label, name=label, width=max(70, 9 * len(label)))
     button.on_click(lambda: act())
     return button
