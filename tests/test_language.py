@@ -181,8 +181,9 @@ def test_a_network_of_text_is_asked_for_what_it_has(monkeypatch):
 def test_settings_that_text_does_not_have():
     with pytest.raises(ValueError, match="'mean' is unknown"):
         make_language_config("smoke", {"mean": "0.5"})
-    with pytest.raises(ValueError, match="mode 'bsq' is unknown"):
-        make_language_config("smoke", {"mode": "bsq"})
+    for mode in ("bsq", "supernet"):  # a supernet of text was trained, and no command searched it
+        with pytest.raises(ValueError, match=rf"mode '{mode}' is of images, .*experiments.cifar`"):
+            make_language_config("smoke", {"mode": mode})
     with pytest.raises(ValueError, match="split=false with it, or model 'transformer'"):
         make_language_config("smoke", {"model": "lstm", "distillation": 0.5})
     with pytest.raises(

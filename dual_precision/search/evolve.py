@@ -46,8 +46,9 @@ class Settings:
     """How a search goes on.
 
     Attributes:
-      strategy: "evolve", or "random": layer by layer, every alternative that leads on alike. All
-        paths have the same chance only where nothing is cut, skipped or beyond a bound.
+      strategy: "evolve", or "random": layer by layer, the same chance for each alternative from
+        which the path can go on. All paths have the same chance only where nothing is cut, skipped
+        or beyond a bound.
       population: candidates of a generation, which one fitness serves.
       seed: of all that is drawn.
     """

@@ -2,8 +2,9 @@
 
 A space is a graph. Its blocks are (layer, alternative), an alternative is a text such as "w2a3".
 The layers of a residual block that may be left out have "skip" too: all of them take it, or none.
-A layer that reads pixels has alternatives such as "w4a32": only its weights have a width. Every
-alternative of a layer is connected to all of the next layer, except where an edit cut it.
+A layer that reads pixels has alternatives such as "w4a32": only its weights have a width. No weight
+is wider than the store. Every alternative of a layer is connected to all of the next layer, except
+where an edit cut it.
 A candidate is a path from the first layer to the last whose cost is within the bound.
 """
 
@@ -18,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from dual_precision.costs import PIXEL_BITS, mode_cost, pixel_layer
-from dual_precision.precision import parse
+from dual_precision.costs import mode_cost, pixel_layer
+from dual_precision.precision import MAX_BITS
+from dual_precision.search.alternatives import SKIP, area, is_width, reads_pixels, trouble_of
 from dual_precision.structure import Structure, free_layers
 
 Candidate = tuple[str, ...]  # an alternative for every layer, in the order of the space
 Block = tuple[str, str]  # layer, alternative
-SKIP = "skip"
 Weights = Sequence[Mapping[str, float]]  # for every layer: alternative -> its chance, unscaled
 
 
@@ -43,8 +44,10 @@ class Space:
       macs: multiply-accumulates of every layer, per example.
       fixed: BitOps of all other layers, and of products of activations.
       cut: (index of a layer, its alternative, the one of the next layer) that may not follow.
-      skippable: paths of the blocks that may be left out.
       most: bound on the BitOps of a candidate; None is none.
+      skippable: paths of the blocks that may be left out.
+      stored: bits of the stored weights of every layer, which no alternative exceeds; () is 8 for
+        all, as of logs that do not say it.
     """
 
     mode: str
@@ -55,27 +58,20 @@ class Space:
     cut: frozenset[tuple[int, str, str]] = frozenset()
     most: float | None = None
     skippable: tuple[str, ...] = ()
+    stored: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.layers or max(map(len, self.alternatives)) < 2:
-            raise SpaceError(
-                f"a space of mode {self.mode!r} without alternatives, in {len(self.layers)} layers:"
-                " expected a layer with two or more; add some"
-            )
-        for layer, own in zip(self.layers, self.alternatives, strict=True):
+        if not self.layers:
+            raise SpaceError(f"a space of mode {self.mode!r} without layers: expected one or more")
+        stored = self.stored or (MAX_BITS,) * len(self.layers)
+        for layer, own, bits in zip(self.layers, self.alternatives, stored, strict=True):
             if not own:
                 raise SpaceError(f"layer {layer!r} has no alternative left, so that no path is")
+            may_skip = block_of(layer) in self.skippable
             for text in own:
-                if text == SKIP and _block_of(layer) in self.skippable:
-                    continue
-                try:
-                    precision = parse(text)
-                except ValueError as error:
-                    raise SpaceError(f"layer {layer!r}: {error}") from None
-                pixels = reads_pixels(own[0])
-                if precision.weights is None or precision.gradients or pixels != reads_pixels(text):
-                    wanted = "bits of weights: w4a32" if pixels else "bits of both: w2a3"
-                    raise SpaceError(f"{text!r} of layer {layer!r}: expected {wanted}")
+                skipped = text == SKIP and may_skip
+                if not skipped and (why := trouble_of(text, own[0], bits)):
+                    raise SpaceError(f"layer {layer!r}: {why}")
         least = min(self._least[0].values())
         if math.isinf(least):
             raise SpaceError("no path from the first layer to the last is left: join some blocks")
@@ -99,7 +95,9 @@ class Space:
     @property
     def digest(self) -> str:
         """What tells the network of one space from another: an edited space keeps it."""
-        facts = [self.mode, self.layers, self.macs, self.fixed, *self.skippable]
+        facts: list[Any] = [self.mode, self.layers, self.macs, self.fixed, *self.skippable]
+        if min(self.stored, default=MAX_BITS) < MAX_BITS:  # logs of before have no stored bits
+            facts.append(self.stored)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def cost(self, candidate: Candidate) -> int:
@@ -157,7 +155,7 @@ class Space:
     def skipped(self, candidate: Candidate) -> tuple[str, ...]:
         """The blocks that a candidate leaves out."""
         pairs = zip(self.layers, candidate, strict=True)
-        return tuple(dict.fromkeys(_block_of(layer) for layer, text in pairs if text == SKIP))
+        return tuple(dict.fromkeys(block_of(layer) for layer, text in pairs if text == SKIP))
 
     def price(self, block: Block) -> int:
         """BitOps of a block."""
@@ -195,7 +193,7 @@ class Space:
 
     def _apart(self, index: int, text: str, following: str) -> bool:
         """Whether the second may not follow on the first, an alternative of layer `index`."""
-        own, other = (_block_of(layer) for layer in self.layers[index : index + 2])
+        own, other = (block_of(layer) for layer in self.layers[index : index + 2])
         torn = own == other and own in self.skippable and (text == SKIP) != (following == SKIP)
         return torn or (index, text, following) in self.cut
 
@@ -203,34 +201,9 @@ class Space:
         return [(index, a, b) for index, (a, b) in enumerate(itertools.pairwise(candidate))]
 
 
-def _block_of(layer: str) -> str:
+def block_of(layer: str) -> str:
+    """The path of the block that a layer is in: "stage2_block1" of "stage2_block1/conv1"."""
     return layer.rpartition("/")[0]
-
-
-@functools.cache
-def reads_pixels(text: str) -> bool:
-    """Whether an alternative is one of a layer whose inputs have no width to choose."""
-    return text != SKIP and parse(text).activations is None
-
-
-def is_width(text: str) -> bool:
-    """Whether it is one of both, that all layers may have."""
-    return text != SKIP and not reads_pixels(text)
-
-
-@functools.cache
-def widths_in(text: str) -> tuple[int, int]:
-    """Bits of weights and of inputs; pixels have 8, what is left out has none."""
-    if text == SKIP:
-        return 0, 0
-    precision = parse(text)
-    return precision.weight_bits, precision.activations or PIXEL_BITS
-
-
-def area(text: str) -> int:
-    """BitOps of a multiply-accumulate."""
-    weights, activations = widths_in(text)
-    return weights * activations
 
 
 def space_of(
@@ -249,13 +222,14 @@ def space_of(
 
     Raises:
       SpaceError: no layer is free, or there is nothing to choose; no such layer; choices with and
-        without a width of activations where its inputs have none, or one.
+        without a width of activations where its inputs have none, or one; weights wider than those
+        that are stored.
     """
     lists = dict.fromkeys(free_layers(structure, mode), tuple(choices)) | dict(own or {})
     names = tuple(name for name in map("/".join, structure.layers) if name in lists)
     if unknown := sorted(lists.keys() - set(names)):
         raise SpaceError(f"choices of layers {unknown}: expected some of {_names(structure)}")
-    if unknown := sorted(set(skippable) - {_block_of(name) for name in names}):
+    if unknown := sorted(set(skippable) - {block_of(name) for name in names}):
         raise SpaceError(f"blocks {unknown} to skip: expected such as have layers of {list(names)}")
     for name in own or {}:
         pixels = tuple(name.split("/")) == pixel_layer(structure.layers)
@@ -267,9 +241,16 @@ def space_of(
     pairs = zip(macs, tables, strict=True)
     inside = sum(m * area(str(dataclasses.replace(p, gradients=None))) for m, p in pairs)
     fixed = mode_cost(structure, mode).bit_operations - inside
-    extra = {name: (SKIP,) if _block_of(name) in skippable else () for name in names}
+    extra = {name: (SKIP,) if block_of(name) in skippable else () for name in names}
     each = tuple(tuple(dict.fromkeys((*lists[n], *extra[n]))) for n in names)
-    return Space(mode, names, each, macs, fixed, skippable=tuple(skippable))
+    if not names or max(map(len, each)) < 2:  # edits may narrow it to one path, none begins so
+        raise SpaceError(
+            f"a space of mode {mode!r} without alternatives, in {len(names)} layers: expected a"
+            " layer with two or more; add some"
+        )
+    own_bits = (structure.layers[tuple(name.split("/"))].stored for name in names)
+    stored = tuple(bits or MAX_BITS for bits in own_bits)  # floats are cut at any width
+    return Space(mode, names, each, macs, fixed, skippable=tuple(skippable), stored=stored)
 
 
 def _names(structure: Structure) -> list[str]:
@@ -292,6 +273,7 @@ def space_from(found: Mapping[str, Any]) -> Space:
             frozenset((int(i), str(a), str(b)) for i, a, b in found["cut"]),
             None if found["most"] is None else float(found["most"]),
             tuple(map(str, found["skippable"])),
+            tuple(map(int, found.get("stored", ()))),
         )
     except SpaceError:
         raise

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.precision import Widths, parse
-from dual_precision.search.space import SKIP, Candidate, Space
+from dual_precision.search.alternatives import SKIP
+from dual_precision.search.space import Candidate, Space
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.task import Batch, Network, Task, Tree
 from dual_precision.training.compilation import compiler_options

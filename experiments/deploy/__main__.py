@@ -47,7 +47,7 @@ def define_deploy_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     string = partial(flags.DEFINE_string, flag_values=values)
     number = partial(flags.DEFINE_float, flag_values=values)
     switch = partial(flags.DEFINE_bool, flag_values=values)
-    string("workdir", None, "pack: folder of a run; cascade: of what it leaves")
+    string("workdir", None, "pack: folder of a run; cascade: output folder")
     string("out", None, "pack, import, export, support: the file to write")
     string("widths", None, 'pack, report: JSON file, {layer or pattern: {mode: "w4a4"}}')
     string("model", None, "import: which network of ours it is, where it is no residual one")

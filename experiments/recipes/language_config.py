@@ -15,7 +15,9 @@ from experiments.recipes.run_config import RunConfig, assembled
 from experiments.recipes.settings import check_choice, check_model
 from experiments.recipes.two_phase import TwoPhase
 
-TEXT_MODES = tuple(name for name in RECIPES if name != "bsq")
+# Of a supernet: the search, which is what one is trained for, reads images alone.
+_MODES_OF_IMAGES = ("bsq", "supernet")
+TEXT_MODES = tuple(name for name in RECIPES if name not in _MODES_OF_IMAGES)
 ADAM: dict[str, Any] = {"optimizer": "adam", "learning_rate": 3e-3, "weight_decay": 0.01}
 # The bounds of the paper's LSTM: 5 to 8 bits.
 BOUNDS_OF_TEXT: Mapping[str, Any] = {"low": "w5a5g8", "high": "w8a8g8"}
@@ -37,6 +39,11 @@ class LanguageConfig(RunConfig):
     recipe: Recipe = _DEFAULT
 
     def __post_init__(self) -> None:
+        if self.mode in _MODES_OF_IMAGES:
+            raise ValueError(
+                f"mode {self.mode!r} is of images, and this is a run on text: expected one of"
+                f" {list(TEXT_MODES)}, or the command `python -m experiments.cifar`"
+            )
         check_choice("mode", self.mode, TEXT_MODES)
         check_model(self.model, reads="text")
         for name in ("features", "depth", "context", "epoch_bytes"):

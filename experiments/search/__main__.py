@@ -5,10 +5,11 @@
     python -m experiments.search --supernet=runs/supernet --page
 
 The folder gets session.jsonl, the log, from which the same command goes on; front.json, front.png;
-and widths.json, the most accurate map of at most --bound BitOps, which --widths takes. With --page
-the search is watched and steered in a browser, at an address of this machine alone. `--widths` is
-a map of another method, such as BSQ leaves: it is evaluated beside the best one of its cost. A
-layer that it does not name has the widths of low, as in a training with that map.
+and widths.json, the most accurate map of at most --bound BitOps in the space as it was edited last,
+which --widths of a training takes. With --page the search is watched and steered in a browser, at
+an address of this machine alone. `--widths` of this command is a map of another method, such as BSQ
+leaves: it is evaluated beside the best one of its cost. A layer that it does not name has the
+widths of low, as in a training with that map.
 """
 
 import dataclasses
@@ -49,8 +50,8 @@ def main(
     opened = open_supernet(source, images, recalibrate, data_dir)
     about = describe_opened(opened, source) | {"images": images, "recalibrate": recalibrate}
     space = opened.space
-    if bound is None:  # what low costs now; the front of all costs is searched
-        bound = space.cost(space.same(opened.config.low))
+    if bound is None:  # of widths.json alone; the front of all costs is searched
+        bound = opened.own_cost
     else:
         space = dataclasses.replace(space, most=bound)
     given = candidate_of(space, read_widths_file(widths), opened.own_path()) if widths else None
@@ -86,26 +87,29 @@ def search(session: Session, evaluations: int) -> None:
             break
     found, size = len(session.state.evaluated), session.state.space.size
     if found < evaluations:
-        print(
-            f"stopped after {found} of {evaluations} candidates: no new one is found in this space"
-            f" of {size:,} paths (before cuts and the bound); a larger --bound may have more"
+        why = (
+            f"no new one is found in this space of {size:,} paths (before cuts and the bound); a"
+            " larger --bound may have more"
         )
+        if size == 1:
+            why = "one network is left, and it is evaluated"
+        print(f"stopped after {found} of {evaluations} candidates: {why}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("supernet", None, "workdir of a finished run of --mode=supernet")
     flags.DEFINE_integer("evaluations", 200, "candidates to evaluate in all")
-    about = "evolve, or random: layer by layer, each alternative that leads on alike"
+    about = "evolve, or random: every alternative of a layer has the same chance"
     flags.DEFINE_string("strategy", "evolve", about)
     flags.DEFINE_integer("population", 20, "candidates of a generation")
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_integer("images", 0, "of the validation split, for one candidate; 0 is all")
     flags.DEFINE_bool("recalibrate", True, "statistics of normalisation of every candidate")
-    about = "BitOps at most, of candidates and of widths.json; none is what low costs, of the last"
+    about = "limit of BitOps; by default none for candidates, and the cost of low for widths.json"
     flags.DEFINE_float("bound", None, about)
     about = "a JSON file of widths, evaluated beside the best candidate of its cost"
     flags.DEFINE_string("widths", None, about)
-    flags.DEFINE_float("passes", 2.0, "of training, when the page asks to train on")
+    flags.DEFINE_float("passes", 2.0, "of training, each time 'train on' is clicked on the page")
     flags.DEFINE_bool("page", False, "watch and steer in a browser (extra [pages])")
     flags.DEFINE_integer("port", 5006, "of the page; 0 takes a free one")
     flags.DEFINE_string("workdir", None, "folder of the session; by default one under runs/")

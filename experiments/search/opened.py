@@ -13,20 +13,24 @@ import numpy as np
 from dual_precision import data
 from dual_precision.data.arrays import Images
 from dual_precision.loading import load
-from dual_precision.precision import parse
+from dual_precision.precision import Precision, parse
+from dual_precision.search.alternatives import SKIP
 from dual_precision.search.session import read_events
-from dual_precision.search.space import SKIP, Candidate, Space, space_of
+from dual_precision.search.space import Candidate, Space, block_of, space_of
 from dual_precision.search.supernet import Supernet
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
 from dual_precision.training.log import read_records
 from dual_precision.training.methods.sampled import SampledLoss
+from dual_precision.training.phases import Phase
 from experiments.cifar import task_of
 from experiments.recipes.config import Config
+from experiments.recipes.recipe import Recipe
 from experiments.recipes.supernet import SupernetRecipe
 from experiments.workdir import config_of_run, read_description, read_rows
 
 CALIBRATION = 1000  # training images that normalisation is calibrated on
+RATE_ON = 0.2  # peak of the learning rate where a supernet is trained on, of the peak it had
 LOG = "session.jsonl"
 _LOSS = "low_loss"
 
@@ -55,6 +59,11 @@ class Opened:
         own = [table[self.space.mode] for table in tables]
         return tuple(str(dataclasses.replace(precision, gradients=None)) for precision in own)
 
+    @property
+    def own_cost(self) -> int:
+        """BitOps of the mode that is searched, with the widths that the network has."""
+        return self.space.cost(self.own_path())
+
     def evaluate(self, space: Space, candidate: Candidate) -> float:
         """See `search.session.Evaluate`."""
         return self.supernet.accuracy(space, candidate)
@@ -67,25 +76,12 @@ class Opened:
             self.supernet.variables = jax.tree.map(jnp.asarray, kept)
 
     def train_on(self, space: Space, passes: float, folder: Path) -> Sequence[float]:
-        """Trains the shared weights in a space, in a new folder inside of `folder`; its losses.
+        """Trains the shared weights in a space, see `phase_in`, in a new folder inside of `folder`;
+        its losses.
 
         Candidates are evaluated with the weights of before until `take_trained`: a log that cannot
         be written has no training, and what it has evaluated is of one set of weights.
         """
-        recipe = dataclasses.replace(
-            self.config.recipe, passes=passes, learning_rate=0.02, warmup=0.0
-        )
-        (phase,) = recipe.phases()
-        assert isinstance(phase.loss, SampledLoss)
-        own_texts = list(zip(space.layers, space.alternatives, strict=True))
-        own = {
-            layer: tuple(parse(text) for text in texts if text != SKIP) or phase.loss.choices
-            for layer, texts in own_texts
-        }
-        kept = {layer.rpartition("/")[0] for layer, texts in own_texts if SKIP not in texts}
-        blocks = tuple(block for block in space.skippable if block not in kept)
-        loss = dataclasses.replace(phase.loss, layers=own, skippable=blocks)
-        phase = dataclasses.replace(phase, loss=loss, at_start=())
         workdir = folder / f"trained{len(trained_in(folder)) + 1}"
         if workdir.exists():  # of a process that was killed before its log had the training
             shutil.rmtree(workdir)
@@ -93,7 +89,7 @@ class Opened:
         state = fit(
             network.model,
             network.task,
-            (phase,),
+            (phase_in(space, self.config.recipe, passes),),
             self.dataset.train,
             self.dataset.validation,
             dataclasses.replace(self.config.fit_options(), epochs_per_evaluation=1),
@@ -107,6 +103,31 @@ class Opened:
         """Evaluates with the weights that `train_on` left."""
         if self.trained is not None:
             self.supernet.variables, self.trained = self.trained, None
+
+
+def phase_in(space: Space, recipe: Recipe, passes: float) -> Phase:
+    """The phase that trains the shared weights on in a space.
+
+    Every layer draws from its alternatives, each as often, and by itself: cuts and the bound of the
+    space, which tie layers to each other, are left to the search. A block that has "skip" and
+    widths is left out by half of the paths, one that has "skip" alone by all.
+    """
+    rate = recipe.learning_rate * RATE_ON
+    (phase,) = dataclasses.replace(recipe, passes=passes, learning_rate=rate, warmup=0.0).phases()
+    assert isinstance(phase.loss, SampledLoss)
+    own: dict[str, tuple[Precision, ...]] = {}
+    kept, out = set(), set()  # blocks
+    for layer, texts in zip(space.layers, space.alternatives, strict=True):
+        # A layer that is left out by all paths is computed all the same, at some width.
+        own[layer] = tuple(parse(text) for text in texts if text != SKIP) or phase.loss.choices
+        if SKIP not in texts:
+            kept.add(block_of(layer))
+        elif texts == (SKIP,):
+            out.add(block_of(layer))
+    blocks = tuple(block for block in space.skippable if block not in kept | out)
+    never = tuple(block for block in space.skippable if block in out)
+    loss = dataclasses.replace(phase.loss, layers=own, skippable=blocks, skipped=never)
+    return dataclasses.replace(phase, loss=loss, at_start=())
 
 
 def trained_in(folder: Path) -> list[Path]:

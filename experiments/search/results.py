@@ -75,17 +75,24 @@ def beside(state: SearchState, given: Evaluated) -> str:
 
 
 def leave_search(state: SearchState, folder: Path, bound: float) -> Path:
-    """Writes front.json, front.png and widths.json: the best map of at most `bound` BitOps.
+    """Writes front.json, front.png and widths.json.
+
+    The map in widths.json is the most accurate one of at most `bound` BitOps that is a path of the
+    space as the edits have left it: what an analyst has removed, or bounded, is not in it. The
+    front is that of all that was evaluated.
 
     Raises:
-      ValueError: nothing that was evaluated is as cheap.
+      ValueError: nothing that was evaluated is in the space as it is and as cheap.
     """
     rows = front_rows(state)
-    best = best_within(front_of(state.evaluated), bound)
+    bound = bound if state.space.most is None else min(bound, state.space.most)
+    inside = [one for one in state.evaluated if state.space.contains(one.candidate)]
+    best = best_within(front_of(inside), bound)
     if best is None:
         raise ValueError(
-            f"of {len(state.evaluated)} candidates none takes {bound:,.0f} BitOps or less:"
-            " evaluate more, or give a larger --bound"
+            f"of {len(state.evaluated)} candidates {len(inside)} are in the space as it is now, and"
+            f" none of these takes {bound:,.0f} BitOps or less: evaluate more, or give a larger"
+            " bound"
         )
     write_whole(folder / "front.json", json.dumps({"rows": rows}, indent=1) + "\n")
     widths = state.space.widths(best.candidate)

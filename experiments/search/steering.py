@@ -110,11 +110,13 @@ def compare(
     evaluations: int,
     quantile: float,
     folder: Path,
+    own_cost: float,
 ) -> dict[str, Any]:
     """A row: front accuracy of every strategy, and what steering saved.
 
     Args:
       about: what accuracies depend on beside the candidate: the supernet, the images.
+      own_cost: BitOps of the mode that is searched, at which the best map is compared.
 
     Raises:
       SpaceError: the folder has a log of this seed that is of something else.
@@ -142,9 +144,8 @@ def compare(
     row["needed"] = evaluations_needed(found["steered"], row["evolve"], ends) / evaluations_needed(
         found["evolve"], row["evolve"], ends
     )
-    low = space.cost(space.same("w2a2"))
-    best = best_within(front_of(found["evolve"] + found["steered"]), low)
-    same = best_within(front_of(uniform), low)
+    best = best_within(front_of(found["evolve"] + found["steered"]), own_cost)
+    same = best_within(front_of(uniform), own_cost)
     if best and same:
         row |= {"gain": best.accuracy - same.accuracy, "best": list(best.candidate)}
     return row
@@ -173,7 +174,8 @@ def main(
             opened = open_supernet(Path(source), images, True, data_dir)
             space = dataclasses.replace(opened.space, most=bound)
             about = describe_opened(opened, Path(source)) | {"images": images}
-            row = compare(space, about, opened.evaluate, seed, evaluations, quantile, folder)
+            cost = opened.own_cost
+            row = compare(space, about, opened.evaluate, seed, evaluations, quantile, folder, cost)
             rows.append(row)
             print(json.dumps(row), flush=True)
             write_whole(folder / "steering.json", json.dumps({"rows": rows}, indent=1) + "\n")

@@ -9,17 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dual_precision import modes
+from dual_precision.costs import mode_cost
+from dual_precision.models import build_from
+from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
-from dual_precision.search.space import Space
+from dual_precision.search.space import Space, space_of
 from dual_precision.search.state import SearchState
+from dual_precision.search.supernet import Supernet
+from dual_precision.tasks.classification import Classification
+from dual_precision.training.optimizers import RATE
 from experiments.figures.drawing import pyplot_for_files
 from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
 from experiments.search.norms import rank_correlation
-from experiments.search.opened import LOG, open_supernet, trained_in
-from experiments.search.results import beside, candidate_of
+from experiments.search.opened import LOG, Opened, open_supernet, phase_in, trained_in
+from experiments.search.results import beside, candidate_of, leave_search
 from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
 
@@ -137,13 +144,40 @@ def test_strategies_are_compared_at_as_many_evaluations_as_asked(tmp_path, table
     space, score = table
     rows = {}
     for count in (10, 35, 40):
-        rows[count] = compare(space, {}, score, 0, count, 0.25, tmp_path / f"{count}")
+        rows[count] = compare(space, {}, score, 0, count, 0.25, tmp_path / f"{count}", 29)
         for path in (tmp_path / f"{count}").iterdir():
             assert len(replay(read_events(path))[-1].evaluated) == count
         assert rows[count]["evolve"] > 0
         assert not np.isnan(rows[count]["needed"])
     for count in (10, 35):
-        assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40") == rows[count]
+        assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40", 29) == rows[count]
+
+
+def test_the_best_map_is_compared_at_the_cost_of_low(tmp_path, table):
+    """Whatever the widths of low: those of w2a2 were taken before."""
+    space, score = table
+    rows = [
+        compare(space, {}, score, 0, 40, 0.25, tmp_path, space.cost((text,) * 3))
+        for text in ("w1a1", "w2a2", "w4a4")
+    ]
+    assert [row["gain"] == 0 for row in rows] == [True, False, True]
+    assert rows[0]["best"] == ["w1a1"] * 3
+    assert rows[2]["best"] == ["w4a4"] * 3
+
+
+@pytest.mark.parametrize("stem", [("w3a32", "w4a32"), ("w4a32", "w8a32"), None])
+@pytest.mark.parametrize("widths", [{}, {"stage2_conv": {"low": "w3a4"}}])
+def test_the_cost_of_low_is_that_of_its_own_widths(stem, widths):
+    """Listed or not: the widest that was listed for the first layer was taken for it."""
+    own = {"name": "resnet8_fast", "num_classes": 3}
+    low_and_high = modes(widths, low="w2a2g8", high="w8a8")
+    task = Classification((8, 8, 3))
+    supernet = Supernet(build_from({**own, **low_and_high.to_json()}), {}, task, None, None)
+    lists = {"stem": stem} if stem else {}
+    space = space_of(supernet.structure, "low", ("w1a1", "w4a4"), lists)
+    config = make_config("quick", {"mode": "supernet"})
+    opened = Opened(config, None, supernet, space, ())
+    assert opened.own_cost == mode_cost(supernet.structure, "low").bit_operations
 
 
 def test_logs_of_another_supernet_are_refused(tmp_path, table):
@@ -155,7 +189,7 @@ def test_logs_of_another_supernet_are_refused(tmp_path, table):
         evaluated.append(candidate)
         return score(space, candidate)
 
-    compare(space, {"losses": [1.0]}, score, 0, 20, 0.25, tmp_path)
+    compare(space, {"losses": [1.0]}, score, 0, 20, 0.25, tmp_path, 29)
     bounded = dataclasses.replace(space, most=50.0)
     for own, about, quantile, what in (
         (space, {"losses": [2.0]}, 0.25, r"losses \(there \[1.0\], here \[2.0\]\)"),
@@ -163,7 +197,7 @@ def test_logs_of_another_supernet_are_refused(tmp_path, table):
         (bounded, {"losses": [1.0]}, 0.25, "bound"),
     ):
         with pytest.raises(ValueError, match=rf"{what}.*; give the same, or another workdir"):
-            compare(own, about, other, 0, 20, quantile, tmp_path)
+            compare(own, about, other, 0, 20, quantile, tmp_path, 29)
     assert not evaluated
 
 
@@ -176,11 +210,49 @@ def test_a_map_of_another_method():
     for wrong in ({"z": {"low": "w2a2"}}, {"a": {"high": "w2a2"}}, {"a": {"low": "w2a32"}}):
         with pytest.raises(ValueError, match="expected"):
             candidate_of(space, wrong, own)
+    narrow = dataclasses.replace(space, stored=(8, 4, 4))
+    with pytest.raises(ValueError, match="'a': 'w5a2' has 5-bit weights, and 4 bits are stored"):
+        candidate_of(narrow, {"a": {"low": "w5a2"}}, own)
     seen = [Evaluated(("w8a32", "w2a2", "w1a1"), 70.0, 24.0)]
     state = SearchState(space, Settings(), {}, tuple(seen))
     text = beside(state, Evaluated(("w8a32", "w3a4", "w1a1"), 71.0, 40.0))
     assert text.startswith("the map of --widths: 71.00 %, 4.000e+01 BitOps, w8a32 w3a4 w1a1")
     assert text.endswith("beside it 70.00 % the best")
+
+
+@pytest.mark.parametrize(
+    ("edits", "bound", "kept"),
+    [
+        ([], 100, ["w4a4", "w4a4"]),
+        ([], 20, ["w2a2", "w2a2"]),
+        ([Edit("bound", most=20.0)], 100, ["w2a2", "w2a2"]),
+        ([Edit("bound", most=100.0)], 20, ["w2a2", "w2a2"]),
+        ([Edit("remove", "b", "w4a4")], 100, ["w4a4", "w2a2"]),
+        ([Edit("cut", "a", "w4a4", next="w4a4")], 100, ["w4a4", "w2a2"]),
+        ([Edit("remove", "b", "w4a4"), Edit("bound", most=20.0)], 100, ["w2a2", "w2a2"]),
+    ],
+)
+def test_what_is_left_is_a_path_of_the_space_as_it_was_edited(tmp_path, edits, bound, kept):
+    """A candidate of before an edit was left, with what the analyst had removed since."""
+    space = Space("low", ("a", "b"), (("w1a1", "w2a2", "w4a4"),) * 2, (1, 1), 5)
+    session = Session(tmp_path / "log", space, Settings(), {}, lambda _, c: float(space.cost(c)))
+    session.run(9)
+    for edit in edits:
+        session.edit(edit)
+    leave_search(session.state, tmp_path, bound)
+    widths = json.loads((tmp_path / "widths.json").read_text())
+    assert [widths[layer]["low"] for layer in "ab"] == kept
+    assert len(json.loads((tmp_path / "front.json").read_text())["rows"]) == 6  # of all
+
+
+def test_nothing_is_left_where_nothing_of_the_space_was_evaluated(tmp_path):
+    space = Space("low", ("a",), (("w1a1", "w2a2", "w4a4"),), (1,), 5)
+    session = Session(tmp_path / "log", space, Settings(), {}, lambda _, c: 1.0)
+    session.run(1)
+    session.edit(Edit("remove", "a", "w1a1"))
+    with pytest.raises(ValueError, match="of 1 candidates 0 are in the space as it is now"):
+        leave_search(session.state, tmp_path, 100)
+    assert not (tmp_path / "widths.json").exists()
 
 
 def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
@@ -193,6 +265,34 @@ def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
     parts = {part.get_label(): part for part in figure.axes[0].collections}
     points = parts["one width for all layers"].get_offsets()
     assert [tuple(point) for point in points] == [(71, 50.0), (77, 52.0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 0.02),
+        ({"learning_rate": 0.05}, 0.01),
+        ({"optimizer": "adam", "learning_rate": 1e-3}, 2e-4),
+    ],
+)
+def test_training_on_has_a_fifth_of_the_rate_of_the_supernet(settings, rate):
+    """It had 0.02 whatever the optimizer, twenty times the peak of this Adam."""
+    config = make_config("quick", {"mode": "supernet", **settings})
+    space = Space("low", ("a",), (("w1a1", "w2a2"),), (1,), 5)
+    phase = phase_in(space, config.recipe, 2.0)
+    assert type(phase.optimizer) is type(config.recipe.phases()[0].optimizer)
+    assert float(phase.schedules[RATE](100)(0)) == pytest.approx(rate)
+
+
+def test_training_on_draws_from_what_the_space_has_left():
+    widths = ("w1a1", "w2a2")
+    layers = ("free", "x/a", "x/b", "y/a", "y/b", "z/a", "z/b")
+    lists = (("w2a2",), *((*widths, "skip"),) * 2, *(widths,) * 2, *(("skip",),) * 2)
+    space = Space("low", layers, lists, (1,) * 7, 5, skippable=("x", "y", "z"))
+    recipe = make_config("quick", {"mode": "supernet", "skippable": "x y z"}).recipe
+    loss = phase_in(space, recipe, 2.0).loss
+    assert (loss.skippable, loss.skipped) == (("x",), ("z",))
+    assert [[*map(str, loss.layers[name])] for name in layers[:5]] == [["w2a2"], *[[*widths]] * 4]
 
 
 def test_a_training_counts_when_the_log_has_it(tmp_path):

@@ -131,3 +131,6 @@ def test_training_leaves_blocks_out():
     assert {tuple(int(own[block]) for block in BLOCKS) for own in drawn} == {
         (0, 0), (0, 1), (1, 0), (1, 1)
     }  # fmt: skip
+    loss = sampled.SampledLoss("low", (parse("w2a2"),), skippable=BLOCKS[:1], skipped=BLOCKS[1:])
+    drawn = [loss.path(Network(small_resnet(), RGB), jax.random.key(seed)) for seed in range(20)]
+    assert {tuple(int(own.kept[block]) for block in BLOCKS) for own in drawn} == {(0, 0), (1, 0)}

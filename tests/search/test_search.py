@@ -111,12 +111,48 @@ def test_edits_and_their_errors():
         edited(space, Edit("cut", "a", "w3a2", next="w4a4"))
 
 
-def test_a_space_without_alternatives():
+def test_a_search_begins_with_alternatives():
+    """A space without any can be had by edits alone."""
     with pytest.raises(SpaceError, match=r"without alternatives, in 3 layers: expected a layer"):
-        Space("low", SPACE.layers, (("w2a2",),) * 3, SPACE.macs, 0)
+        space_of(structure_of(network(), TASK.example), "low", ("w2a2",))
+    with pytest.raises(SpaceError, match="without layers"):
+        Space("low", (), (), (), 0)
     alone = structure_of(network(modes(low="w2a2")), TASK.example)
     with pytest.raises(SpaceError, match="without alternatives, in 0 layers"):
         space_of(alone, "low", CHOICES)
+
+
+@pytest.mark.parametrize("stored", [4, 8])
+def test_no_alternative_is_wider_than_the_store(stored, tmp_path):
+    """A mode reads the first bits of what is stored: 8 of 4 gave logits that are no numbers."""
+    own = modes(low="w2a2", high="w4a4", stored=stored)
+    structure = structure_of(network(own), TASK.example)
+    space = space_of(structure, "low", CHOICES)
+    assert space.stored == (stored,) * 3
+    assert space_from(json.loads(json.dumps(space.to_json()))) == space
+    added = Edit("add", "dense3", "w8a2")
+    if stored == 8:
+        assert "w8a2" in edited(space, added).alternatives[1]
+        return
+    session = Session(tmp_path / "log", space, Settings(), {}, score)
+    with pytest.raises(SpaceError, match=r"'dense3': 'w8a2' has 8-bit weights, and 4 bits are sto"):
+        session.edit(added)
+    with pytest.raises(SpaceError, match="expected at most 4 bits of weights"):
+        space_of(structure, "low", (*CHOICES, "w5a2"))
+    assert edited(space, Edit("add", "dense3", "w4a8")).digest == space.digest
+    old = tmp_path / "old"  # its log does not say what is stored, and edits would not be checked
+    Session(old, dataclasses.replace(space, stored=()), Settings(), {}, score)
+    with pytest.raises(SpaceError, match="give another workdir"):
+        Session(old, space, Settings(), {}, score)
+
+
+def test_a_log_that_does_not_say_what_is_stored_is_of_8_bits(tmp_path):
+    session = begun(tmp_path / "log")
+    first = dict(read_events(session.path)[0])
+    first["space"] = {k: v for k, v in first["space"].items() if k != "stored"}
+    session.path.write_text(json.dumps(first) + "\n")
+    wide = dataclasses.replace(SPACE, stored=(8, 8, 8))
+    Session(session.path, wide, Settings(), {}, score).run(3)
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -190,6 +226,21 @@ def test_one_trace_for_500_candidates(calibrated, monkeypatch):
         _, moving = supernet.network(variables["params"], state, batch, precision="low", train=True)
         seen = moving["batch_stats"]["norm1"]["low"]["mean"]  # 0.1 of it, from zeros
         np.testing.assert_allclose(own, seen * 10, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["evolve", "random"])
+@pytest.mark.parametrize("path", [("w2a2", "w2a2", "w2a2"), ("w4a4", "w1a1", "w2a2")])
+def test_edits_may_end_in_one_network(tmp_path, strategy, path):
+    """The last edit of the last layer with a choice was refused. The one path is evaluated once."""
+    session = begun(tmp_path / "log", strategy=strategy)
+    for layer, text in zip(SPACE.layers, path, strict=True):
+        session.edit(Edit("keep", layer, text))
+    assert session.step()
+    assert not session.step()
+    assert [one.candidate for one in session.state.evaluated] == [path]
+    assert replay(read_events(session.path))[-1] == session.state
+    session.undo()
+    assert session.step()
 
 
 # -- sessions --------------------------------------------------------------------------------------

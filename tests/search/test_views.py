@@ -4,11 +4,13 @@ import math
 
 import pytest
 
-from dual_precision.search.edits import Edit
+from dual_precision.search.edits import Edit, edited
 from dual_precision.search.evolve import Settings
+from dual_precision.search.page import shown
 from dual_precision.search.page.server import Worker
 from dual_precision.search.session import Session
 from dual_precision.search.space import Space
+from dual_precision.search.state import SearchState
 
 CHOICES = tuple(f"w{w}a{a}" for w in range(1, 4) for a in range(1, 4))
 SPACE = Space("low", ("a", "b"), (CHOICES,) * 2, (100, 200), 50)
@@ -27,6 +29,16 @@ def views(tmp_path):
     session = Session(tmp_path / "log", SPACE, Settings(), {}, score, lambda space: [1.0])
     session.run(10)
     return Views(Worker(session, 1000), "one")
+
+
+@pytest.mark.parametrize("name", shown.PRESETS)
+def test_no_preset_makes_a_block_mandatory(name):
+    lists = ((*CHOICES, "skip"),) * 2
+    space = Space("low", ("x/a", "x/b"), lists, (1, 1), 5, skippable=("x",))
+    for edit in shown.preset_edits(SearchState(space, Settings(), {}), name):
+        space = edited(space, edit)
+    assert all("skip" in own for own in space.alternatives)
+    assert all(len(own) > 1 for own in space.alternatives)
 
 
 def select_grey(views):
@@ -49,7 +61,7 @@ def test_a_selection_follows_its_candidates(views):
     views.refresh()
     assert selected(views) == picked  # evaluated or not: the same candidates
     assert f"union of {len(picked)}<" in views.common.text
-    views.preset.value = "as many bits of both"
+    views.preset.value = "equal bits, such as w2a2"
     texts = ("w1a1", "w2a2", "w3a3")
     assert views.session.state.space.alternatives == (texts, texts)
     assert views.preset.value == "preset"
@@ -100,6 +112,33 @@ def test_a_search_that_finds_nothing_new_is_said(views):
     assert worker._one()
     views.refresh()
     assert "<b>searching</b>" in views.status.text
+
+
+def test_blocks_can_be_read(views):
+    """White text stood on blocks of high fitness, which are yellow, and on removed ones."""
+    views.session.edit(Edit("remove", "a", "w1a1"))
+    columns = shown.block_columns(views.session.state, views._blocks, set())
+    for alpha, fitness, ink in zip(*(columns[n] for n in ("alpha", "fitness", "ink")), strict=True):
+        assert (ink == "white") == (alpha == 1 and fitness <= 0.6)
+    assert {"white", "black"} < set(columns["ink"])
+
+
+def test_the_bound_is_in_the_status(views):
+    assert "bound none" in views.status.text
+    views.bound.value = "1e3"
+    views._set_bound()
+    assert "bound 1,000 BitOps" in views.status.text
+
+
+def test_one_network_that_is_left_is_said(views):
+    worker = views.worker
+    for layer, text in (("a", "w3a1"), ("b", "w1a2")):
+        worker.session.edit(Edit("keep", layer, text))
+    while worker._one():
+        pass
+    views.refresh()
+    assert worker.exhausted
+    assert "one network is left, and it is evaluated" in views.status.text
 
 
 def test_what_others_do_erases_no_message(views):

@@ -105,6 +105,15 @@ def test_a_search_that_finds_nothing_new_says_so(tmp_path, capsys):
     assert "stopped after 1 of 5 candidates: no new one is found" in capsys.readouterr().out
 
 
+def test_a_search_of_one_network_ends(tmp_path, capsys):
+    session = Session(tmp_path / "log", SPACE, Settings(), {}, score)
+    for layer, text in zip(SPACE.layers, CHOICES, strict=True):
+        session.edit(Edit("keep", layer, text))
+    search(session, 5)
+    assert [one.candidate for one in session.state.evaluated] == [CHOICES]
+    assert "stopped after 1 of 5 candidates: one network is left" in capsys.readouterr().out
+
+
 def test_a_worker_that_finds_nothing_new_waits_for_an_edit(tmp_path):
     worker = Worker(Session(tmp_path / "log", NARROW, Settings(), {}, score), 20)
     assert worker._one()

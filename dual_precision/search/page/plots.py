@@ -8,21 +8,22 @@ from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
 
 PALETTE = "Viridis256"
+GRAPH_HEIGHT = 400
 _SMALL: dict[str, Any] = {"width": 320, "height": 300}
 
 
 def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDataSource) -> Any:
     """A: a column of blocks for every layer, the front and what is cut as lines."""
     plot = figure(
-        title="A  graph: click a block",
+        title="A  alternatives of each layer, by fitness: click a block",
         width=860,
-        height=400,
+        height=GRAPH_HEIGHT,
         tools="tap,box_select,hover,reset",
         tooltips=[("", "@layer @alternative"), ("fitness", "@fitness{0.000}")],
         name="graph",
     )
     plot.multi_line("xs", "ys", source=paths, line_color="colour", line_alpha=0.5)
-    plot.rect(
+    rows = plot.rect(
         "x",
         "y",
         width=0.62,
@@ -37,9 +38,10 @@ def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDat
     )
     plot.text(
         "x", "y", text="alternative", source=blocks, text_align="center",
-        text_baseline="middle", text_font_size="10px", text_color="white", text_alpha="alpha",
+        text_baseline="middle", text_font_size="10px", text_color="ink",
         nonselection_text_alpha=0.9,
     )  # fmt: skip
+    plot.hover.renderers = [rows]  # a line has no fitness
     plot.xaxis.ticker = [*range(len(layers))]
     names = [name.replace("/", "/\n") for name in layers]  # so that neighbours do not touch
     plot.xaxis.major_label_overrides = dict(enumerate(names))
@@ -50,7 +52,7 @@ def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDat
 def draw_blocks(blocks: ColumnDataSource) -> Any:
     """B: blocks by fitness and by how often they were sampled."""
     plot = figure(
-        title="B  blocks",
+        title="B  blocks: click or draw a rectangle",
         x_axis_label="fitness",
         y_axis_label="times sampled",
         tools="tap,box_select,hover,reset",
@@ -66,7 +68,7 @@ def draw_blocks(blocks: ColumnDataSource) -> Any:
 def draw_projection(candidates: ColumnDataSource, colours: LinearColorMapper) -> Any:
     """C: candidates in two dimensions."""
     plot = figure(
-        title="C  candidates: brush",
+        title="C  candidates: draw a rectangle",
         tools="box_select,tap,hover,reset",
         tooltips=[("", "@text"), ("%", "@accuracy{0.00}")],
         **_SMALL,
@@ -83,13 +85,16 @@ def draw_accuracies(
     plot = figure(
         title="D  accuracy against cost",
         x_axis_label="BitOps",
-        y_axis_label="%",
+        y_axis_label="validation accuracy, %",
         tools="box_select,tap,hover,reset",
         tooltips=[("", "@text"), ("%", "@accuracy{0.00}")],
         **_SMALL,
         name="accuracies",
     )
-    plot.scatter("cost", "accuracy", source=candidates, size=6, color=_by_accuracy(colours))
+    points = plot.scatter(
+        "cost", "accuracy", source=candidates, size=6, color=_by_accuracy(colours)
+    )
+    plot.hover.renderers = [points]
     plot.xaxis.ticker = BasicTicker(desired_num_ticks=3)  # 7.000e+7 is long
     plot.step("cost", "accuracy", source=front, mode="after", color="#d1495b")
     return plot
@@ -97,7 +102,7 @@ def draw_accuracies(
 
 def draw_losses(losses: ColumnDataSource) -> Any:
     """D: the loss of training, a point for every record."""
-    plot = figure(title="D  loss of training", x_axis_label="record", tools="", **_SMALL)
+    plot = figure(title="D  loss of training", x_axis_label="record of the log", tools="", **_SMALL)
     plot.line("step", "loss", source=losses)
     plot.scatter("step", "loss", source=losses)
     return plot

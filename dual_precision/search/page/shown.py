@@ -6,20 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from dual_precision.search.alternatives import SKIP, area, reads_pixels, widths_in
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, fitness_of, front_of
-from dual_precision.search.space import Block, Space, area, reads_pixels, widths_in
+from dual_precision.search.space import Block, Space
 from dual_precision.search.state import SearchState
 
 Columns = dict[str, list[Any]]
 _UNSEEN = 100  # paths that nobody has evaluated, shown in grey
 SET_OPERATIONS = ("union", "intersection", "complement")
-# Name -> which alternatives a layer keeps of those that the session began with.
+# Name -> which alternatives a layer keeps of those that the session began with. What may be left
+# out may be so in all of them.
 PRESETS: dict[str, Callable[[str], bool]] = {
     "all widths": lambda text: True,
-    "as many bits of both": lambda text: reads_pixels(text) or len({*widths_in(text)}) == 1,
+    "equal bits, such as w2a2": lambda text: reads_pixels(text) or len({*widths_in(text)}) == 1,
     "weights of 2 bits or less": lambda text: reads_pixels(text) or widths_in(text)[0] <= 2,
-    "activations of 2 bits or more": lambda text: widths_in(text)[1] >= 2,
+    "activations of 2 bits or more": lambda text: text == SKIP or widths_in(text)[1] >= 2,
 }
 
 
@@ -38,7 +40,7 @@ def block_lines(state: SearchState, columns: Mapping[str, Any], rows: Sequence[i
         there = "removed" if columns["alpha"][row] < 1 else "in the space"
         lines.append(
             f"<b>{layer} {text}</b>: {state.space.price((layer, text)):,} BitOps, fitness"
-            f" {columns['fitness'][row]:.3f}, sampled {columns['count'][row]}, {there}"
+            f" {columns['fitness'][row]:.3f}, in {columns['count'][row]} candidates, {there}"
         )
     return lines
 
@@ -51,16 +53,25 @@ def block_columns(state: SearchState, blocks: Sequence[Block], marked: set[Block
         for block in zip(state.space.layers, one.candidate, strict=True):
             counts[block] = counts.get(block, 0) + 1
     rank = _ranks(blocks)
+    worth = [fitness[block][0] if block in present else 0.0 for block in blocks]
     return {
         "layer": [layer for layer, _ in blocks],
         "alternative": [text for _, text in blocks],
         "x": [state.space.layers.index(layer) for layer, _ in blocks],
         "y": [rank[text] for _, text in blocks],
-        "fitness": [fitness[block][0] if block in present else 0.0 for block in blocks],
+        "fitness": worth,
         "count": [counts.get(block, 0) for block in blocks],
         "alpha": [1.0 if block in present else 0.12 for block in blocks],
+        "ink": [_ink(block in present, own) for block, own in zip(blocks, worth, strict=True)],
         "mark": ["#d1495b" if block in marked else "#ffffff" for block in blocks],
     }
+
+
+def _ink(present: bool, fitness: float) -> str:
+    """A colour of text that can be read on a block: the palette is light from 0.6 on."""
+    if not present:
+        return "#6c757d"
+    return "black" if fitness > 0.6 else "white"
 
 
 def shown_candidates(state: SearchState) -> list[Evaluated]:

@@ -20,6 +20,15 @@ from dual_precision.search.page.server import Worker
 from dual_precision.search.space import Block, Candidate
 
 _LOOK = 150  # milliseconds between two looks at the session
+_ON_TRAINING = (
+    "“train on” trains the shared weights with the alternatives that are left; cuts and the bound"
+    " are for the search alone. Candidates are evaluated anew after it."
+)
+_ON_BLOCKS = (
+    "“cut” and “join” take two blocks of neighbouring layers (shift and click); “add” takes a width"
+    " such as w3a2 for the layer of the selected block."
+)
+_ON_SETS = "union: one or more have them; intersection: all have them; complement: none has them"
 
 
 def add_views(document: Document, worker: Worker) -> None:
@@ -46,7 +55,8 @@ class Views:
         self.losses = ColumnDataSource(name="losses")
         self.blocks.selected.on_change("indices", lambda attr, old, new: self._tell_blocks())
         self.candidates.selected.on_change("indices", lambda attr, old, new: self._pick())
-        self.status, self.message = Div(name="status"), Div(name="message")
+        self.status = Div(name="status", width=700)
+        self.message = Div(name="message", width=600)
         self.properties, self.common = Div(name="properties"), Div(name="common")
         self.operation = RadioButtonGroup(labels=[*shown.SET_OPERATIONS], active=0, name="sets")
         self.operation.on_change("active", lambda attr, old, new: self._mark())
@@ -86,10 +96,14 @@ class Views:
             doing = "done"
         elif self.worker.exhausted and not self.worker.training:
             doing = "no new candidate is found in this space: edit it to go on"
+            if state.space.size == 1:
+                doing = "one network is left, and it is evaluated"
+        most = "none" if state.space.most is None else f"{state.space.most:,.0f} BitOps"
         self.status.text = (
-            f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates,"
-            f" {len(state.space.blocks)} blocks, {state.space.size:,} paths, {len(state.history)}"
-            f" edits. You are {self.analyst}. Last: {state.last or 'begun'}"
+            f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates are"
+            f" evaluated. Space: {len(state.space.blocks)} blocks, {state.space.size:,} paths,"
+            f" bound {most}, {len(state.history)} edits.<br>You are {self.analyst}. What happened"
+            f" last: {state.last or 'the search began'}"
         )
         self._tell()
         self._mark()
@@ -111,7 +125,7 @@ class Views:
             for layer in state.space.layers
             if any(at == layer for at, _ in marked)
         ]
-        told = "<br>".join(lines) or ("nothing" if picked else "brush candidates in C or D")
+        told = "<br>".join(lines) or ("nothing" if picked else "draw a rectangle in C or D")
         self.common.text = f"<b>{operation} of {len(picked)}</b><br>{told}"
         self._tell_blocks()
 
@@ -207,15 +221,20 @@ class Views:
         more = {"add": self._add_text, "set bound": self._set_bound}
         bar = row(self.pause, *map(_button, top.items()), self.preset, self.bound)
         bar.children.append(_button(("set bound", more["set bound"])))
+        bar.children.append(Div(text=_ON_TRAINING, width=560))
         pane = column(
-            Div(text="<b>Block</b>"),
+            Div(text="<b>Selected blocks</b>"),
             self.properties,
             row(*map(_button, buttons.items())),
+            Div(text=_ON_BLOCKS, width=410),
             row(self.text, _button(("add", more["add"]))),
-            Div(text="<b>What selected candidates have in common</b>"),
+            Div(text=f"<b>Blocks of selected candidates</b><br>{_ON_SETS}", width=410),
             self.operation,
             self.common,
-            width=420,
+            width=440,
+            height=plots.GRAPH_HEIGHT,
+            # What is selected may be long: it must not move the views below while one draws there.
+            styles={"overflow-x": "hidden", "overflow-y": "auto"},
         )
         layers = self.session.state.space.layers
         views = column(
@@ -227,11 +246,11 @@ class Views:
                 plots.draw_losses(self.losses),
             ),
         )
-        return column(self.status, self.message, bar, views, name="page")
+        return column(row(self.status, self.message), bar, views, name="page")
 
 
 def _button(named: tuple[str, Any]) -> Any:
     label, act = named
-    button = Button(label=label, name=label, width=max(80, 10 * len(label)))
+    button = Button(label=label, name=label, width=max(70, 9 * len(label)))
     button.on_click(lambda: act())
     return button

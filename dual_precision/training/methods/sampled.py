@@ -36,12 +36,14 @@ class SampledLoss:
       layers: layer -> choices of its own, in the place of these; a layer that is not free, too. One
         whose inputs the mode does not quantize, such as pixels, has choices such as w4a32.
       skippable: residual blocks that half of the paths leave out.
+      skipped: residual blocks that all paths leave out.
     """
 
     mode: str
     choices: Choices
     layers: Mapping[str, Choices] = _NONE
     skippable: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def check(self, modes: Modes, phase: "Phase") -> None:
         """Raises ValueError where the mode has no widths, or a layer nothing to choose from."""
@@ -95,6 +97,7 @@ class SampledLoss:
             block: jax.random.bernoulli(own).astype(jnp.int32)
             for block, own in zip(self.skippable, chances, strict=True)
         }
+        kept |= dict.fromkeys(self.skipped, jnp.int32(0))
         return Widths(self.mode, weights, activations, kept=kept or None)
 
     def cost(self, structure: Structure, values: Mapping[str, jax.Array]) -> float:
