@@ -114,13 +114,37 @@ def test_a_search_that_finds_nothing_new_is_said(views):
     assert "<b>searching</b>" in views.status.text
 
 
+def test_training_is_said_also_when_the_search_is_paused_or_done(views):
+    views.worker.training, views.worker.evaluations = True, 10
+    views.refresh()
+    assert "<b>training</b>" in views.status.text
+    views.session.pause(True)
+    views.refresh()
+    assert "<b>training</b>" in views.status.text
+    views.worker.training = False
+    views.refresh()
+    assert "<b>paused</b>" in views.status.text
+
+
 def test_blocks_can_be_read(views):
     """White text stood on blocks of high fitness, which are yellow, and on removed ones."""
     views.session.edit(Edit("remove", "a", "w1a1"))
     columns = shown.block_columns(views.session.state, views._blocks, set())
-    for alpha, fitness, ink in zip(*(columns[n] for n in ("alpha", "fitness", "ink")), strict=True):
+    names = ("alpha", "pale", "fitness", "ink")
+    for alpha, pale, fitness, ink in zip(*(columns[name] for name in names), strict=True):
         assert (ink == "white") == (alpha == 1 and fitness <= 0.6)
+        assert (pale > 0.5) == (alpha == 1)  # also where another block is selected
     assert {"white", "black"} < set(columns["ink"])
+
+
+def test_what_an_error_says_is_no_markup(views):
+    views.blocks.selected.indices = [0]
+    views.text.value = "w9a2"
+    views._add_text()
+    assert "expected w&lt;bits&gt;a&lt;bits&gt;" in views.message.text
+    views.text.value = "<b>"
+    views._add_text()
+    assert "'&lt;b&gt;'" in views.message.text
 
 
 def test_the_bound_is_in_the_status(views):

@@ -33,7 +33,7 @@ def draw_graph(layers: Sequence[str], paths: ColumnDataSource, blocks: ColumnDat
         fill_alpha="alpha",
         line_color="mark",
         line_width=2,
-        nonselection_fill_alpha=0.55,
+        nonselection_fill_alpha="pale",
         nonselection_line_alpha=1.0,
     )
     plot.text(

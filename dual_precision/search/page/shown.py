@@ -13,6 +13,7 @@ from dual_precision.search.space import Block, Space
 from dual_precision.search.state import SearchState
 
 Columns = dict[str, list[Any]]
+_REMOVED = 0.12  # opacity of a block that is removed
 _UNSEEN = 100  # paths that nobody has evaluated, shown in grey
 SET_OPERATIONS = ("union", "intersection", "complement")
 # Name -> which alternatives a layer keeps of those that the session began with. What may be left
@@ -46,7 +47,7 @@ def block_lines(state: SearchState, columns: Mapping[str, Any], rows: Sequence[i
 
 
 def block_columns(state: SearchState, blocks: Sequence[Block], marked: set[Block]) -> Columns:
-    """A row for every block; those that are removed are pale."""
+    """A row for every block; those that are removed are fainter than any other, selected or not."""
     fitness, present = fitness_of(state.space, state.evaluated), set(state.space.blocks)
     counts: dict[Block, int] = {}
     for one in state.evaluated:
@@ -61,7 +62,8 @@ def block_columns(state: SearchState, blocks: Sequence[Block], marked: set[Block
         "y": [rank[text] for _, text in blocks],
         "fitness": worth,
         "count": [counts.get(block, 0) for block in blocks],
-        "alpha": [1.0 if block in present else 0.12 for block in blocks],
+        "alpha": [1.0 if block in present else _REMOVED for block in blocks],
+        "pale": [0.55 if block in present else _REMOVED for block in blocks],
         "ink": [_ink(block in present, own) for block, own in zip(blocks, worth, strict=True)],
         "mark": ["#d1495b" if block in marked else "#ffffff" for block in blocks],
     }

@@ -5,6 +5,7 @@ dimensions, (D) accuracy against cost with the front, and the loss of training. 
 rows, C and D theirs, so that what is selected in one is selected in the other.
 """
 
+import html
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -45,7 +46,8 @@ class Views:
     def __init__(self, worker: Worker, analyst: str) -> None:
         self.worker, self.session, self.analyst = worker, worker.session, analyst
         self._drawn: Any = None
-        self._said = ""  # of what this analyst has done; trouble of the search stands beside it
+        # Of what this analyst has done; trouble of the search stands beside it.
+        self._said: tuple[str, ...] = ()
         self._blocks: list[Block] = []
         self._candidates: list[Any] = []
         self._picked: set[Candidate] = set()  # rows of candidates move, the candidates do not
@@ -89,21 +91,23 @@ class Views:
         self.paths.data = shown.path_columns(state, self._blocks)
         self.losses.data = {"step": [*range(1, len(state.losses) + 1)], "loss": [*state.losses]}
         self.pause.active, self.pause.label = state.paused, "go on" if state.paused else "pause"
-        doing = "training" if self.worker.training else "searching"
-        if state.paused or self.worker.halted:
+        doing = "searching"
+        if self.worker.training:  # a search that is paused, or done, is trained on as well
+            doing = "training"
+        elif state.paused or self.worker.halted:
             doing = "paused"
         elif len(state.evaluated) >= self.worker.evaluations:
             doing = "done"
-        elif self.worker.exhausted and not self.worker.training:
+        elif self.worker.exhausted:
             doing = "no new candidate is found in this space: edit it to go on"
             if state.space.size == 1:
                 doing = "one network is left, and it is evaluated"
         most = "none" if state.space.most is None else f"{state.space.most:,.0f} BitOps"
         self.status.text = (
-            f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates are"
+            f"<b>{doing}</b>: {len(state.evaluated)} of {self.worker.evaluations} candidates"
             f" evaluated. Space: {len(state.space.blocks)} blocks, {state.space.size:,} paths,"
             f" bound {most}, {len(state.history)} edits.<br>You are {self.analyst}. What happened"
-            f" last: {state.last or 'the search began'}"
+            f" last: {_as_html(state.last or 'the search began')}"
         )
         self._tell()
         self._mark()
@@ -134,12 +138,13 @@ class Views:
         lines = shown.block_lines(self.session.state, self.blocks.data, rows)
         self.properties.text = "<br>".join(lines) or "click a block in A or B"
 
-    def _say(self, text: str) -> None:
-        self._said = text
+    def _say(self, *texts: str) -> None:
+        self._said = texts
         self._tell()
 
     def _tell(self) -> None:
-        told = "<br>".join(filter(None, dict.fromkeys([self._said, self.worker.trouble])))
+        each = filter(None, dict.fromkeys([*self._said, self.worker.trouble]))
+        told = "<br>".join(map(_as_html, each))
         self.message.text = f"<span style='color:#b00020'>{told}</span>" if told else ""
 
     def _do(self, *changes: Callable[[], None]) -> None:
@@ -153,7 +158,7 @@ class Views:
                 change()
             except (ValueError, OSError) as error:  # OSError: the log cannot be written
                 reasons[str(error)] = None
-        self._say("<br>".join(reasons))
+        self._say(*reasons)
         self._update()
 
     def _edit(self, edits: Sequence[Edit]) -> None:
@@ -249,8 +254,13 @@ class Views:
         return column(row(self.status, self.message), bar, views, name="page")
 
 
+def _as_html(text: str) -> str:
+    """Errors say such as w<bits>, which is no tag."""
+    return html.escape(text, quote=False)
+
+
 def _button(named: tuple[str, Any]) -> Any:
     label, act = named
-    button = Button(label=label, name=label, width=max(70, 9 * len(label)))
+    button = Button(label=label, name=label, width=max(70, 10 * len(label)))
     button.on_click(lambda: act())
     return button
