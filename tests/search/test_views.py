@@ -137,6 +137,13 @@ def test_blocks_can_be_read(views):
     assert {"white", "black"} < set(columns["ink"])
 
 
+def test_candidates_without_an_accuracy_are_smaller(views):
+    """They are drawn over the others."""
+    columns = views.candidates.data
+    for accuracy, size in zip(columns["accuracy"], columns["size"], strict=True):
+        assert (size < 7) == math.isnan(accuracy)
+
+
 def test_what_an_error_says_is_no_markup(views):
     views.blocks.selected.indices = [0]
     views.text.value = "w9a2"

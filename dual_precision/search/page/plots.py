@@ -74,7 +74,7 @@ def draw_projection(candidates: ColumnDataSource, colours: LinearColorMapper) ->
         **_SMALL,
         name="projection",
     )
-    plot.scatter("px", "py", source=candidates, color=_by_accuracy(colours), size=7)
+    plot.scatter("px", "py", source=candidates, color=_by_accuracy(colours), size="size")
     return plot
 
 

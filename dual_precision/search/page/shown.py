@@ -95,6 +95,7 @@ def candidate_columns(candidates: Sequence[Evaluated]) -> Columns:
         "px": places[:, 0].tolist(),
         "py": places[:, 1].tolist(),
         "accuracy": [one.accuracy for one in candidates],
+        "size": [4 if math.isnan(one.accuracy) else 7 for one in candidates],  # grey hides less
         "cost": [one.cost for one in candidates],
         "text": [" ".join(one.candidate) for one in candidates],
     }

@@ -236,7 +236,7 @@ class Views:
             Div(text=f"<b>Blocks of selected candidates</b><br>{_ON_SETS}", width=410),
             self.operation,
             self.common,
-            width=440,
+            width=455,
             height=plots.GRAPH_HEIGHT,
             # What is selected may be long: it must not move the views below while one draws there.
             styles={"overflow-x": "hidden", "overflow-y": "auto"},
