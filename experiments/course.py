@@ -1,9 +1,9 @@
 """The course of a training command, on images or on text: from its config to what a run leaves."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ from experiments import cli
 from experiments.figures.tables import Rows
 from experiments.recipes.config import note_on_start
 from experiments.recipes.run_config import RunConfig
-from experiments.workdir import RESULTS, has_begun, only_user, open_workdir, write_whole
+from experiments.workdir import (
+    RESULTS,
+    has_begun,
+    only_user,
+    open_workdir,
+    read_rows,
+    write_whole,
+)
 
 SPLITS = ("validation", "test")
 
@@ -74,16 +81,17 @@ def train(
       ValueError: what does not fit together; then the folder is free for other settings.
     """
     clock = cli.Stopwatch()
-    with only_user(folder) if is_first() else nullcontext():
+    with only_user(folder) if is_first() else contextlib.nullcontext():
         say_where(config, preset, folder)
         subject = read()
         description = describe_run(config, preset, subject.network)
         model, task, examples = build_from(subject.network), subject.task, subject.examples
         structure = structure_of(model, task.example)
         options = dataclasses.replace(config.fit_options(), shard_data=shard_data)
-        # Before the workdir is claimed: wrong widths, batches or --init leave it free.
+        # Before the workdir is claimed: what cannot work leaves it free for other settings.
         batch_mesh(options.rows)
         task.order(examples.train, options.batch_size, jax.random.key(0))
+        told = listeners(folder, tensorboard) if is_first() else []
         together("begin")  # until then, whatever another process finds there is not of this run
         start = None if has_begun(folder) else first_variables(config, model, task, structure)
         if is_first():
@@ -100,7 +108,7 @@ def train(
             folder,
             config=description,
             variables=start,
-            listeners=listeners(folder, tensorboard) if is_first() else [],
+            listeners=told,
         )
         rows = results(config, model, subject, state.variables, SPLITS if test else SPLITS[:1])
         leaves = config.recipe.leaves(state.params, structure)
@@ -178,7 +186,16 @@ def results(
 
 
 def leave_results(rows: Rows, subject: Subject, workdir: Path) -> None:
-    """The table, the picture, and results.json, which says that the run is finished."""
+    """The table, the picture, and results.json, which says that the run is finished.
+
+    Rows that are part of those of a finished run do not take their place: it has read the test set.
+    """
+    with contextlib.suppress(ValueError):  # not finished, or damaged
+        known = {row["mode"]: row for row in read_rows(workdir)}
+        rows = [
+            old if row.items() <= (old := known.get(row["mode"], {})).items() else row
+            for row in rows
+        ]
     picture = workdir / "training.png"
     subject.plot(read_records(workdir / "metrics.jsonl"), rows, picture)
     write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")

@@ -8,11 +8,26 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.precision import parse
+from dual_precision.precision import Modes, parse
 from dual_precision.primitives.quantizers import rescaled_step
-from dual_precision.structure import Example, structure_of
+from dual_precision.structure import Example, Structure, structure_of
 
 LayerTexts = Mapping[str, Mapping[str, str]]  # layer or pattern -> mode -> "w4a4"
+
+
+def modes_with(modes: Modes, structure: Structure, widths: LayerTexts) -> Modes:
+    """The modes of a network, with other widths in some layers; see `with_layer_widths`."""
+    entries: dict[str, FrozenDict] = {
+        path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
+        for path, entry in widths.items()
+    }
+    given = dataclasses.replace(modes, layers=FrozenDict(entries))
+    given.check_layers({"/".join(path) for path in structure.layers})
+    layers = dict(modes.layers)
+    for path in structure.layers:
+        if own := given.own_at(path):  # under the name of the layer, which goes before patterns
+            layers["/".join(path)] = FrozenDict({**modes.own_at(path), **own})
+    return dataclasses.replace(modes, layers=FrozenDict(layers))
 
 
 def with_layer_widths(
@@ -30,18 +45,8 @@ def with_layer_widths(
       ValueError: unknown layers or modes, or patterns that disagree; activations of a width where
         they were float, so that there is no input step.
     """
-    entries: dict[str, FrozenDict] = {
-        path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
-        for path, entry in widths.items()
-    }
     before = structure_of(model, example)
-    given = dataclasses.replace(model.modes, layers=FrozenDict(entries))
-    given.check_layers({"/".join(path) for path in before.layers})
-    layers = dict(model.modes.layers)
-    for path in before.layers:
-        if own := given.own_at(path):  # under the name of the layer, which goes before patterns
-            layers["/".join(path)] = FrozenDict({**model.modes.own_at(path), **own})
-    other = model.clone(modes=dataclasses.replace(model.modes, layers=FrozenDict(layers)))
+    other = model.clone(modes=modes_with(model.modes, before, widths))
     after = structure_of(other, example)
     leaves = flatten_dict(dict(variables))
     for path, layer in after.layers.items():

@@ -147,7 +147,7 @@ def make_networks(checkpoint: Path, folder: Path) -> Networks:
     save_float_onnx(files[FLOAT], model, variables, example)
     quantize_static(files[FLOAT], files[STATIC], images)
     save_onnx(files[HIGH], packed, ["high"], INTEGER, images)
-    save_onnx(files[LOW], packed, ["low"])  # 2-bit activations: no integer kernel takes them
+    save_onnx(files[LOW], packed, ["low"], INTEGER, images)
     save_onnx(files[HIGH_VNNI], packed, ["high"], VNNI, images)
     return Networks(packed, files, {n: EngineNetwork(files[n]) for n in files}, loaded.test)
 

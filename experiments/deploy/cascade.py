@@ -65,16 +65,11 @@ def calibrate_cascade(
     path, clock = Path(file), cli.Stopwatch()
     if write:
         check_replaceable(path)
-    settings = cascade_settings(
-        inspect_packed(path),
-        dataset=dataset,
-        accuracy=accuracy,
-        cost=cost,
-        mirror=mirror,
-        blend=blend,
-    )
+    asked: dict[str, Any] = {"dataset": dataset, "accuracy": accuracy, "cost": cost}
+    asked |= {"mirror": mirror, "blend": blend}
+    settings = cascade_settings(inspect_packed(path), **asked)
     found = measure_cascade(path, settings, {"data_dir": data_dir, "archive": archive}, test)
-    folder = Path(workdir or f"runs/cascade-{path.stem}")
+    folder = Path(workdir or _default_folder(path, asked))
     folder.mkdir(parents=True, exist_ok=True)
     command = recorded_command(sys.argv[1:])
     plot_cascade(found, folder / "cascade.png")
@@ -87,6 +82,12 @@ def calibrate_cascade(
     if write:
         amend_metadata(path, {CASCADE: found["cascade"], "cascade_command": command})
         print(f"{path}: calibration written; Predictor({file!r}) has it")
+
+
+def _default_folder(path: Path, asked: Mapping[str, Any]) -> Path:
+    """runs/cascade-networks-net-cost=0.4: another one for other files and settings."""
+    given = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    return Path("runs") / "-".join(["cascade", path.resolve().parent.name, path.stem, *given])
 
 
 def measure_cascade(

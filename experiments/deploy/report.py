@@ -26,7 +26,7 @@ from dual_precision.costs import (
 )
 from dual_precision.deploy import Cascade, PackedError, PackedInfo, inspect_packed
 from dual_precision.deploy.cascade.rule import Point
-from dual_precision.deploy.layer_widths import LayerTexts
+from dual_precision.deploy.layer_widths import LayerTexts, modes_with
 from dual_precision.deploy.predictor import AUTO, CASCADE
 from dual_precision.layers.facts import FloatProduct
 from dual_precision.models import build_from
@@ -88,8 +88,9 @@ def inputs_of(info: PackedInfo) -> str:
 
 def parts_with(info: PackedInfo, widths: LayerTexts) -> Structure:
     """A packed network, if some of its layers had other widths."""
-    network = {**info.network, "layers": {**(info.network.get("layers") or {}), **widths}}
-    return structure_of(build_from(network), info.example)
+    model: Any = build_from(info.network)
+    modes = modes_with(model.modes, structure_of(model, info.example), widths)
+    return structure_of(model.clone(modes=modes), info.example)
 
 
 def packed_report(info: PackedInfo) -> str:

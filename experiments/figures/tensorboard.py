@@ -14,9 +14,12 @@ def listener(workdir: Path) -> Callable[[dict[str, Any]], None]:
             f"--tensorboard needs what is not installed ({error.name}):"
             " pip install -e '.[tensorboard]'"
         ) from error
-    writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+    writers: list[Any] = []  # made at the first record: another run may have the folder until then
 
     def write(record: dict[str, Any]) -> None:
+        if not writers:
+            writers.append(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
+        (writer,) = writers
         scalars = {key: value for key, value in record.items() if isinstance(value, int | float)}
         writer.write_scalars(record["step"], scalars)
         writer.flush()

@@ -37,7 +37,7 @@ def define_lm_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer = partial(flags.DEFINE_integer, flag_values=values)
     string("prompt", None, "what the text begins with")
     string("precision", "draft", "low, high, or draft: of high, drafted by low")
-    integer("count", None, "bytes behind a prompt; by default 120, or 32 of many")
+    integer("count", None, "bytes behind a prompt; by default up to 120, or 32 of many")
     about = "0 takes the likeliest byte"
     flags.DEFINE_float("temperature", 0.0, about, flag_values=values)
     integer("drafts", None, "bytes that low drafts at a time; by default it adapts")

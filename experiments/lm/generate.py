@@ -30,7 +30,7 @@ def generate_command(
       file: see `save_packed`.
       prompt: text, whose bytes are UTF-8.
       precision: a mode of the file, or draft.
-      count: bytes to add; None is 120.
+      count: bytes to add; None is 120, or what the context leaves.
       temperature: 0 is the most likely byte; else bytes are sampled.
       seed: of the samples, if there are any.
       drafts: bytes of a round of draft, 1 to 7; by default as many as pay.
@@ -38,9 +38,12 @@ def generate_command(
     generator = Generator(file)
     tally = Tally()
     how = {"precision": precision, "temperature": temperature, "seed": seed, "drafts": drafts}
-    parts = generator.stream(prompt.encode(), 120 if count is None else count, **how, tally=tally)
+    given = prompt.encode()
+    if count is None:
+        count = max(min(120, generator.context - len(given)), 1)
+    parts = generator.stream(given, count, **how, tally=tally)
     out, start = sys.stdout.buffer, time.perf_counter()
-    out.write(prompt.encode())
+    out.write(given)
     for part in parts:
         out.write(part)
         out.flush()

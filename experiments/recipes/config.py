@@ -60,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The smoke test, seconds on two CPU cores; what --dataset=digits takes by itself.
     "digits": {
+        "dataset": "digits",
         "model": "mlp",
         "batch_size": 64,
         "passes": 120.0,

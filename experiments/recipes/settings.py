@@ -49,15 +49,17 @@ def read_settings(texts: Sequence[str], fields: Mapping[str, Any]) -> dict[str, 
     """["learning_rate=0.2"] -> {"learning_rate": 0.2}, typed as its field is; name -> type.
 
     Raises:
-      ValueError: a name that is not among the fields, or a value of another type.
+      ValueError: a name that is not among the fields, or is there twice; a value of another type.
     """
     known = {name: kind for name, kind in fields.items() if name != "widths"}
-    settings = {}
+    settings: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text!r}: expected name=value")
         check_choice("setting", name, sorted(known))
+        if name in settings:
+            raise ValueError(f"--set {text!r}: {name} is set before: expected one of them")
         kinds = [k for k in typing.get_args(known[name]) if k is not types.NoneType]
         kind = kinds[0] if kinds else known[name]
         try:

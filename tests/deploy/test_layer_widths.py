@@ -1,5 +1,7 @@
 """Other widths in some layers of a trained network: codes stay, input steps keep their range."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,10 @@ from dual_precision.deploy.layer_widths import with_layer_widths
 from dual_precision.models import MLP
 from dual_precision.precision import parse
 from dual_precision.primitives.nested import encode, truncate
+from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
+from experiments.deploy.report import parts_with
 
 EXAMPLE = Classification((4, 4, 1)).example
 MODEL = MLP(num_classes=3, modes=modes(low="w2a2", high="w8a8"), hidden=(8, 8))
@@ -53,6 +57,21 @@ def test_what_is_not_named_keeps_its_own_widths():
     assert {name: str(table[name]) for name in own.default} == {"low": "w4a4", "high": "w4a4"}
     steps = (tree["params"]["dense2"]["input_step"]["low"] for tree in (variables, changed))
     assert next(steps) == next(steps)
+
+
+@pytest.mark.parametrize("asked", ["dense2", "dens*2"])
+def test_a_report_has_the_widths_that_packing_has(asked):
+    """Of a layer whose own entry is a pattern, which its name would hide."""
+    own = modes({"dense[23]": {"low": "w1a2"}}, low="w2a2", high="w8a8")
+    model, widths = MODEL.clone(modes=own), {asked: {"high": "w4a4"}}
+    packed, _ = with_layer_widths(model, initial_variables(model, EXAMPLE, 0), EXAMPLE, widths)
+    network = {"name": "mlp", "num_classes": MODEL.num_classes, "hidden": [*MODEL.hidden]}
+    info = SimpleNamespace(network={**network, **own.to_json()}, example=EXAMPLE)
+    reported = parts_with(info, widths).layers
+    expected = structure_of(packed, EXAMPLE).layers
+    assert {path: layer.table for path, layer in reported.items()} == {
+        path: layer.table for path, layer in expected.items()
+    }
 
 
 @pytest.mark.parametrize("before", ["dense2", "dense[23]"])

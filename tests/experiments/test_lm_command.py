@@ -16,7 +16,7 @@ from dual_precision.tasks.language import NextByte
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.state import initial_variables
 from experiments import course
-from experiments.lm import training
+from experiments.lm import generate, training
 from experiments.workdir import RESULTS
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
@@ -106,6 +106,26 @@ def test_init_from_a_run_on_text(tmp_path, monkeypatch, capsys):
     assert kernels
     for path in kernels:
         np.testing.assert_array_equal(start[path], there[path])
+
+
+@pytest.mark.parametrize(("prompt", "count"), [("it", 120), ("it" * 20, 88), ("it" * 64, 1)])
+def test_a_text_goes_on_as_far_as_the_context(monkeypatch, capfdbinary, prompt, count):
+    """Of 128 bytes: 120 behind the prompt of the documentation were too many."""
+    asked = []
+
+    class Generator:
+        context = 128
+
+        def __init__(self, file):
+            pass
+
+        def stream(self, given, count, **_):
+            asked.append((given, count))
+            return iter([b"..."])
+
+    monkeypatch.setattr(generate, "Generator", Generator)
+    generate.generate_command("net", prompt=prompt)
+    assert asked == [(prompt.encode(), count)]
 
 
 def test_errors_are_one_line(tmp_path, start):

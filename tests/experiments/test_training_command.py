@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from dual_precision.training.options import FitOptions
 from experiments import cifar, cli, course
 from experiments.recipes import flags as training_flags
 from experiments.recipes.config import make_config
+from experiments.workdir import read_rows
 
 EXAMPLE = Classification((8, 8, 1)).example
 
@@ -177,6 +179,17 @@ def test_a_wrong_init_leaves_the_workdir_free(parse, data_dir, tmp_path):
     assert not (workdir / "config.json").exists()
 
 
+def test_tensorboard_that_is_not_installed_leaves_the_workdir_free(
+    parse, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
+    monkeypatch.delattr("clu.metric_writers", raising=False)
+    parse("--dataset=digits", "--tensorboard", f"--workdir={tmp_path / 'run'}", data_dir)
+    with pytest.raises(ValueError, match="--tensorboard needs what is not installed"):
+        cli.start_command(cifar.main, [])
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 # -- what a run reads and leaves -------------------------------------------------------------------
 
 
@@ -203,6 +216,18 @@ def test_training_does_not_see_the_test_set(
     with pytest.raises(Stopped):
         cli.start_command(cifar.main, [])
     assert [id(split) for split in trained_on] == [id(whole.train), id(whole.validation)]
+
+
+@pytest.mark.parametrize(("validation", "kept"), [(90.0, True), (80.0, False)])
+def test_a_finished_run_keeps_what_it_read_of_the_test_set(tmp_path, capsys, validation, kept):
+    """Asked again with --test=false. Other figures are of another training: they take its place."""
+    whole = [{"mode": "low", "bits": "w2a2", "validation": 90.0, "test": 89.0}]
+    (tmp_path / "metrics.jsonl").touch()
+    subject = SimpleNamespace(plot=lambda *_: None, table=lambda rows: f"{rows}")
+    course.leave_results(whole, subject, tmp_path)
+    again = [{"mode": "low", "bits": "w2a2", "validation": validation}]
+    course.leave_results(again, subject, tmp_path)
+    assert read_rows(tmp_path) == (whole if kept else again)
 
 
 def test_statistics_are_estimated_again_after_the_cut(parse, tmp_path):

@@ -41,6 +41,17 @@ def test_presets_make_a_config_for_every_recipe(preset, mode, order):
     check_recipe(config.recipe.phases(), config.modes)
 
 
+def test_a_setting_is_given_once():
+    with pytest.raises(ValueError, match="--set 'passes=60': passes is set before: expected one"):
+        read_settings(["passes=6", "batch_size=8", "passes=60"], every_field(Config))
+
+
+def test_the_preset_of_a_data_set_is_of_that_data_set():
+    """It trained its network on CIFAR-10 where no data set was named."""
+    assert make_config("digits", {}).dataset == "digits"
+    assert make_config("digits", {"dataset": "mnist"}).dataset == "mnist"
+
+
 def test_settings_override_the_preset_with_the_type_of_their_field():
     settings = read_settings(["passes=2", "batch_size=32", "model=resnet8"], every_field(Config))
     config = make_config("digits", settings)
