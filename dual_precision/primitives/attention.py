@@ -66,13 +66,18 @@ def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
       positions: int32 [..., T].
     """
     half = x.shape[-1] // 2
-    waves = BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    turns = positions.astype(jnp.float32)[..., None, None] * waves.reshape(
+    turns = positions.astype(jnp.float32)[..., None, None] * _waves(half).reshape(
         (1,) * (positions.ndim + 1) + (half,)
     )
     first, second = x[..., :half], x[..., half:]
     cos, sin = jnp.cos(turns), jnp.sin(turns)
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+
+
+def _waves(half: int) -> np.ndarray:
+    """Turns of each pair of features from one position to the next: float32 [half]. An angle is the
+    float32 product of position and wave in every program: far behind, its last bit counts."""
+    return (BASE ** (-np.arange(half, dtype=np.float64) / half)).astype(np.float32)
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -110,9 +115,8 @@ def cached_attention(
     if not decoder.available():
         return _attention_by_xla(*given)
     half = qkv.shape[-1] // 2
-    waves = BASE ** (-np.arange(half, dtype=np.float64) / half)
-    turns = np.arange(keys.shape[1])[:, None] * waves[None]
-    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+    turns = np.arange(keys.shape[1], dtype=np.float32)[:, None] * _waves(half)[None]
+    cos, sin = np.cos(turns), np.sin(turns)
     return lax.platform_dependent(
         *given,
         cpu=partial(decoder.attend_rows, cos=cos, sin=sin),

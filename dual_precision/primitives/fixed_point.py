@@ -13,10 +13,10 @@ _BASE = 256
 def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """Each row of x as integers times a step: x = step * sum_d 256^d digit_d, rounded to nearest.
 
-    The step is max|x| / (127 * 256^(D-1)) of each row, D = bits / 8, so that nothing is clipped
-    and no calibration is needed; it is never less than 2^-126, the smallest normal float32. Digits
-    are balanced, -128 to 127, so that each is a signed byte and a wide activation is a small batch
-    of narrow ones. A row that is not finite has a step of NaN, and its digits mean nothing.
+    The step is max|x| * (1 / (127 * 256^(D-1))) of each row, D = bits / 8, so that nothing is
+    clipped and no calibration is needed; it is never less than 2^-126, the smallest normal float32.
+    Digits are balanced, -128 to 127, so that each is a signed byte and a wide activation is a small
+    batch of narrow ones. A row that is not finite has a step of NaN, and its digits mean nothing.
 
     Args:
       x: [B, K], float32.
@@ -34,8 +34,9 @@ def fixed_point(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     count = bits // 8
     top = float(_TOP * _BASE ** (count - 1))
     peak = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    # Rows of zeros, and those whose step would be rounded to zero.
-    step = jnp.maximum(peak / top, float(jnp.finfo(jnp.float32).tiny))
+    # The reciprocal is written out: XLA takes it in compiled programs, and a quotient elsewhere.
+    # At least the smallest number: for rows of zeros, and where the step would be rounded to zero.
+    step = jnp.maximum(peak * float(1 / top), float(jnp.finfo(jnp.float32).tiny))
     code = jnp.clip(jnp.round(in_steps(x, step)), -top, top).astype(jnp.int32)
     step = jnp.where(jnp.isfinite(peak), step, jnp.nan)
     digits = []

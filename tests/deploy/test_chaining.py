@@ -1,5 +1,7 @@
 """A program whose convolutions take along what follows them gives the same bits."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from dual_precision import modes
 from dual_precision.deploy import to_integer
 from dual_precision.deploy.integer import chaining
 from dual_precision.deploy.integer.chaining import CALL, chained
-from dual_precision.deploy.integer.programs import CompiledProgram, flatten
+from dual_precision.deploy.integer.programs import CompiledProgram, TracedGraph, flatten
 from dual_precision.layers import Conv, SwitchableBatchNorm
 from dual_precision.models import build
 from dual_precision.primitives.convolution import codes_pay, conv2d_integers
@@ -85,6 +87,23 @@ def test_the_same_bits(name, batch):
         assert float(jnp.ptp(expected)) > 0
         program = CompiledProgram(forward, variables, x, change=chained)
         np.testing.assert_array_equal(program(x), expected)
+
+
+def test_a_link_waits_for_one_of_another_batch():
+    """Links of one batch go through a call together, but not before what they read is made."""
+
+    def link(x, operands, result):
+        return SimpleNamespace(x=x, kernel=9, operands=operands, results=(result,))
+
+    batches = {0: 8, 1: 1, 2: 8, 3: 1, 4: 8, 9: 3}
+    avals = [SimpleNamespace(shape=(batches.get(value, 0), 4)) for value in range(10)]
+    graph = TracedGraph([], [0, 1, 9], [4], {}, avals)
+    links = [link(0, (), 2), link(1, (), 3), link(2, (3,), 4)]
+    ready = {0, 1, 9}
+    for node in chaining._in_few_calls(graph, links, []).nodes:
+        assert ready.issuperset(node.inputs)
+        ready.update(node.outputs)
+    assert 4 in ready
 
 
 def test_a_cpu_without_the_instructions_has_no_links(monkeypatch):

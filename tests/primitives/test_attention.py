@@ -64,6 +64,19 @@ def test_the_attention_of_the_kernel(monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("kernel")
+def test_keys_far_behind_are_turned_alike(monkeypatch):
+    """Angles grow with the position: those of float64 and of float32 parted by 3e-4 there."""
+    qkv = RNG.normal(size=(1, 1, 3, 1, 64)).astype(np.float32)
+    cache = np.zeros((2, 1, 4100, 1, 64), np.float32)
+
+    def keys():
+        run = jax.jit(lambda *given: attention.cached_attention(*given)[1])
+        return np.asarray(run(qkv, *cache, np.array([4090], np.int32)))[0, 4090]
+
+    np.testing.assert_allclose(keys(), by_xla(monkeypatch, keys), atol=2e-6)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_row_does_not_know_how_many_there_are(monkeypatch, compiled):
     """Four rows at once, and one after the other: the same bits, and the same cache."""

@@ -153,6 +153,17 @@ def test_native_on_several_threads():
 
 
 @needs_native
+def test_native_has_the_codes_of_the_xla_form_where_they_are_ties():
+    """Half of the peak is one: the step of the kernel was a quotient, and its code another one."""
+    peaks = np.random.default_rng(0).uniform(0.1, 1, 8).astype(np.float32)
+    x = jnp.asarray(np.pad(np.stack([peaks, peaks / 2], axis=1), ((0, 0), (0, 30))))
+    words, scales = pack_words(jnp.asarray(some_codes(8, 32, 16)), 8), jnp.ones((8, 16))
+    product = jax.jit(plane_product, static_argnums=(3, 4, 5))
+    found, exact = (product(x, words, scales, 1, 8, form) for form in ("native", "xla"))
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+
+
+@needs_native
 @pytest.mark.parametrize("activations", [8, 16, 32])
 def test_native_is_the_xla_form(activations):
     """The same digits and sums, in another order of roundings."""

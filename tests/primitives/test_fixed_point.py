@@ -19,6 +19,15 @@ def integers(digits):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
+def test_compiled_or_not_the_codes_are_the_same(bits):
+    """Ties are where a step of another last bit is another code: half of the peak is one."""
+    peaks = np.random.default_rng(0).uniform(0.1, 1, 500).astype(np.float32)
+    x = jnp.asarray(np.stack([peaks, peaks / 2, -peaks / 2], axis=1))
+    for own, other in zip(fixed_point(x, bits), convert(x, bits=bits), strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
 @given(seed=st.integers(0, 2**16), scale=st.sampled_from([1e-38, 1e-30, 1e-3, 1.0, 1e4, 1e37]))
 def test_within_half_a_step(bits, seed, scale):
     x = np.random.default_rng(seed).standard_normal((3, 7)).astype(np.float32) * np.float32(scale)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dual_precision.primitives.native import build, convolution, decoder, planes, recurrence
@@ -158,6 +159,46 @@ def test_a_library_that_others_can_write(lines, compiler):
     library.chmod(0o722)
     assert available() is False
     assert "is not this user's alone to write" in left_out(lines()[-1])
+
+
+def test_a_library_that_cannot_be_loaded_is_built_again(lines, monkeypatch, tmp_path):
+    """An empty one, as a loss of power may leave it, was in the way for good."""
+    library, tried = tmp_path / "planes.so", []
+    library.touch()
+    monkeypatch.setattr(build, "built", lambda kernel: library)
+
+    def load(path):
+        tried.append(library.exists())
+        if len(tried) == 1:
+            raise OSError("file too short")
+        return path
+
+    monkeypatch.setattr(build.ctypes, "CDLL", load)
+    assert build.loaded(planes.KERNEL) == str(library)
+    assert tried == [True, False]
+    assert "building it again, as it cannot be loaded: file too short" in lines()
+
+
+def test_a_folder_whose_name_is_no_text(compiler):
+    cache = compiler(f'{VERSION}\n{LAST}\n: > "$last"')
+    flags = (f"-L{os.fsdecode(bytes([0x2F, 0xE9]))}",)
+    build.built(dataclasses.replace(planes.KERNEL, flags=flags))
+    assert len([*cache.iterdir()]) == 1
+
+
+def test_sums_that_pass_through_float32_are_no_exact_ones(monkeypatch):
+    """Above 2^24 every second integer is lost there."""
+    if not convolution.exact_bytes(127, 127):
+        pytest.skip("no sums of bytes here: this CPU, or no oneDNN")
+    tried = convolution._tried
+    monkeypatch.setattr(
+        convolution, "_tried", lambda *given: tried(*given).astype(np.float32).astype(np.int64)
+    )
+    for cached in ("exact_bytes", "_sums_bytes", "_keeps_long_sums", "_sums_bytes_in_full"):
+        monkeypatch.setattr(convolution, cached, getattr(convolution, cached).__wrapped__)
+    assert convolution.exact_bytes(15, 15)
+    assert not convolution.exact_bytes(127, 127)
+    assert not convolution.exact_bytes(255, 128)
 
 
 def test_a_relative_cache_is_none(monkeypatch):

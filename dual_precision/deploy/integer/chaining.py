@@ -10,6 +10,7 @@ have it.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from typing import TypeVar
 
@@ -69,10 +70,15 @@ def _in_few_calls(graph: TracedGraph, links: list[Link], others: list[Node]) -> 
         nodes += run
         at_once, links = _runnable(links, ready)
         later = {value for node in others for value in node.inputs}.union(graph.outputs)
-        later.update(value for link in links for value in _inputs(link))
-        for batch in dict.fromkeys(graph.avals[link.x].shape[0] for link in at_once):
-            own = [link for link in at_once if graph.avals[link.x].shape[0] == batch]
-            nodes.append(_call(own, later, batch))
+        # In their order: one may need what one of another batch gives.
+        calls = [
+            (batch, [*own])
+            for batch, own in itertools.groupby(at_once, lambda link: graph.avals[link.x].shape[0])
+        ]
+        for index, (batch, own) in enumerate(calls):
+            behind = [*(link for _, others in calls[index + 1 :] for link in others), *links]
+            wanted = later.union(value for link in behind for value in _inputs(link))
+            nodes.append(_call(own, wanted, batch))
         if len(nodes) == before:
             return None
     return dataclasses.replace(graph, nodes=nodes)

@@ -117,7 +117,7 @@ def built(kernel: Kernel) -> Path:
     flags = (*_FLAGS, *kernel.flags)
     texts = (path.read_text() for path in kernel.sources)
     made_of = (*texts, version, jax.lib.__version__, *flags)
-    name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
+    name = hashlib.sha256("\0".join(made_of).encode(errors="surrogateescape")).hexdigest()[:20]
     library = _folder() / f"{kernel.name}-{name}.so"
     if not library.exists():
         _LOG.info("building the CPU kernel for %s, once: %s", kernel.purpose, library)
@@ -127,9 +127,27 @@ def built(kernel: Kernel) -> Path:
             # The source comes before the libraries that it needs: linkers ask for that order.
             _run(compiler, *include(), str(kernel.sources[0]), *flags, "-o", str(part))
             part.chmod(0o700)
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())  # or its name may outlive its content
             part.replace(library)  # whole or not at all, whoever else builds it too
     _check_ours(library)
     return library
+
+
+def loaded(kernel: Kernel) -> ctypes.CDLL:
+    """The library in this process. One that cannot be loaded is built once more: it is damaged, or
+    of another machine with the same home and other system libraries.
+
+    Raises:
+      OSError, SubprocessError: as `built`, or it cannot be loaded then either.
+    """
+    library = built(kernel)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        _LOG.info("building it again, as it cannot be loaded: %s", _reason(error))
+        library.unlink(missing_ok=True)
+        return ctypes.CDLL(str(built(kernel)))
 
 
 def prepare(kernel: Kernel) -> None:
@@ -139,7 +157,7 @@ def prepare(kernel: Kernel) -> None:
       OSError: a CPU that it is unfit for; and what `built` raises. RuntimeError: see `register`.
     """
     check_cpu(kernel)
-    library = ctypes.CDLL(str(built(kernel)))
+    library = loaded(kernel)
     if not library.dual_precision_supported():
         raise OSError(kernel.unfit)
     register(kernel, library)

@@ -91,7 +91,7 @@ WITH_VNNI inline float fixed_point(const float* x, int64_t inputs, int count, in
   const float peak = _mm512_reduce_max_ps(largest);
   if (no_number || std::isinf(peak)) return std::numeric_limits<float>::quiet_NaN();
   const float top = 127.0f * std::ldexp(1.0f, 8 * (count - 1));
-  const float step = std::fmax(peak / top, std::numeric_limits<float>::min());
+  const float step = std::fmax(peak * (1.0f / top), std::numeric_limits<float>::min());
   const __m512 inverse = _mm512_set1_ps(1.0f / step);  // as ste.in_steps: not a quotient each
   for (int64_t k = 0; k < inputs; k += kLanes) {
     const __m512 ratio = _mm512_mul_ps(_mm512_maskz_loadu_ps(valid(inputs - k), x + k), inverse);
