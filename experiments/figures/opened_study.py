@@ -144,14 +144,12 @@ def _accuracy_key(pairs: Sequence[Mapping[str, Any]]) -> list:
 
 
 def _limits(pairs: Sequence[Mapping[str, Any]], split: str) -> tuple[float, float]:
-    values = [
-        value
-        for pair in pairs
-        for method, summary in pair["methods"].items()
-        for found in summary["accuracy"][split].values()
-        for value in found["values"]
-        if not method.startswith("truncate") or len(pair["methods"]) == 1
-    ]
+    values: list[float] = []
+    truncated: list[float] = []
+    for method, summary in (item for pair in pairs for item in pair["methods"].items()):
+        own = truncated if method.startswith("truncate") else values
+        own += [value for found in summary["accuracy"][split].values() for value in found["values"]]
+    values = values or truncated  # they are all there is
     room = max(0.12 * (max(values) - min(values)), 0.3)
     return min(values) - 1.5 * room, max(values) + room
 

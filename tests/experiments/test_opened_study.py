@@ -53,6 +53,20 @@ def test_the_first_pair_comes_before_any_other(tmp_path: Path) -> None:
     assert opened_study.find_network(tmp_path, RESULTS) == first
 
 
+@pytest.mark.parametrize("methods", [["truncate", "truncate re-estimated"], ["truncate"]])
+def test_methods_that_are_cut_set_the_scale_where_there_are_no_others(methods: list[str]) -> None:
+    found = {"low": {"values": [20.0, 24.0]}, "high": {"values": [90.0, 91.0]}}
+    summary = {"accuracy": {"validation": found}}
+    pair = {"methods": dict.fromkeys(methods, summary)}
+    left, right = opened_study._limits([pair], "validation")
+    assert left < 20 < 91 < right
+    ahead = {"accuracy": {"validation": {"high": {"values": [80.0, 92.0]}}}}
+    left, right = opened_study._limits(
+        [{"methods": {**pair["methods"], "twins": ahead}}], "validation"
+    )
+    assert 20 < left < 80, "the twins set it"
+
+
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, Any]:
     """Variables of MODEL, not trained."""
