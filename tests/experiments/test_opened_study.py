@@ -90,7 +90,7 @@ def test_stages_are_the_start_and_the_end_of_every_phase(
     found = opened_study.stages(tmp_path, MODEL, EXAMPLE)
     start = [] if init else ["before phase 1"]
     assert list(found) == [*start, "after phase 1 (high)", "after phase 2 (both)"]
-    for stage, end in zip(list(found.values())[-2:], ends, strict=True):
+    for stage, end in zip(opened_study.phase_ends(found), ends, strict=True):
         jax.tree.map(np.testing.assert_array_equal, stage, end)
     if start:
         fitted = fit_weight_steps(fresh["params"], structure_of(MODEL, EXAMPLE), "low")
