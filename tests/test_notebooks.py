@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,43 @@ def small_decoder(path: Path) -> Path:
     variables = model.init(jax.random.key(0), text, precision="high")
     save_packed(path, model, variables, network, jax.ShapeDtypeStruct((48,), jnp.uint8))
     return path
+
+
+def test_a_run_is_not_shown_under_other_settings(tmp_path: Path) -> None:
+    """The notebook of methods starts a command again where its arguments are others."""
+    (notebook,) = (path for path in NOTEBOOKS if path.stem.startswith("04"))
+    (source,) = (cell.source for cell in read(notebook).cells if "def run(" in cell.source)
+    given: dict[str, Any] = {"folder": tmp_path / "runs", "root": tmp_path, "PASSES": 3}
+    lines = source.splitlines()
+    kept = lines[lines.index("def run(command, *named):") :]
+    exec("\n".join(["import json, subprocess, sys", *kept]), given)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "cifar.py").write_text(OLD_FOLDER)
+    train, started = given["train"], tmp_path / "started"
+    (workdir,) = train(("cyclic", "--set=cycles=4"))
+    assert workdir == tmp_path / "runs" / "cyclic"
+    train(("cyclic", "--set=cycles=4"))
+    assert len(started.read_text()) == 1, "it is there already"
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="set another WORKDIR"):
+            train(("cyclic", "--set=cycles=4"), passes=6)
+    train(("cyclic", "--set=cycles=4"))
+    assert len(started.read_text()) == 3
+
+
+# A command that refuses a folder of other settings.
+OLD_FOLDER = """
+import sys
+from pathlib import Path
+
+with Path("started").open("a") as file:
+    file.write(".")
+there = Path(sys.argv[2].removeprefix("--workdir=")) / "config.json"
+if there.exists() and there.read_text() != str(sys.argv):
+    raise SystemExit(1)
+there.parent.mkdir(parents=True, exist_ok=True)
+there.write_text(str(sys.argv))
+"""
 
 
 # Jupyter's own warnings on its transport and its event loops are not this project's.

@@ -17,6 +17,7 @@ import numpy as np
 
 from dual_precision import modes
 from dual_precision.deploy import Generator
+from dual_precision.deploy.file.writer import check_replaceable
 from dual_precision.deploy.generation.drafting import DraftCosts
 from dual_precision.deploy.generation.programs import (
     MOST_ROWS,
@@ -28,8 +29,9 @@ from dual_precision.deploy.generation.programs import (
 )
 from dual_precision.models import build
 from dual_precision.primitives.bitserial import plane_product
-from dual_precision.replacing import replace_file
+from experiments.benchmark.machine import describe_machine
 from experiments.benchmark.timing import time_rounds, timed_request
+from experiments.workdir import write_whole
 
 STEPS = 20
 LOW, HIGH = (f"{mode}, a byte of {TOGETHER} in one program" for mode in ("low", "high"))
@@ -44,7 +46,13 @@ def measure_language(
     steps: int | None = None,
     out: str | None = None,
 ) -> None:
-    """The sub-command `language`: prints a table of milliseconds and ratios to high."""
+    """The sub-command `language`: prints a table of milliseconds and ratios to high.
+
+    Raises:
+      ValueError: `out` cannot be written.
+    """
+    if out:
+        check_replaceable(out)
     generator = Generator(decoder) if decoder else random_generator()
     programs: dict[str, Callable[[], object]] = {
         LOW: some_bytes(generator, generator.low, TOGETHER),
@@ -58,6 +66,10 @@ def measure_language(
     if (peer := torch_products(generator)) is not None:
         programs["PyTorch dynamic int8, products alone"] = peer
     count = steps or STEPS
+    about = {
+        **describe_machine(), "decoder": decoder or "random", "repeats": repeats, "steps": count,
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n", flush=True)
     units = {LOW: TOGETHER, HIGH: TOGETHER, **dict.fromkeys(DRAFTED, ROUNDS)}
 
     def request(name: str) -> Callable[[], float]:
@@ -68,7 +80,8 @@ def measure_language(
     print(table_of(times))
     print(f"\n{generator.weights:,} weights on planes: {costs_of(times)}")
     if out:
-        replace_file(Path(out), [f"{json.dumps(times, indent=1)}\n".encode()])
+        found = {"about": about, "milliseconds": times}
+        write_whole(Path(out), json.dumps(found, indent=2) + "\n")
 
 
 def table_of(times: dict[str, list[float]]) -> str:

@@ -6,6 +6,7 @@
 Each mode of each network is written for each target, loaded in the engine, and asked the same test
 images, or texts, as the network itself: the largest difference of a logit, relative to the largest
 logit. Packed networks have a score on the test data too; the others have random weights.
+A packed network is named by its file, so that two of one kind have rows of their own.
 docs/engines.md keeps the table.
 """
 
@@ -75,12 +76,17 @@ LEFT = ("network", "mode", "target", "works", "reason")
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A packed network that is tried, and what it is asked."""
+    """A packed network that is tried, and what it is asked.
+
+    Attributes:
+      nibbles: it is also written in the form that has its 4-bit weights as such.
+    """
 
     name: str
     path: Path
     trained: bool
     trial: Trial
+    nibbles: bool = False
 
 
 def support_command(
@@ -116,7 +122,7 @@ def subjects(
         info = inspect_packed(path)
         asked = TEXTS if reads_text(info) else ASKED
         trial = trial_of(info, asked, part="test", data_dir=data_dir)
-        yield Subject(info.network["name"], path, True, trial)
+        yield Subject(path.stem, path, True, trial, nibbles="1024" in info.network["name"])
     if not fresh:
         return
     loaded = data.load("cifar10", data_dir=data_dir)
@@ -140,7 +146,7 @@ def _fresh(name: str, network: Any, example: Any, folder: Path, trial: Trial) ->
     model = build_from(network)
     path = folder / name.split(",")[0]
     save_packed(path, model, initial_variables(model, example, 0), network, example)
-    return Subject(name, path, False, trial)
+    return Subject(name, path, False, trial, nibbles="w4" in name)
 
 
 def support_rows(
@@ -183,7 +189,7 @@ def _targets(subject: Subject, mode: str, nnabla: str | None) -> dict[str, Calla
     forms = [EXACT, INTEGER]
     if subject.trial.calibration is None:  # text
         forms, found[NAMES[GGUF]] = [EXACT], partial(written, target=GGUF)
-    if any(word in subject.name for word in ("1024", "w4")):
+    if subject.nibbles:
         forms.append(NIBBLES)
     for form in forms:
         found[onnx_of(form)] = partial(written, target=ONNX, form=form)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.figures.drawing import COLOURS, DARK, GREY
+from experiments.figures.drawing import COLOURS, DARK, GREY, RECIPES
 from experiments.figures.tables import Rows
 
 
@@ -64,11 +64,11 @@ def draw_cycles(bits: np.ndarray, cost: np.ndarray, static: float) -> Figure:
       bits, cost: [updates], of each one; static: cost of each update of the twin.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 2.8), layout="constrained")
-    left.step(range(len(bits)), bits, where="post", color=COLOURS["high"], lw=0.9)
+    left.step(range(len(bits)), bits, where="post", color=RECIPES["cyclic"], lw=0.9)
     left.set(xlabel="update", ylabel="bits")
     updates = np.arange(1, len(cost) + 1)
-    right.plot(updates, np.cumsum(cost), color=COLOURS["high"], label="cyclic")
-    right.plot(updates, static * updates, color=GREY, label="static")
+    right.plot(updates, np.cumsum(cost), color=RECIPES["cyclic"], label="cyclic")
+    right.plot(updates, static * updates, color=RECIPES["static"], label="static")
     right.set(xlabel="update", ylabel="cost so far, float updates")
     right.legend()
     return figure

@@ -5,6 +5,7 @@ from typing import Any
 
 COLOURS = {"low": "#d1495b", "high": "#00798c", "float": "#6c757d"}
 AUTO, GREY, DARK = "#6a4c93", "#8d99ae", "#343a40"
+RECIPES = {"cyclic": AUTO, "static": GREY}  # both are trained for high: that colour tells nothing
 DASHES = (0, (4, 3))
 # For the notebooks: plt.rcParams.update(STYLE).
 STYLE = {

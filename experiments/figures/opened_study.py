@@ -24,6 +24,7 @@ from experiments.study.runner import finished
 from experiments.workdir import config_of_run
 
 Variables = Mapping[str, Any]
+_AFTER = "after phase"
 _OFFSETS = {"low": -0.14, "high": 0.14, "float": 0.0}
 
 
@@ -82,8 +83,13 @@ def stages(workdir: Path, model: nn.Module, example: Example) -> dict[str, Varia
     checkpoints = Checkpoints(workdir)
     for step in checkpoints.phase_ends():
         index = checkpoints.about(step)["progress"]["phase"]
-        found[f"after phase {index + 1} ({phases[index].name})"] = load(workdir, step)[1]
+        found[f"{_AFTER} {index + 1} ({phases[index].name})"] = load(workdir, step)[1]
     return found
+
+
+def phase_ends(found: Mapping[str, Variables]) -> list[Variables]:
+    """Those of `stages` that are the end of a phase, in order."""
+    return [stage for title, stage in found.items() if title.startswith(_AFTER)]
 
 
 def draw_accuracy(pairs: Sequence[Mapping[str, Any]], split: str) -> Figure:
@@ -144,14 +150,12 @@ def _accuracy_key(pairs: Sequence[Mapping[str, Any]]) -> list:
 
 
 def _limits(pairs: Sequence[Mapping[str, Any]], split: str) -> tuple[float, float]:
-    values = [
-        value
-        for pair in pairs
-        for method, summary in pair["methods"].items()
-        for found in summary["accuracy"][split].values()
-        for value in found["values"]
-        if not method.startswith("truncate") or len(pair["methods"]) == 1
-    ]
+    values: list[float] = []
+    truncated: list[float] = []
+    for method, summary in (item for pair in pairs for item in pair["methods"].items()):
+        own = truncated if method.startswith("truncate") else values
+        own += [value for found in summary["accuracy"][split].values() for value in found["values"]]
+    values = values or truncated  # they are all there is
     room = max(0.12 * (max(values) - min(values)), 0.3)
     return min(values) - 1.5 * room, max(values) + room
 

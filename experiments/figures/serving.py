@@ -5,6 +5,7 @@ For notebooks/03_deploy.ipynb and `python -m experiments.deploy cascade`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -14,7 +15,9 @@ from matplotlib.figure import Figure
 from dual_precision.deploy.cascade.rule import Point
 from experiments.figures.drawing import AUTO, COLOURS, DARK, DASHES, GREY
 
-_BESIDE = ((DARK, DASHES), (GREY, "-"))  # curves beside the one that matters
+# Of the curve that matters, and of those beside it by the end of their name: alike in every figure.
+_MAIN, _OTHER = (AUTO, "-"), (DARK, ":")
+_BESIDE = {"without reuse": (DARK, DASHES), "without the mirrored look": (GREY, "-")}
 
 
 def draw_requests(milliseconds: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -115,9 +118,9 @@ def draw_cascade(
     figure, grid = plt.subplots(
         1, 1 if timed is None else 2, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    axes, styles = grid[0, 0], [(AUTO, "-"), *_BESIDE]
+    axes = grid[0, 0]
     for order, (name, points) in enumerate(curves.items()):
-        colour, dashes = styles[order]
+        colour, dashes = _style_beside(name) if order else _MAIN
         axes.plot(
             [100 * point.relative for point in points],
             [point.accuracy for point in points],
@@ -144,6 +147,11 @@ def draw_cascade(
         _mark_ways(right, dict(zip(alone, timed.modes, strict=True)), timed.chosen, mark)
         right.set(xlabel=f"ms per image in the largest batch, {timed.device}", xlim=(0, None))
     return figure
+
+
+def _style_beside(name: str) -> tuple[str, Any]:
+    """Colour and dashes of a curve beside the first."""
+    return next((style for end, style in _BESIDE.items() if name.endswith(end)), _OTHER)
 
 
 def _mark_ways(

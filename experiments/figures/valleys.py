@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from dual_precision.structure import LayerPath
-from experiments.figures.drawing import AUTO, COLOURS, DARK, GREY
+from experiments.figures.drawing import DARK, RECIPES
 from experiments.figures.layer_weights import leaves
 from experiments.figures.loss_landscape import losses_along, random_direction
 
-_LINES = (COLOURS["high"], COLOURS["low"], GREY, AUTO, DARK)
+_OTHERS = (DARK, "#e09f3e", "#6a994e", "#9c6644")  # kinds beside RECIPES, in turn; of no mode
 
 
 def losses_around(
@@ -77,10 +77,15 @@ def draw_valleys(
     Raises:
       ValueError: more kinds than there are colours.
     """
-    if len(losses) > len(_LINES):
-        raise ValueError(f"{len(losses)} kinds of networks: expected at most {len(_LINES)}")
+    others = [name for name in losses if name not in RECIPES]
+    if len(others) > len(_OTHERS):
+        raise ValueError(
+            f"{len(others)} kinds of networks beside {[*RECIPES]}: expected at most {len(_OTHERS)}"
+        )
+    colours = RECIPES | dict(zip(others, _OTHERS, strict=False))
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for (name, networks), colour in zip(losses.items(), _LINES, strict=False):
+    for name, networks in losses.items():
+        colour = colours[name]
         means = [np.mean(own, axis=0) for own in networks]
         for mean in means:
             axes.plot(places, mean, color=colour, lw=0.7, alpha=0.5)

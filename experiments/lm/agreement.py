@@ -28,7 +28,8 @@ class Agreement:
 
     Attributes:
       overall: of the bytes that count.
-      by_position: [context], of all bytes of windows that start anywhere, by the bytes before.
+      by_position: [context], of all bytes of windows that start anywhere; place p is the guess
+        after p + 1 bytes of the window.
       count: bytes that count.
       bits: bits per byte of each of the modes, over these.
     """
@@ -84,6 +85,19 @@ def parts_of_window(context: int) -> list[tuple[int, int]]:
     return [(first, end) for first, end in parts if first < end]
 
 
+def lines_by_position(by_position: np.ndarray) -> list[str]:
+    """The agreement in each part of the window; a guess at place p has read p + 1 bytes of it.
+
+    >>> lines_by_position(np.array([1.0, 0.0, 1.0, 1.0]))[0]
+    'with    2 to    2 bytes of the window before: 0.00 %'
+    """
+    return [
+        f"with {first + 1:4d} to {end:4d} bytes of the window before:"
+        f" {100 * float(by_position[first:end].mean()):.2f} %"
+        for first, end in parts_of_window(len(by_position))
+    ]
+
+
 def agreement_command(
     *,
     workdir: str,
@@ -101,6 +115,4 @@ def agreement_command(
         f" {found.count:,} bytes of the {split} text of {trained.config.dataset}; low has"
         f" {found.bits[0]:.3f} bits per byte there, high {found.bits[1]:.3f}"
     )
-    for first, end in parts_of_window(trained.config.context):
-        share = 100 * float(found.by_position[first:end].mean())
-        print(f"with {first:4d} to {end - 1:4d} bytes of the window before: {share:.2f} %")
+    print("\n".join(lines_by_position(found.by_position)))

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.figures.drawing import pyplot_for_files, save_figure
+from experiments.figures.drawing import AUTO, DARK, GREY, pyplot_for_files, save_figure
 from experiments.recipes.config import Config
 from experiments.study.runner import passes_behind
 
 Point = dict[str, float]
-_SHOWN = {
-    "twins": "#8d99ae",
-    "long twins": "#343a40",
+_SHOWN = {  # no colour of a mode: each panel is one
+    "twins": GREY,
+    "long twins": DARK,
     "joint split": "#e09f3e",
-    "two_phase refine": "#6a4c93",
-    "two_phase joint": "#00798c",
+    "two_phase refine": AUTO,
+    "two_phase joint": "#6a994e",
 }
 
 

@@ -12,7 +12,7 @@ from dual_precision.models import build_from
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from experiments.study.matrix import Run
-from experiments.workdir import CONFIG, differences
+from experiments.workdir import CONFIG, differences, in_use
 
 _MIB = 2**20
 # Of one checkpoint, in floats for every parameter: itself, the optimizer's, statistics; rounded up.
@@ -27,7 +27,7 @@ def sort_out(runs: Sequence[Run], folder: Path, train: bool = True) -> None:
     """Says which runs of an earlier study stay, and moves those that cannot aside.
 
     Raises:
-      ValueError: some have another config, and nothing is to be trained.
+      ValueError: some have another config, and nothing is to be trained, or one of them is running.
     """
     if not folder.is_dir():
         return
@@ -43,6 +43,13 @@ def sort_out(runs: Sequence[Run], folder: Path, train: bool = True) -> None:
             f"{len(changed)} runs in {folder} were trained with other settings,"
             f" {next(iter(changed))} for one: give the settings of that study, or leave out"
             " --run=false, and they are trained again"
+        )
+    # The lock would move with the folder, and who holds it would go on writing into the next folder
+    # of that name.
+    if held := [name for name in changed if in_use(folder / name)]:
+        raise ValueError(
+            f"{folder / held[0]} is in use by another process, with other settings"
+            f" ({changed[held[0]]}): wait for its end or stop it, and start this command again"
         )
     for name, why in changed.items():
         print(f"  trains {name} again: {why}; the old run is {_set_aside(folder, name)}")

@@ -75,6 +75,13 @@ class Matrix:
         read = [run for row in self.rows for run, _ in row.sources.values()]
         return distinct([*read, *(run for run, _ in self.ablations.values())])
 
+    @property
+    def ablation_pair(self) -> Pair | None:
+        """What low and high are in the ablations, whichever pairs the tables have."""
+        pairs = {(run.config.low, run.config.high) for run, _ in self.ablations.values()}
+        assert len(pairs) <= 1, pairs
+        return next(iter(pairs), None)
+
 
 def distinct(runs: Iterable[Run]) -> list[Run]:
     """Each run once, in order."""

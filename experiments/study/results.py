@@ -71,11 +71,13 @@ def collect(
     for row in matrix.rows:
         if all(found[run.name] is not None for run, _ in row.sources.values()):
             by_pair[row.pair].append(row)
+    ablated = matrix.ablation_pair
     return {
         **about,
         "confidence": CONFIDENCE,
         "pairs": [_pair(pair, own, found, links) for pair, own in by_pair.items()],
         "ablations": _ablations(matrix.ablations, found),
+        "ablation_pair": dict(zip(MODES, ablated, strict=True)) if ablated else None,
         "runs": {name: {**links[name], "command": shlex.join(line(runs[name]))} for name in done},
         "missing": [name for name in runs if name not in links],
     }

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiments.recipes.config import note_on_start
 from experiments.study.courses import plot_courses
 from experiments.study.disk import RUNS_FOLDER, check_room, sort_out
 from experiments.study.matrix import Matrix, Run
-from experiments.study.results import collect
+from experiments.study.results import MODES, collect
 from experiments.study.runner import (
     command,
     finished,
@@ -20,7 +20,7 @@ from experiments.study.runner import (
     usable_cores,
 )
 from experiments.study.tables import plot_pair, report
-from experiments.workdir import only_user, write_whole
+from experiments.workdir import only_user, read_json, write_whole
 
 Line = Callable[[Run], list[str]]  # the command of a run
 
@@ -113,13 +113,42 @@ def train_missing(
 
 
 def write_results(results: Mapping[str, Any], workdir: Path) -> str:
-    """results.json, results.md and the plots, of what is finished by now; returns the tables."""
+    """results.json, results.md and the plots, of what is finished by now; returns the tables.
+
+    Plots that an earlier start drew, and that show nothing of these results, are deleted.
+    """
     text = report(results)
+    drawn = [pair for pair in results["pairs"] if pair["methods"]]
+    stale = _plots_of(_earlier_pairs(workdir)) - _plots_of(drawn)
+    for path in workdir.iterdir():
+        if path.name in stale:
+            path.unlink()
     write_whole(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     write_whole(workdir / "results.md", text)
-    for pair in results["pairs"]:
-        if pair["methods"]:
-            stem = f"{pair['low']}-{pair['high']}"
-            plot_pair(pair, workdir / stem)
-            plot_courses(results, pair, workdir / f"{stem}-courses.png")
+    for pair in drawn:
+        plot_pair(pair, workdir / _stem(pair))
+        courses = workdir / f"{_stem(pair)}{_COURSES}"
+        if not plot_courses(results, pair, courses):
+            courses.unlink(missing_ok=True)
     return text
+
+
+_COURSES = "-courses.png"
+
+
+def _stem(pair: Mapping[str, Any]) -> str:
+    return f"{pair['low']}-{pair['high']}"
+
+
+def _plots_of(pairs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Names of the files that show them."""
+    return {_stem(pair) + end for pair in pairs for end in (".png", ".svg", _COURSES)}
+
+
+def _earlier_pairs(workdir: Path) -> list[Mapping[str, Any]]:
+    """Pairs of the results that an earlier start left, if it left some that can be read."""
+    try:
+        found = read_json(workdir / "results.json")
+        return [pair for pair in found["pairs"] if {*MODES} <= pair.keys()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []  # all that is lost are old plots that stay

@@ -22,12 +22,13 @@ def report(results: Mapping[str, Any]) -> str:
         if not pair["methods"]:
             continue
         parts += [f"## low {pair['low']}, high {pair['high']}", "", pair_table(pair), ""]
-        if pair["ours_less"] and OURS in pair["methods"]:
+        if any(pair["ours_less"].values()):
             parts += [f"Paired differences, `{OURS}` less the others:", "", lead_table(pair), ""]
     if results["ablations"]:
-        first = results["pairs"][0]
+        # Results of an earlier version do not say: their ablations are of the first pair.
+        pair = results.get("ablation_pair") or results["pairs"][0]
         parts += [f"## What each part of `{OURS}` brings", ""]
-        parts += [_ABLATION_NOTE.format(**first), "", ablation_table(results["ablations"]), ""]
+        parts += [_ABLATION_NOTE.format(**pair), "", ablation_table(results["ablations"]), ""]
     if results["missing"]:
         parts += ["Not finished: " + ", ".join(f"`{name}`" for name in results["missing"]), ""]
     return "\n".join(parts)

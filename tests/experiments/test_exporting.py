@@ -1,6 +1,7 @@
 """The commands around engines: what they write is checked in the engine, and said as it is."""
 
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from experiments.benchmark.engine_networks import pack_checkpoint
 from experiments.benchmark.nibble_speed import bytes_lines
 from experiments.deploy import exporting, pack
 from experiments.deploy.exporting import export_command
-from experiments.deploy.support import Subject, onnx_of, support_rows
+from experiments.deploy.support import Subject, onnx_of, subjects, support_rows
 from experiments.deploy.trials import trial_of
 
 pytest.importorskip("onnxruntime")
@@ -120,6 +121,13 @@ def test_a_row_says_what_runs_and_why_another_does_not(packed, folder, tmp_path)
             assert row["works"] == "yes"
             assert row["agree"] > 98
             assert abs(row["score"] - row["ours"]) < 1
+
+
+def test_networks_of_one_kind_are_told_apart_by_their_files(packed, folder, tmp_path):
+    files = [shutil.copy(packed, tmp_path / f"{name}.safetensors") for name in ("one", "w4-two")]
+    found = list(subjects([Path(file) for file in files], tmp_path, folder, fresh=False))
+    assert [subject.name for subject in found] == ["one", "w4-two"]
+    assert not any(subject.nibbles for subject in found), "whatever a file is called"
 
 
 def test_a_float_checkpoint_is_packed_without_training(tmp_path):

@@ -1,5 +1,7 @@
 """What is measured of trained networks on text: agreement, planes, drafts, times of a byte."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,14 +73,20 @@ def test_drafts_are_counted(transformer):
     assert drafted["ms"] > 0
 
 
-def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys):
+def test_the_benchmark_of_a_byte(transformer, monkeypatch, capsys, tmp_path):
     model, variables = transformer
     own = Generator.of(model, variables, jax.ShapeDtypeStruct((32,), jnp.uint8))
     module = "experiments.benchmark.language"
     monkeypatch.setattr(f"{module}.random_generator", lambda: own)
     monkeypatch.setattr(f"{module}.torch_products", lambda _: None)
     monkeypatch.setattr(f"{module}.PROMPT", b"It is a truth")
-    measure_language(repeats=1, steps=1)
+    with pytest.raises(ValueError, match="there is no folder"):
+        measure_language(repeats=1, steps=1, out=str(tmp_path / "none" / "bytes.json"))
+    assert not capsys.readouterr().out, "before anything is measured"
+    measure_language(repeats=1, steps=1, out=str(tmp_path / "bytes.json"))
+    found = json.loads((tmp_path / "bytes.json").read_text())
+    assert {"CPU", "cores", "jax", "steps"} <= found["about"].keys()
+    assert {len(times) for times in found["milliseconds"].values()} == {1}
     table = capsys.readouterr().out.splitlines()
     assert "| high, a byte of 8 in one program |" in "\n".join(table)
     assert table[-1].startswith("7,168 weights on planes: DraftCosts(rounds=")

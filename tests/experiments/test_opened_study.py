@@ -53,6 +53,20 @@ def test_the_first_pair_comes_before_any_other(tmp_path: Path) -> None:
     assert opened_study.find_network(tmp_path, RESULTS) == first
 
 
+@pytest.mark.parametrize("methods", [["truncate", "truncate re-estimated"], ["truncate"]])
+def test_methods_that_are_cut_set_the_scale_where_there_are_no_others(methods: list[str]) -> None:
+    found = {"low": {"values": [20.0, 24.0]}, "high": {"values": [90.0, 91.0]}}
+    summary = {"accuracy": {"validation": found}}
+    pair = {"methods": dict.fromkeys(methods, summary)}
+    left, right = opened_study._limits([pair], "validation")
+    assert left < 20 < 91 < right
+    ahead = {"accuracy": {"validation": {"high": {"values": [80.0, 92.0]}}}}
+    left, right = opened_study._limits(
+        [{"methods": {**pair["methods"], "twins": ahead}}], "validation"
+    )
+    assert 20 < left < 80, "the twins set it"
+
+
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, Any]:
     """Variables of MODEL, not trained."""
@@ -76,7 +90,7 @@ def test_stages_are_the_start_and_the_end_of_every_phase(
     found = opened_study.stages(tmp_path, MODEL, EXAMPLE)
     start = [] if init else ["before phase 1"]
     assert list(found) == [*start, "after phase 1 (high)", "after phase 2 (both)"]
-    for stage, end in zip(list(found.values())[-2:], ends, strict=True):
+    for stage, end in zip(opened_study.phase_ends(found), ends, strict=True):
         jax.tree.map(np.testing.assert_array_equal, stage, end)
     if start:
         fitted = fit_weight_steps(fresh["params"], structure_of(MODEL, EXAMPLE), "low")

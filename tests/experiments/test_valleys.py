@@ -8,6 +8,7 @@ from dual_precision.models import MLP
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
+from experiments.figures.drawing import COLOURS, RECIPES
 from experiments.figures.valleys import draw_valleys, losses_around, sharpness
 from experiments.methods import bit_sweep, valleys
 
@@ -35,8 +36,22 @@ def test_losses_around_a_network():
     assert found[0, 1] == found[1, 1]
     assert found[0, 0] != found[1, 0]
     assert len(draw_valleys([-0.5, 0.0, 0.5], {"a": [found], "b": [found]}).axes) == 1
-    with pytest.raises(ValueError, match="6 kinds of networks: expected at most 5"):
-        draw_valleys([-0.5, 0.0, 0.5], {name: [found] for name in "abcdef"})
+    with pytest.raises(ValueError, match=r"5 kinds of networks beside .*: expected at most 4"):
+        draw_valleys([-0.5, 0.0, 0.5], {name: [found] for name in "abcde"})
+
+
+def test_a_kind_keeps_its_colour_whatever_stands_beside_it():
+    """And none has that of a mode: the loss is of high for all."""
+    losses = [np.ones((1, 3)), np.ones((1, 3))]
+
+    def colours(*names):
+        (axes,) = draw_valleys([-0.5, 0.0, 0.5], dict.fromkeys(names, losses)).axes
+        return {line.get_label(): line.get_color() for line in axes.lines if line.get_lw() > 1}
+
+    both, turned = colours("cyclic", "static"), colours("static", "two_phase", "float", "cyclic")
+    assert both == {name: turned[name] for name in both} == RECIPES
+    assert len({*turned.values()}) == 4
+    assert not {COLOURS["low"], COLOURS["high"]} & {*turned.values()}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from experiments.study import disk
 from experiments.study.matrix import base_settings, matrix_of
 from experiments.study.plans import PLANS
 from experiments.study.runner import finished
+from experiments.workdir import only_user
 
 PLAN = PLANS["quick"]
 BASE = base_settings(PLAN, {})
@@ -44,6 +45,19 @@ def test_what_was_set_aside_stays_whatever_its_owner_has_deleted(tmp_path, make_
         assert not base.exists()
         assert finished(tmp_path / f"{name}{number}")
     assert (tmp_path / f"{name}2" / "old").exists()
+
+
+def test_a_run_that_another_process_writes_is_not_moved(tmp_path, make_study):
+    """Its lock would move too, and two processes would write into the folder of that name."""
+    make_study(tmp_path, matrix_of(PLAN, BASE, 1, [PLAN.main], ["twins", "joint"]))
+    longer = base_settings(PLAN, {"passes": 8.0})
+    runs = matrix_of(PLAN, longer, 1, [PLAN.main], ["twins", "joint"]).runs
+    says = rf"{NAME} is in use by another process, with other settings \(passes was 6.0, is 8.0\)"
+    with only_user(tmp_path / NAME), pytest.raises(ValueError, match=says):
+        disk.sort_out(runs, tmp_path)
+    assert all(finished(tmp_path / run.name) for run in runs), "none is moved"
+    disk.sort_out(runs, tmp_path)
+    assert finished(tmp_path / f"{NAME}.replaced1")
 
 
 def test_too_little_room_is_said_before_anything_runs(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from experiments.study.courses import course_of, plot_courses
 from experiments.study.matrix import METHODS, Matrix, Run, base_settings, config_of, matrix_of
 from experiments.study.plans import PLANS
 from experiments.study.results import collect, spread
-from experiments.study.study import run_study
+from experiments.study.study import run_study, write_results
 from experiments.study.tables import ablation_table, pair_table, plot_pair, report
 
 PLAN = PLANS["quick"]
@@ -113,6 +113,25 @@ def test_ablations_show_validation_alone(tmp_path):
     assert rows[2:] == [["as", "-", "70.00", "70.00"], ["less", "as", *["68.50 (-1.50)"] * 2]]
 
 
+def test_ablations_are_named_by_their_own_pair(tmp_path, make_study):
+    """They are of the main pair, whichever pairs the tables are asked for."""
+    matrix = matrix_of(PLAN, BASE, 1, [("w4a4", "w8a8")], ["twins"], ablations=True)
+    assert matrix.ablation_pair == PLAN.main
+    make_study(tmp_path, matrix)
+    for run, _ in matrix.ablations.values():  # which no row of the tables reads
+        rows = [{"mode": mode, "validation": 70.0} for mode in ("low", "high")]
+        (tmp_path / run.name / "results.json").write_text(json.dumps({"rows": rows}))
+    found = collect(matrix, tmp_path, ABOUT, lambda _: [])
+    assert "\nlow w2a2, high w8a8, seed 0, validation accuracy alone" in report(found)
+    assert matrix_of(PLAN, BASE, 1, None, ["twins"]).ablation_pair is None
+
+
+def test_without_differences_there_is_no_heading_for_them(tmp_path, make_study):
+    matrix = matrix_of(PLAN, BASE, 1, [PLAN.main], ["float", "two_phase joint"])
+    make_study(tmp_path, matrix)
+    assert "Paired differences" not in report(collect(matrix, tmp_path, ABOUT, lambda _: []))
+
+
 def cells_of(table: str) -> list[list[str]]:
     """The cells of every line of a table."""
     return [[run.strip() for run in line.split("|")[1:-1]] for line in table.splitlines()]
@@ -145,6 +164,26 @@ def test_a_study_that_only_reads_leaves_its_results(tmp_path, make_study):
     assert (found["model"], found["dataset"]) == ("resnet8_fast", "cifar10")
     assert "two_phase-joint-w2a2-w8a8-seed0" in found["missing"]
     assert {path.suffix for path in tmp_path.glob("w2a2-w8a8.*")} == {".png", ".svg"}
+
+
+def test_plots_show_the_results_beside_them(tmp_path, make_study):
+    """Those of pairs that a later start leaves out are deleted; no other file is."""
+
+    def start(pairs):
+        matrix = matrix_of(PLAN, BASE, 1, pairs, ["twins"])
+        make_study(tmp_path / "cells", matrix)
+        write_results(collect(matrix, tmp_path / "cells", ABOUT, lambda _: []), tmp_path)
+        shutil.rmtree(tmp_path / "cells")
+        return {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")}
+
+    mine = {"w2a2-w4a4-mine.png", "w1a1-w2a2.png"}
+    for name in (*mine, "w4a4-w8a8-courses.png"):
+        (tmp_path / name).touch()
+    both = {f"{stem}{end}" for stem in ("w2a2-w4a4", "w4a4-w8a8") for end in (".png", ".svg")}
+    assert start([("w2a2", "w4a4"), ("w4a4", "w8a8")]) == both | mine, "no course was logged"
+    assert start([("w4a4", "w8a8")]) == {"w4a4-w8a8.png", "w4a4-w8a8.svg"} | mine
+    (tmp_path / "results.json").write_text("[]")
+    assert start([("w2a2", "w8a8")]) > mine
 
 
 def test_both_cuts_are_named_for_what_they_are(collected):
