@@ -16,9 +16,9 @@ from dual_precision import data
 from dual_precision.data.catalog import lookup
 from dual_precision.tasks.classification import Classification
 from experiments import cli
-from experiments.course import Subject, train
 from experiments.figures.training import plot_training, results_table
 from experiments.recipes.config import Config
+from experiments.recipes.course import Problem, train
 from experiments.recipes.flags import define_flags, read_config
 from experiments.recipes.settings import read_channels
 from experiments.workdir import default_workdir
@@ -41,7 +41,7 @@ def main(
         config,
         preset,
         Path(workdir or default_workdir(config, preset)),
-        lambda: subject_of(config, load_data(config, test, data_dir, archive)),
+        lambda: problem_of(config, load_data(config, test, data_dir, archive)),
         resume=resume,
         test=test,
         tensorboard=tensorboard,
@@ -63,14 +63,14 @@ def load_data(
     return dataset
 
 
-def subject_of(config: Config, dataset: data.Dataset) -> Subject:
+def problem_of(config: Config, dataset: data.Dataset) -> Problem:
     """What a run on images is trained on; its rows have accuracies in percent."""
-
-    def accuracy(split: str, found: Mapping[str, float]) -> dict[str, float]:
-        return {split: 100 * found["accuracy"]}
-
     network, task = network_of(config, dataset), task_of(config, dataset)
-    return Subject(network, task, dataset, accuracy, results_table, plot_training)
+    return Problem(network, task, dataset, _columns, results_table, plot_training)
+
+
+def _columns(split: str, found: Mapping[str, float]) -> dict[str, float]:
+    return {split: 100 * found["accuracy"]}
 
 
 def network_of(config: Config, dataset: data.Dataset) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dual_precision.precision import Modes, parse
+from dual_precision.precision import Modes, modes_from
 from dual_precision.primitives.quantizers import rescaled_step
 from dual_precision.structure import Example, Structure, structure_of
 
@@ -17,11 +17,7 @@ LayerTexts = Mapping[str, Mapping[str, str]]  # layer or pattern -> mode -> "w4a
 
 def modes_with(modes: Modes, structure: Structure, widths: LayerTexts) -> Modes:
     """The modes of a network, with other widths in some layers; see `with_layer_widths`."""
-    entries: dict[str, FrozenDict] = {
-        path: FrozenDict({mode: parse(text) for mode, text in entry.items()})
-        for path, entry in widths.items()
-    }
-    given = dataclasses.replace(modes, layers=FrozenDict(entries))
+    given = modes_from({**modes.to_json(), "layers": widths})
     given.check_layers({"/".join(path) for path in structure.layers})
     layers = dict(modes.layers)
     for path in structure.layers:

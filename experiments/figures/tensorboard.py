@@ -1,5 +1,6 @@
 """TensorBoard events through clu, for those who installed the extra [tensorboard]."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ def listener(workdir: Path) -> Callable[[dict[str, Any]], None]:
             f"--tensorboard needs what is not installed ({error.name}):"
             " pip install -e '.[tensorboard]'"
         ) from error
-    writers: list[Any] = []  # made at the first record: another run may have the folder until then
+
+    @functools.cache
+    def writer() -> Any:  # made at the first record: another run may have the folder until then
+        return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
     def write(record: dict[str, Any]) -> None:
-        if not writers:
-            writers.append(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
-        (writer,) = writers
         scalars = {key: value for key, value in record.items() if isinstance(value, int | float)}
-        writer.write_scalars(record["step"], scalars)
-        writer.flush()
+        writer().write_scalars(record["step"], scalars)
+        writer().flush()
 
     return write

@@ -18,10 +18,10 @@ from experiments.lm.drafts import drafts_command
 from experiments.lm.generate import generate_command
 from experiments.lm.pack import pack_text_command
 from experiments.lm.planes import planes_command
-from experiments.lm.training import define_language_flags, train
+from experiments.lm.training import define_language_flags, train_command
 
 COMMANDS: cli.Commands = {
-    "": train,
+    "": train_command,
     "generate": generate_command,
     "pack": pack_text_command,
     "agreement": agreement_command,

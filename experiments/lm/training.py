@@ -17,9 +17,8 @@ from absl import flags
 from dual_precision.data.text import TEXTS, Text, load_text
 from dual_precision.models import TEXT_MODELS, build_from
 from dual_precision.tasks.language import NextByte, perplexity
-from experiments.course import Subject
-from experiments.course import train as train_run
 from experiments.figures.language import language_table, plot_bits
+from experiments.recipes.course import Problem, train
 from experiments.recipes.flags import (
     define_field_flags,
     define_run_flags,
@@ -38,7 +37,7 @@ from experiments.recipes.run_config import every_field
 
 
 def define_language_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """The flags of `train`."""
+    """The flags of `train_command`."""
     string = partial(flags.DEFINE_string, flag_values=values)
     string("model", None, ", ".join(TEXT_MODELS))
     string("dataset", None, f"{', '.join(TEXTS)}, or the path of a file")
@@ -63,7 +62,7 @@ def read_language_config(
     return make_language_config(preset, settings), preset
 
 
-def train(
+def train_command(
     *,
     mode: str | None = None,
     order: str | None = None,
@@ -87,11 +86,11 @@ def train(
     named: dict[str, Any] = {"mode": mode, "order": order, "low": low, "high": high, "model": model}
     named |= {"dataset": dataset, "init": init, "seed": seed}
     config, preset = read_language_config(named, set, widths, preset)
-    train_run(
+    train(
         config,
         preset,
         Path(workdir or default_language_workdir(config, preset)),
-        lambda: subject_of_text(config, read_text(config, test, data_dir, archive)),
+        lambda: problem_of_text(config, read_text(config, test, data_dir, archive)),
         resume=resume,
         test=test,
         tensorboard=tensorboard,
@@ -118,7 +117,7 @@ def read_text(
     return text
 
 
-def subject_of_text(config: LanguageConfig, text: Text) -> Subject:
+def problem_of_text(config: LanguageConfig, text: Text) -> Problem:
     """What a run on text is trained on; its rows have bits per byte.
 
     Raises:
@@ -127,7 +126,7 @@ def subject_of_text(config: LanguageConfig, text: Text) -> Subject:
     task = language_task(config)
     for part in (text.train, text.validation, text.test):
         next(task.batches(part, task.evaluation_rows))
-    return Subject(config.network(), task, text, _columns, language_table, plot_bits)
+    return Problem(config.network(), task, text, _columns, language_table, plot_bits)
 
 
 def _columns(split: str, found: Mapping[str, float]) -> dict[str, float]:

@@ -55,7 +55,7 @@ def define_field_flags(
 
 
 def define_run_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """The flags of a command that trains one network, see `course.train`."""
+    """The flags of a command that trains one network, see course.py."""
     switch = partial(flags.DEFINE_bool, flag_values=values)
     switch("resume", True, "go on where the workdir stands")
     switch("test", True, "read the test set, once, at the end")

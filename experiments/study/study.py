@@ -23,6 +23,7 @@ from experiments.study.tables import plot_pair, report
 from experiments.workdir import only_user, read_json, write_whole
 
 Line = Callable[[Run], list[str]]  # the command of a run
+_COURSES = "-courses.png"
 
 
 def run_study(
@@ -131,9 +132,6 @@ def write_results(results: Mapping[str, Any], workdir: Path) -> str:
         if not plot_courses(results, pair, courses):
             courses.unlink(missing_ok=True)
     return text
-
-
-_COURSES = "-courses.png"
 
 
 def _stem(pair: Mapping[str, Any]) -> str:

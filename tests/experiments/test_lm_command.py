@@ -15,8 +15,8 @@ from dual_precision.models import build_from
 from dual_precision.tasks.language import NextByte
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.state import initial_variables
-from experiments import course
 from experiments.lm import generate, training
+from experiments.recipes import course
 from experiments.workdir import RESULTS
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
@@ -92,14 +92,16 @@ def test_init_from_a_run_on_text(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(course, "fit", fit)
     with pytest.raises(Stopped):
-        training.train(mode="float", workdir=str(tmp_path / "floats"), **settings)
+        training.train_command(mode="float", workdir=str(tmp_path / "floats"), **settings)
     model = build_from(got["config"]["network"])
     fresh = initial_variables(model, NextByte(16).example, seed=7)
     with Checkpoints(tmp_path / "floats", got["config"]) as checkpoints:
         state = {"step": np.int32(7), **fresh, "carry": {}, "opt_state": ()}
         checkpoints.save(7, state, {"phase": 0}, score=0.5)
     with pytest.raises(Stopped):
-        training.train(init=str(tmp_path / "floats"), workdir=str(tmp_path / "run"), **settings)
+        training.train_command(
+            init=str(tmp_path / "floats"), workdir=str(tmp_path / "run"), **settings
+        )
     assert f"starts from {tmp_path / 'floats'}; 0 values do not fit\n" in capsys.readouterr().out
     start, there = flatten_dict(got["variables"]), flatten_dict(fresh)
     kernels = [path for path in there if path[-1] == "kernel"]

@@ -20,7 +20,8 @@ from dual_precision.tasks.classification import Classification
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
 from dual_precision.training.options import FitOptions
-from experiments import cifar, cli, course
+from experiments import cifar, cli
+from experiments.recipes import course
 from experiments.recipes import flags as training_flags
 from experiments.recipes.config import make_config
 from experiments.workdir import read_rows
@@ -223,10 +224,10 @@ def test_a_finished_run_keeps_what_it_read_of_the_test_set(tmp_path, capsys, val
     """Asked again with --test=false. Other figures are of another training: they take its place."""
     whole = [{"mode": "low", "bits": "w2a2", "validation": 90.0, "test": 89.0}]
     (tmp_path / "metrics.jsonl").touch()
-    subject = SimpleNamespace(plot=lambda *_: None, table=lambda rows: f"{rows}")
-    course.leave_results(whole, subject, tmp_path)
+    problem = SimpleNamespace(plot=lambda *_: None, table=lambda rows: f"{rows}")
+    course.leave_results(whole, problem, tmp_path)
     again = [{"mode": "low", "bits": "w2a2", "validation": validation}]
-    course.leave_results(again, subject, tmp_path)
+    course.leave_results(again, problem, tmp_path)
     assert read_rows(tmp_path) == (whole if kept else again)
 
 

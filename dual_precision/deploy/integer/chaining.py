@@ -76,7 +76,7 @@ def _in_few_calls(graph: TracedGraph, links: list[Link], others: list[Node]) -> 
             for batch, own in itertools.groupby(at_once, lambda link: graph.avals[link.x].shape[0])
         ]
         for index, (batch, own) in enumerate(calls):
-            behind = [*(link for _, others in calls[index + 1 :] for link in others), *links]
+            behind = [*itertools.chain(*(after for _, after in calls[index + 1 :])), *links]
             wanted = later.union(value for link in behind for value in _inputs(link))
             nodes.append(_call(own, wanted, batch))
         if len(nodes) == before:

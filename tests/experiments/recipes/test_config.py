@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dual_precision.training.phases import check_recipe
-from experiments import course
+from experiments.recipes import course
 from experiments.recipes.choice import RECIPES, resolve
 from experiments.recipes.config import PRESETS, Config, config_from, make_config
 from experiments.recipes.recipe import Recipe

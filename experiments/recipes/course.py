@@ -40,7 +40,7 @@ SPLITS = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
+class Problem:
     """What a run is trained on, and how its results are told.
 
     Attributes:
@@ -64,7 +64,7 @@ def train(
     config: RunConfig,
     preset: str,
     folder: Path,
-    read: Callable[[], Subject],
+    read: Callable[[], Problem],
     *,
     resume: bool,
     test: bool,
@@ -83,9 +83,9 @@ def train(
     clock = cli.Stopwatch()
     with only_user(folder) if is_first() else contextlib.nullcontext():
         say_where(config, preset, folder)
-        subject = read()
-        description = describe_run(config, preset, subject.network)
-        model, task, examples = build_from(subject.network), subject.task, subject.examples
+        problem = read()
+        description = describe_run(config, preset, problem.network)
+        model, task, examples = build_from(problem.network), problem.task, problem.examples
         structure = structure_of(model, task.example)
         options = dataclasses.replace(config.fit_options(), shard_data=shard_data)
         # Before the workdir is claimed: what cannot work leaves it free for other settings.
@@ -110,12 +110,12 @@ def train(
             variables=start,
             listeners=told,
         )
-        rows = results(config, model, subject, state.variables, SPLITS if test else SPLITS[:1])
+        rows = results(config, model, problem, state.variables, SPLITS if test else SPLITS[:1])
         leaves = config.recipe.leaves(state.params, structure)
         if is_first():
             for name, found in leaves.items():
                 write_whole(folder / name, json.dumps(found, indent=1) + "\n")
-            leave_results(rows, subject, folder)
+            leave_results(rows, problem, folder)
     print(f"{clock} in all")
     print(f"use it: model, variables = dual_precision.load({str(folder)!r})")
 
@@ -168,38 +168,40 @@ def listeners(workdir: Path, tensorboard: bool) -> list:
 def results(
     config: RunConfig,
     model: nn.Module,
-    subject: Subject,
+    problem: Problem,
     variables: Any,
     splits: Sequence[str] = SPLITS,
 ) -> Rows:
     """One row per mode. The only place that reads the test examples, if they are in `splits`."""
-    structure = structure_of(model, subject.task.example)
+    structure = structure_of(model, problem.task.example)
     rows = []
     for name in config.recipe.reported:
         row = {"mode": name, "bits": "float" if name == "float" else getattr(config, name)}
         for split in splits:
-            examples = getattr(subject.examples, split)
-            found = evaluate(model, variables, examples, task=subject.task, precision=name)
-            row |= subject.columns(split, found)
+            examples = getattr(problem.examples, split)
+            found = evaluate(model, variables, examples, task=problem.task, precision=name)
+            row |= problem.columns(split, found)
         rows.append(row | dataclasses.asdict(mode_cost(structure, name)))
     return rows
 
 
-def leave_results(rows: Rows, subject: Subject, workdir: Path) -> None:
+def leave_results(rows: Rows, problem: Problem, workdir: Path) -> None:
     """The table, the picture, and results.json, which says that the run is finished.
 
     Rows that are part of those of a finished run do not take their place: it has read the test set.
     """
     with contextlib.suppress(ValueError):  # not finished, or damaged
         known = {row["mode"]: row for row in read_rows(workdir)}
-        rows = [
-            old if row.items() <= (old := known.get(row["mode"], {})).items() else row
-            for row in rows
-        ]
+        rows = [_fuller(row, known.get(row["mode"], {})) for row in rows]
     picture = workdir / "training.png"
-    subject.plot(read_records(workdir / "metrics.jsonl"), rows, picture)
+    problem.plot(read_records(workdir / "metrics.jsonl"), rows, picture)
     write_whole(workdir / RESULTS, json.dumps({"rows": rows}, indent=2) + "\n")
-    print(f"\n{subject.table(rows)}\n\nplot: {picture}")
+    print(f"\n{problem.table(rows)}\n\nplot: {picture}")
+
+
+def _fuller(row: Mapping[str, Any], old: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The old row where it has all of this one."""
+    return old if row.items() <= old.items() else row
 
 
 def write_overview(structure: Structure, path: Path) -> None:
