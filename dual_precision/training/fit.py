@@ -33,7 +33,6 @@ from dual_precision.training.moments import (
     at_phase,
     carry_of,
     first_state,
-    with_optimizer,
 )
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase, Stage, check_recipe, stages_of
@@ -101,7 +100,6 @@ def fit(
             happen = partial(after_events, network, structure, stage, feed)
             if stage.index > begun:
                 state = happen(at_phase(state, stage, feed), stage.phase.at_start)
-                state = with_optimizer(state, stage, feed.mesh)
             program = compile_steps(network, stage, feed.key, feed.mesh)
             while (step := int(state.step)) < stage.end:
                 state, metrics = program(state, feed.arrays, feed.order(step))
@@ -110,7 +108,6 @@ def fit(
                 journal.show(stage.phase.name, float(metrics["loss"][-1]), step)
                 if step % feed.steps_per_epoch == 0:
                     state = happen(at_epoch(state, stage, feed), stage.due(step))
-                    state = with_optimizer(state, stage, feed.mesh)
                 if _is_evaluated(step, stage, feed, options):
                     scores = _evaluate(network, state, validation, stage, metrics, journal)
                     _save(checkpoints, state, stage, scores)

@@ -1,7 +1,7 @@
 """What becomes of the state between two launches of the program.
 
-A run begins, a phase, an epoch; events happen. `with_optimizer` comes last and makes the state one
-that the train step takes.
+A run begins, a phase, an epoch; then `after_events`, which makes the state one that the train step
+takes.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def after_events(
     state: TrainState,
     events: Sequence[Event],
 ) -> TrainState:
-    """What the events make of the state, one after the other."""
+    """What the events make of the state, one after the other; ready for the train step."""
     step = int(state.step)
     for event in events:
         moment = Moment(
@@ -70,10 +70,10 @@ def after_events(
             epoch=stage.epochs_at(step),
         )
         state = event(state, moment)
-    return state
+    return _with_optimizer(state, stage, feed.mesh)
 
 
-def with_optimizer(state: TrainState, stage: Stage, mesh: Mesh) -> TrainState:
+def _with_optimizer(state: TrainState, stage: Stage, mesh: Mesh) -> TrainState:
     """The state as the train step takes it: whole on every device, with a state of the optimizer.
 
     Where it has none, because a phase begins or an event has dropped it, one is made, whose

@@ -33,7 +33,7 @@ from dual_precision.structure import structure_of
 from dual_precision.tasks.task import Network, Task
 from dual_precision.training.feed import Feed
 from dual_precision.training.methods.cyclic import CYCLE
-from dual_precision.training.moments import after_events, at_epoch, first_state, with_optimizer
+from dual_precision.training.moments import after_events, at_epoch, first_state
 from dual_precision.training.optimizers import RATE, STEP_RATE
 from dual_precision.training.options import FitOptions
 from dual_precision.training.phases import Phase, Schedule, stages_of
@@ -151,7 +151,6 @@ def training_curves(
     (stage,) = stages_of((phase,), structure, feed.steps_per_epoch)
     fresh = at_epoch(first_state(network, feed, None), stage, feed)
     start = after_events(network, structure, stage, feed, fresh, phase.at_start)
-    start = with_optimizer(start, stage, feed.mesh)
     program, curves = compile_steps(network, stage, feed.key, feed.mesh), {}
     for width in tqdm(bits, unit=" widths", disable=None):
         state, found = jax.tree.map(jnp.copy, start), []
