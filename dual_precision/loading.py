@@ -44,10 +44,9 @@ def load(workdir: str | Path, step: int | str = "latest") -> tuple[nn.Module, di
             f"no checkpoint in {checkpoints.folder}: expected the folder of a run that has trained"
             " for an epoch or more"
         )
-    if step == "best":
-        step = checkpoints.best()
-    if step == "latest":
-        model, variables, _ = checkpoints.newest(lambda number: _read(checkpoints, number))
+    searches = {"latest": checkpoints.newest, "best": checkpoints.best_sound}
+    if step in searches:
+        model, variables, _ = searches[step](lambda number: _read(checkpoints, number))
         return model, variables
     if step not in checkpoints.steps():
         raise ValueError(f"no checkpoint of step {step}: expected one of {checkpoints.steps()}")

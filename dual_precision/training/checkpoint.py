@@ -98,16 +98,21 @@ class Checkpoints:
 
     def best(self) -> int:
         """The kept step with the highest validation score, of those where the most modes were
-        validated; damaged ones are passed over.
+        validated; where the JSON is damaged it is passed over.
 
         Raises:
-          CheckpointError: there is none, or none that is sound.
+          CheckpointError: there is none, or none with a sound JSON.
         """
+        ranked = self._ranked()
+        if not ranked:
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read")
+        return ranked[-1]
+
+    def _ranked(self) -> list[int]:
+        """Steps with a sound JSON, the best one last."""
         damaged = self._unreadable()
         ranks = {s: _rank(self.about(s)["progress"]) for s in self.steps() if s not in damaged}
-        if not ranks:
-            raise CheckpointError(f"no checkpoint in {self.folder} can be read")
-        return max(ranks, key=lambda step: (ranks[step], step))
+        return sorted(ranks, key=lambda step: (ranks[step], step))
 
     def _unreadable(self) -> list[int]:
         """Steps whose JSON is damaged, each said."""
@@ -258,8 +263,15 @@ class Checkpoints:
         Raises:
           CheckpointError: there are steps and none can be read.
         """
+        return self._last_sound(self.steps(), read)
+
+    def best_sound(self, read: Callable[[int], Any]) -> Any:
+        """As `newest`, for the best step, see `best`, where it succeeds."""
+        return self._last_sound(self._ranked(), read)
+
+    def _last_sound(self, steps: Sequence[int], read: Callable[[int], Any]) -> Any:
         failures: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed(steps):
             try:
                 return read(step)
             except CheckpointError as error:

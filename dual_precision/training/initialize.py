@@ -96,8 +96,11 @@ class KeepRanges:
 
 @dataclasses.dataclass(frozen=True)
 class EstimateNorms:
-    """The statistics of `mode` become their mean over so many training batches, weights as they
-    are."""
+    """The normalisation statistics of `mode` become their mean over so many training batches,
+    weights as they are. Running ranges of inputs, which min-max layers have, stay as they are.
+
+    `count` counts calls of the train step: parts of a batch where gradients are accumulated.
+    """
 
     mode: str
     count: int

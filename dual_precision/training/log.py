@@ -1,6 +1,8 @@
 """What a run says: a progress bar, metrics.jsonl, and whoever listens.
 
-metrics.jsonl has one JSON line per evaluation and is kept in step with the checkpoints.
+metrics.jsonl has one JSON line per evaluation and is kept in step with the checkpoints. What it
+says of training batches (loss, accuracy) is of the last launch of the program alone: a single batch
+on a CPU. What it says of validation is of the whole set.
 """
 
 import json

@@ -200,7 +200,10 @@ def _is_free(
         return not structure.is_read(path, [protect])
     if path[-1] != "kernel":
         return False
-    table = structure.layers[path[:-1]].table
+    layer = structure.layers.get(path[:-1])
+    if layer is None:  # a kernel of a plain Flax layer, which every mode reads whole
+        return False
+    table = layer.table
     return any(table[name].weight_bits > table[protect].weight_bits for name in precisions)
 
 

@@ -85,7 +85,7 @@ class TwoPhase(Recipe):
             self.passes - first - polish,
             BOTH,
             rate=self.second_rate,
-            warmup=0.0,  # it goes on where phase 1 left off
+            warmup=0.0,  # it goes on where phase 1 left off; the rate of the steps starts anew
             loss=self._loss(),
             at_start=taken_over("low", "high"),
         )

@@ -91,8 +91,9 @@ def _links(folder: Path, run: Run) -> dict[str, Any]:
     """
     workdir = folder / run.name
     records, steps = read_records(workdir / "metrics.jsonl"), Checkpoints(workdir).steps()
-    updates = max([*steps[-1:], *(record["step"] for record in records[-1:])], default=None)
-    last = workdir / "checkpoints" / str(updates) if updates in steps else None
+    step = max([*steps[-1:], *(record["step"] for record in records[-1:])], default=None)
+    last = workdir / "checkpoints" / str(step) if step in steps else None
+    updates = None if step is None else step // run.config.accumulate
     links = {"config": workdir / CONFIG, "checkpoint": last, "log": folder / f"{run.name}.log"}
     relative = {
         what: str(path.relative_to(folder.parent)) if path else None for what, path in links.items()

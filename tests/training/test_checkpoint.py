@@ -326,6 +326,13 @@ def test_best_passes_over_a_damaged_step(workdir):
     assert Checkpoints(workdir).best() == 10
 
 
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_best_that_is_sound(workdir, damage):
+    damage(workdir / "checkpoints" / "20")
+    checkpoints = Checkpoints(workdir)
+    assert same(checkpoints.best_sound(lambda step: checkpoints.restore(step)), state_at(10))
+
+
 # -- what cannot be written ------------------------------------------------------------------------
 
 

@@ -160,6 +160,16 @@ def test_what_a_protecting_phase_trains(small):
     assert found["other"] == affine("high")
 
 
+def test_a_protecting_phase_freezes_a_plain_kernel(small):
+    """Every mode reads it whole, so the protected one does."""
+    layers = {path: own for path, own in small.structure.layers.items() if path != ("dense2",)}
+    plain = dataclasses.replace(
+        small, structure=dataclasses.replace(small.structure, layers=layers)
+    )
+    assert "dense2/kernel" in labels(plain, "high")["kernel"]
+    assert "dense2/kernel" in labels(plain, "high", protect="low")["frozen"]
+
+
 def sharing(small, norms):
     """The small network whose modes share a normalisation."""
     model = small.network.model
