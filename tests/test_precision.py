@@ -248,3 +248,9 @@ def test_a_layer_of_float_weights_is_stored_in_no_width():
     """It has no step, whose meaning could be another one."""
     own = modes({"conv": {"low": "w32a32", "high": "w32a8"}}, low="w2a2", high="w4a4", stored=4)
     assert (own.stored, own.stored_at(["conv"])) == (4, None)
+
+
+@pytest.mark.parametrize("name", ["float", "auto", "budget", "draft"])
+def test_words_that_choose_a_mode_name_none(name):
+    with pytest.raises(ValueError, match=f"mode name '{name}': expected an identifier other than"):
+        Modes({name: Precision(2, 2)})

@@ -90,14 +90,12 @@ class Predictor:
         with PackedFile(source) as file:
             self.info = file.info
             self.precisions = self.info.chosen(precisions)
-            _check_names(self.info)
             self.batch_sizes = _sizes(batch_sizes)
-            self.cascade, self._why_none = _usable(cascade, self.info, self.precisions)
             apply, variables = _network(file, self.precisions)
         for mode in {*self.precisions} - {*self.info.trained}:
             log.warning("mode %r of the file was not trained: its answers mean little", mode)
         self.output = _output(apply, variables, self.info, self.precisions[0])
-        self._check_cascade(self.cascade)
+        self.cascade, self._why_none = self._usable(cascade)
         self._row = batch_of(self.info.example, 1)
         self._variables = jax.device_put(variables)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))
@@ -170,6 +168,34 @@ class Predictor:
 
         return answer(cascade, logits, again, then)
 
+    def _usable(self, given: Cascade | None) -> tuple[Cascade | None, str]:
+        """The cascade given, else that of the file; without one, why, for requests of "auto"."""
+        loaded, stored = list(self.precisions), self.info.metadata.get(CASCADE)
+        if given is not None:
+            if not {given.first, given.then} <= {*loaded}:
+                raise ValueError(
+                    f"a cascade of {given.first!r} and {given.then!r}: expected modes that are"
+                    f" loaded, {loaded}"
+                )
+            self._check_cascade(given)
+            return given, ""
+        try:  # a stored one that does not fit concerns "auto" alone
+            own = Cascade.from_json(stored) if stored else None
+            self._check_cascade(own)
+        except ValueError as error:
+            return None, f"the file holds {error}"
+        if own and not {own.first, own.then} <= {*self.info.choices}:
+            return None, (
+                f"the file holds a cascade of {own.first!r} and {own.then!r}: expected trained"
+                f" modes, of {list(self.info.choices)}"
+            )
+        if own and {own.first, own.then} <= {*loaded}:
+            return own, ""
+        return None, (
+            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...), or"
+            f" write one into the file: amend_metadata(path, {{{CASCADE!r}: cascade.to_json()}})"
+        )
+
     def _check_cascade(self, cascade: Cascade | None) -> None:
         """Raises ValueError where the network gives no margin, or a mirror has no image."""
         if cascade is None:
@@ -220,43 +246,12 @@ class Predictor:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _check_names(info: PackedInfo) -> None:
-    if AUTO in info.bytes_read:
-        raise ValueError(
-            f"a mode called {AUTO!r}: expected another name, as {AUTO!r} is the cascade"
-        )
-
-
 def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     if not sizes or not all(is_whole(size) and size >= 1 for size in sizes):
         raise ValueError(
             f"batch_sizes {list(sizes)}: expected at least one whole number, each 1 or more"
         )
     return tuple(sorted(set(sizes)))
-
-
-def _usable(
-    cascade: Cascade | None, info: PackedInfo, precisions: Sequence[str]
-) -> tuple[Cascade | None, str]:
-    """The cascade given, else that of the file; without one, why, for requests of "auto"."""
-    stored = info.metadata.get(CASCADE)
-    if cascade is None:
-        try:
-            own = Cascade.from_json(stored) if stored else None
-        except ValueError as error:
-            return None, f"the file holds {error}"
-        if own and {own.first, own.then} <= set(precisions):
-            return own, ""
-        return None, (
-            "expected a cascade, and both of its modes loaded; give Predictor(..., cascade=...), or"
-            f" write one into the file: amend_metadata(path, {{{CASCADE!r}: cascade.to_json()}})"
-        )
-    if not {cascade.first, cascade.then} <= set(precisions):
-        raise ValueError(
-            f"a cascade of {cascade.first!r} and {cascade.then!r}: expected modes that are loaded,"
-            f" {list(precisions)}"
-        )
-    return cascade, ""
 
 
 def _output(apply: Apply, variables: Tree, info: PackedInfo, name: str) -> jax.ShapeDtypeStruct:

@@ -11,6 +11,7 @@ from dual_precision.precision.widths import (
     FLOAT,
     FLOAT_NAME,
     MAX_BITS,
+    RESERVED,
     Asked,
     Bits,
     Precision,
@@ -73,10 +74,11 @@ class Modes:
                 " the stored grid"
             )
         for name in self.default:
-            if name == FLOAT_NAME or not name.isidentifier():
+            if name in RESERVED or not name.isidentifier():
                 raise ValueError(
-                    f"mode name {name!r}: expected an identifier other than {FLOAT_NAME!r},"
-                    " which is always there"
+                    f"mode name {name!r}: expected an identifier other than {list(RESERVED)}, of"
+                    f" which {FLOAT_NAME!r} is always there and the others let a deployed network"
+                    " choose its mode"
                 )
         _check_widths("the default", self.default, self.stored)
         for path, entry in self.layers.items():

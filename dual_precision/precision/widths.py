@@ -12,6 +12,8 @@ import jax
 MAX_BITS = 8
 FLOAT_BITS = 32
 FLOAT_NAME = "float"
+# What no mode is called: a cascade, the budget of a server and a generator go by the other words.
+RESERVED = (FLOAT_NAME, "auto", "budget", "draft")
 
 Bits = int | jax.Array
 

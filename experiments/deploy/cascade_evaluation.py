@@ -24,7 +24,7 @@ from dual_precision.deploy.cascade.calibration import (
 from dual_precision.deploy.cascade.rule import Cascade, Point, mirrored
 from dual_precision.deploy.predictor import runs_on_codes
 from experiments.benchmark.timing import time_rounds, timed
-from experiments.deploy.trials import dataset_of
+from experiments.deploy.trials import check_data, dataset_of
 from experiments.figures.tables import Rows
 
 BATCHES = (1, 8, 64)
@@ -80,7 +80,7 @@ def cascade_settings(
     0.1 points, mirroring where the data set allows it, and then the sum of both modes' logits.
 
     Raises:
-      ValueError: another image shape than the file takes; mirroring where it gives another image;
+      ValueError: as `check_data` of the file; mirroring where it gives another image;
         both of accuracy and cost; an accuracy that is not finite; a cost that is no share; a blend
         that is negative or not finite.
     """
@@ -96,11 +96,7 @@ def cascade_settings(
         raise ValueError(f"--blend={blend:g}: expected a finite number, 0 or more")
     name = dataset or dataset_of(info)
     spec = lookup(name)
-    if spec.image_shape != info.image_shape:
-        raise ValueError(
-            f"{name} has images {spec.image_shape}: expected {info.image_shape}, as the file takes;"
-            " give another --dataset"
-        )
+    check_data(spec, info.image_shape, info.network.get("num_classes"))
     if mirror and not spec.flip:
         raise ValueError(f"--mirror: a mirrored image of {name} is another image; leave it out")
     mirror = spec.flip if mirror is None else mirror
@@ -125,10 +121,17 @@ def collect_evidence(
 
 
 def two_modes(info: PackedInfo) -> tuple[str, str]:
-    """The modes of a cascade: the narrowest and the widest of the file."""
-    names = list(info.bytes_read)
+    """The modes of a cascade: the narrowest and the widest trained one of the file.
+
+    Raises:
+      ValueError: fewer than two of them.
+    """
+    names, held = info.choices, [*info.bytes_read]
     if len(names) < 2:
-        raise ValueError(f"the file holds {names}: expected two modes, to make a cascade of")
+        raise ValueError(
+            f"the file holds {held}, of which {[*names]} were trained: expected two trained modes,"
+            " to make a cascade of"
+        )
     return names[0], names[-1]
 
 

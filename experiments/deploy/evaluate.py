@@ -21,7 +21,7 @@ from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
 from experiments.deploy.pack import spec_of_run
-from experiments.deploy.trials import dataset_of, reads_text
+from experiments.deploy.trials import check_data, dataset_of, reads_text
 from experiments.figures.tables import markdown_table
 from experiments.workdir import read_description
 
@@ -54,11 +54,7 @@ def evaluate_command(
         raise ValueError(f"--split={split}: expected one of {[*SPLITS]}")
     model, variables, modes, shape, trained_on = _network(Path(network))
     images = data.load(dataset or trained_on, data_dir=data_dir, archive=archive)
-    if images.image_shape != shape:
-        raise ValueError(
-            f"images of {images.name} are {images.image_shape}: expected {shape}, as this takes:"
-            f" {network}"
-        )
+    check_data(images, shape, getattr(model, "num_classes", None))
     part = getattr(images, split)
     print(f"{network}: {len(part):,} images of {images.name}, {split}\n")
     rows = evaluated(model, variables, modes, images, part)
@@ -88,17 +84,7 @@ def evaluated(
     images: data.Dataset,
     part: data.Images,
 ) -> list[dict[str, Any]]:
-    """A row for each mode; the standard error is that of a share of so many images.
-
-    Raises:
-      ValueError: the network has other classes than the data set.
-    """
-    classes = getattr(model, "num_classes", images.num_classes)
-    if classes != images.num_classes:
-        raise ValueError(
-            f"a network of {classes} classes: expected {images.num_classes}, as {images.name} has;"
-            " give the --dataset that it was trained on"
-        )
+    """A row for each mode; the standard error is that of a share of so many images."""
     task = Classification.of(images)
     structure, rows = structure_of(model, task.example), []
     for mode in modes:

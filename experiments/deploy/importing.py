@@ -26,6 +26,7 @@ from dual_precision.loading import save_floats
 from dual_precision.structure import structure_of
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.metrics import evaluate
+from experiments.deploy.trials import check_data
 from experiments.figures.tables import markdown_table
 from experiments.recipes.settings import read_channels
 from experiments.workdir import read_json
@@ -138,11 +139,7 @@ def _accuracy(found: Imported, spec: Spec, normal: tuple, where: Mapping[str, An
             f"mean and std of {[len(values) for values in normal]} channels: expected"
             f" {loaded.image_shape[-1]}, as {spec.name} has"
         )
-    if found.network["num_classes"] != spec.num_classes:
-        raise ValueError(
-            f"a network of {found.network['num_classes']} classes: expected {spec.num_classes}, as"
-            f" {spec.name} has; leave --dataset out"
-        )
+    check_data(loaded, found.example.shape, found.network["num_classes"])
     task = Classification(loaded.image_shape)
     measured = evaluate(
         _float_model(found, normal), found.variables, loaded.test, task=task, precision="float"

@@ -89,7 +89,7 @@ async def _load(service: Any, file: str, planes: list[int] | None, rate: float |
             return
         priced = await run(lambda: _modes_of(source))
         service.expect(priced)
-        if len(priced) > 1:
+        if len(priced) > 1 and priced[0].trained:
             first = [priced[0].name]
             ready = await run(lambda: measured(PredictorEngine(source, first)))
             service.put(*ready, complete=False)

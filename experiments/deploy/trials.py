@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dual_precision import data
+from dual_precision.data.catalog import Spec
 from dual_precision.data.text import load_text
 from dual_precision.deploy import PackedInfo
 from dual_precision.tasks.language import NextByte
@@ -52,6 +53,28 @@ def dataset_of(info: PackedInfo) -> str:
     return entry
 
 
+def check_data(images: Spec | data.Dataset, shape: tuple[int, ...], classes: int | None) -> None:
+    """Checks that a network can be asked about these data, before anything is compiled.
+
+    Args:
+      shape: [H, W, C] that the network takes.
+      classes: that it tells apart; None where it does not say.
+
+    Raises:
+      ValueError: data of other images, or of other classes.
+    """
+    if images.image_shape != shape:
+        raise ValueError(
+            f"images of {images.name} are {images.image_shape}: expected {shape}, as the network"
+            " takes; give another --dataset"
+        )
+    if classes not in (None, images.num_classes):
+        raise ValueError(
+            f"a network of {classes} classes: expected {images.num_classes}, as {images.name} has;"
+            " give the --dataset that it was trained on"
+        )
+
+
 def reads_text(info: PackedInfo) -> bool:
     """Whether a network takes bytes of text."""
     own = info.example
@@ -77,7 +100,7 @@ def trial_of(
       options: data_dir and archive, of `data.load` and `load_text`.
 
     Raises:
-      ValueError: the file does not say what it was trained on; data of other shapes.
+      ValueError: the file does not say what it was trained on; data of other shapes or classes.
       DataError: as those.
     """
     name = dataset or dataset_of(info)
@@ -85,11 +108,7 @@ def trial_of(
         text = getattr(load_text(name, **options), part)[:TEXT]
         return text_trial(text, info.example.shape[0], asked)
     loaded = data.load(name, **options)
-    if loaded.image_shape != info.image_shape:
-        raise ValueError(
-            f"images of {loaded.name} are {loaded.image_shape}: expected {info.image_shape}, as"
-            " the file takes"
-        )
+    check_data(loaded, info.image_shape, info.network.get("num_classes"))
     return image_trial(loaded, part, asked, most)
 
 

@@ -81,7 +81,8 @@ def test_a_mode_that_was_not_trained_is_said(path, tmp_path, caplog):
     twin.write_bytes(path.read_bytes())
     amend_metadata(twin, {"trained": ["high"]})
     with caplog.at_level(logging.WARNING):
-        Predictor(twin, batch_sizes=(1,))
+        own = Predictor(twin, batch_sizes=(1,))
+    assert own.cascade is None, "of trained modes alone, unless somebody gives another"
     (line,) = caplog.messages
     assert line == "mode 'low' of the file was not trained: its answers mean little"
 
@@ -220,6 +221,10 @@ def test_one_class_has_no_cascade(images, tmp_path):
     )
     one = Predictor(tmp_path / "net", batch_sizes=(4,), precisions=["low"])
     assert one.predict(images, "low").shape == (10, 1)
+    amend_metadata(tmp_path / "net", {"cascade": CASCADE.to_json()})
+    stored = Predictor(tmp_path / "net", batch_sizes=(4,))
+    with pytest.raises(ValueError, match=r"'auto': the file holds a cascade of .* two classes"):
+        stored.predict(images, "auto")
     with pytest.raises(ValueError, match=r"gives \[1\] a row: .* at least two classes"):
         Predictor(tmp_path / "net", batch_sizes=(4,), cascade=CASCADE)
 

@@ -21,7 +21,7 @@ from dual_precision.deploy import (
     inspect_packed,
 )
 from experiments.deploy import pack
-from experiments.deploy.cascade_evaluation import cascade_settings
+from experiments.deploy.cascade_evaluation import cascade_settings, two_modes
 from experiments.deploy.trials import dataset_of
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"dataset": "cifar10"}, r"expected \(8, 8, 1\), as the file takes"),
+        ({"dataset": "cifar10"}, r"expected \(8, 8, 1\), as the network takes"),
         ({"dataset": "imagenet"}, "imagenet"),
         ({"mirror": True}, "a mirrored image of digits is another image"),
         ({"accuracy": -0.1, "cost": 0.5}, "--accuracy=-0.1 and --cost=0.5: expected one of them"),
@@ -101,6 +101,16 @@ def test_metadata_is_amended_and_nothing_else(packed, tmp_path):
 def test_settings_refused(packed, asked, message):
     with pytest.raises(ValueError, match=message):
         cascade_settings(inspect_packed(packed), **asked)
+
+
+def test_a_cascade_is_of_trained_modes_and_of_data_of_its_classes(packed):
+    info = inspect_packed(packed)
+    one = dataclasses.replace(info, metadata={**info.metadata, "trained": ["high"]})
+    with pytest.raises(ValueError, match=r"\['high'\] were trained: expected two trained modes"):
+        two_modes(one)
+    other = dataclasses.replace(info, network={**info.network, "num_classes": 7})
+    with pytest.raises(ValueError, match="a network of 7 classes: expected 10, as digits has"):
+        cascade_settings(other, dataset="digits")
 
 
 @pytest.mark.parametrize("run", ["experiment 7", None, [], {"experiment": {"dataset": 3}}])

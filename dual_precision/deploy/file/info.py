@@ -56,6 +56,14 @@ class PackedInfo:
         return tuple(mode for mode in modes if mode in said) if isinstance(said, list) else modes
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The modes that a program may choose from by itself: the trained ones, if there are any.
+
+        An untrained one answers where somebody asks for it by its name.
+        """
+        return self.trained or tuple(self.bytes_read)
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """[H, W, C] of the uint8 images that the network takes.
 

@@ -56,7 +56,8 @@ class Generator:
 
     Attributes:
       model, variables: on planes, see `to_plane_layers`.
-      low, high: the modes with the fewest and the most weight bits: who drafts, who decides.
+      low, high: the trained modes with the fewest and the most weight bits: who drafts, who
+        decides; the same one where a single mode was trained.
       context: the most bytes of a prompt and what follows it.
       most_drafts: of a round, whose last pass has one row more.
       weights: those on planes.
@@ -71,19 +72,36 @@ class Generator:
         """
         with PackedFile(source) as file:
             model, variables = file.load()
-            self._set(model, variables, file.info.example, form)
+            self._set(model, variables, file.info.example, form, file.info.choices)
 
     @classmethod
     def of(
-        cls, model: nn.Module, variables: Any, example: Example, form: type[ModeLayer] = ModeLayer
+        cls,
+        model: nn.Module,
+        variables: Any,
+        example: Example,
+        form: type[ModeLayer] = ModeLayer,
+        trained: Sequence[str] | None = None,
     ) -> "Generator":
-        """Of a model and its variables, as `dual_precision.load` gives."""
+        """Of a model and its variables, as `dual_precision.load` gives.
+
+        Args:
+          trained: the modes that were, see `dual_precision.loading.trained_modes`; None is all.
+
+        Raises:
+          ValueError: no decoder; none of its modes was trained.
+        """
         made = cls.__new__(cls)
-        made._set(model, variables, example, form)
+        made._set(model, variables, example, form, trained)
         return made
 
     def _set(
-        self, model: nn.Module, variables: Any, example: Example, form: type[ModeLayer]
+        self,
+        model: nn.Module,
+        variables: Any,
+        example: Example,
+        form: type[ModeLayer],
+        trained: Sequence[str] | None,
     ) -> None:
         if not hasattr(model, "empty_cache"):
             raise ValueError(
@@ -91,7 +109,13 @@ class Generator:
                 " as the transformer"
             )
         structure = structure_of(model, example)
-        order = mode_order(structure)
+        held = mode_order(structure)
+        order = [mode for mode in held if trained is None or mode in trained]
+        if not order:
+            raise ValueError(
+                f"trained modes {list(trained or ())}: expected one or more of {list(held)}, the"
+                " modes of codes"
+            )
         self.low, self.high = order[0], order[-1]
         self.model, planes = to_plane_layers(model, variables, example, form)
         self.variables = jax.device_put(planes)

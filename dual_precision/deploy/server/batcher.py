@@ -82,7 +82,7 @@ class Batcher:
         self.rows = self.arrived = 0
 
     async def submit(self, images: np.ndarray, asked: str) -> Reply:
-        """The answer, when it is there.
+        """The answer, when it is there. Who cancels this is not computed for, if still in line.
 
         Raises:
           Refused: 429, too many images wait; 500, the engine failed.
@@ -102,9 +102,15 @@ class Batcher:
         """Seconds that what waits will take, in the slowest mode."""
         return self.rows * max(self.seconds.values(), default=0.0)
 
-    def oldest(self) -> float | None:
-        """Ms that the first one has waited for."""
-        return 1e3 * (time.perf_counter() - self._waiting[0].since) if self._waiting else None
+    def oldest(self, asked: str) -> float | None:
+        """Ms that the first one has waited for, of those that asked so and whose client is there.
+
+        None where there is none.
+        """
+        for entry in self._waiting:
+            if entry.asked == asked and not entry.reply.done():
+                return 1e3 * (time.perf_counter() - entry.since)
+        return None
 
     async def run(self) -> None:
         """Answers until it is cancelled."""

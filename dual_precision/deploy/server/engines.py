@@ -38,12 +38,14 @@ class Priced:
       name: of the mode.
       bytes: of the file, or of the planes, that it reads.
       bit_operations, energy: of an image; energy in nJ is a model, see costs.py.
+      trained: whether a budget may choose it, see `PackedInfo.choices`.
     """
 
     name: str
     bytes: int
     bit_operations: float
     energy: float
+    trained: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ def priced_modes(info: PackedInfo, precisions: Sequence[str] | None = None) -> l
             info.bytes_read[name],
             mode_cost(info, name).bit_operations,
             mode_energy(info, name).total,
+            name in info.choices,
         )
         for name in info.chosen(precisions)
     ]
@@ -153,7 +156,7 @@ class PlanesEngine:
         check_planes(planes)
         with PackedFile(source) as file:
             info, (model, variables) = file.info, file.load()
-        layered, packed = to_bit_layers(model, variables, info.example, mode=[*info.bytes_read][-1])
+        layered, packed = to_bit_layers(model, variables, info.example, mode=info.choices[-1])
         self.shape, self.network = info.image_shape, str(info.network["name"])
         self._row, self._sizes = batch_of(info.example, 1), tuple(sorted(sizes))
         self._variables = jax.device_put(packed)

@@ -17,7 +17,7 @@ from dual_precision.deploy.server.metrics import ServerMetrics
 from dual_precision.deploy.server.settings import BudgetSettings, Limits
 from dual_precision.deploy.server.uploads import Refused
 
-LOW, HIGH = "low", "high"  # also the cheapest and the dearest mode, whatever their names
+LOW, HIGH = "low", "high"  # also the cheapest and the dearest trained mode, whatever their names
 _HISTORY = 600  # windows that the page may see
 _SMOOTH = 0.3  # weight of the last window in the rate of what comes in
 
@@ -31,6 +31,7 @@ class Service:
     Attributes:
       engine: None until a first mode is there.
       modes: of the engine, see `BudgetSettings.ranked`.
+      choices: those that the budget takes, see `BudgetSettings.choices`.
       complete: whether all modes are.
       failed: why they will not be, if so.
       history: of the last windows, for the page.
@@ -47,6 +48,7 @@ class Service:
         self._now, self._sleep = now, sleep
         self.engine: Engine | None = None
         self.modes: list[Priced] = []
+        self.choices: list[Priced] = []
         self._expected: set[str] = set()
         self.complete, self.failed = False, ""
         self.history: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
@@ -85,16 +87,17 @@ class Service:
         Args:
           seconds: of an image in each of its modes, see `seconds_of_an_image`.
           complete: whether these are all modes. Before, the budget has no choice: it takes the
-            cheapest of those that are there.
+            cheapest of those that are there and trained.
 
         Raises:
           ValueError: as `BudgetSettings.budget_of`.
         """
+        choices = self.settings.choices(engine.priced)
         self._budget = self.settings.budget_of(engine.priced) if complete else None
         self._state = self._budget.start() if self._budget else ControlState(0)
         self.batcher.seconds.clear()
         self.batcher.seconds.update(seconds)
-        self.modes = self.settings.ranked(engine.priced)
+        self.modes, self.choices = self.settings.ranked(engine.priced), choices
         self.engine, self.complete = engine, complete
         self.metrics.complete.set(complete)
         self._show_choice()
@@ -107,7 +110,7 @@ class Service:
     @property
     def chosen(self) -> Priced:
         """The mode that the budget takes now."""
-        return self.modes[self._state.choice]
+        return self.choices[self._state.choice]
 
     def check_asked(self, asked: str) -> None:
         """Raises Refused where nothing is called so, or it is not there yet."""
@@ -136,7 +139,7 @@ class Service:
             return asked
         if asked == BUDGET:
             return self.chosen.name
-        return self.modes[0 if asked == LOW else -1].name
+        return self.choices[0 if asked == LOW else -1].name
 
     async def answer(self, images: np.ndarray, asked: str) -> tuple[Reply, float]:
         """(reply, BitOps of an image).
@@ -188,8 +191,9 @@ class Service:
         line = self.batcher
         self._rate += _SMOOTH * (line.arrived / elapsed - self._rate)
         line.arrived = 0
-        seconds = [line.seconds.get(own.name, 0.0) for own in self.modes]
-        times = [*self._latencies, *([] if (oldest := line.oldest()) is None else [oldest])]
+        seconds = [line.seconds.get(own.name, 0.0) for own in self.choices]
+        oldest = line.oldest(BUDGET)
+        times = [*self._latencies, *([] if oldest is None else [oldest])]
         p95 = float(np.percentile(times, 95)) if times else None
         load = [self._rate * each for each in seconds]
         seen = Observation(self._answered, p95, load, self._spent)

@@ -54,15 +54,30 @@ class BudgetSettings:
         counted = "bit_operations" if self.kind == "latency" else self.kind
         return sorted(priced, key=lambda own: float(getattr(own, counted)))
 
-    def budget_of(self, priced: Sequence[Priced]) -> Budget:
-        """The controller of these modes.
+    def choices(self, priced: Sequence[Priced]) -> list[Priced]:
+        """The trained ones, ranked: the budget takes no other mode by itself.
 
         Raises:
-          ValueError: a mean below what the cheapest of them costs.
+          ValueError: none of them was trained.
         """
+        found = [own for own in self.ranked(priced) if own.trained]
+        if not found:
+            raise ValueError(
+                f"modes {[own.name for own in priced]}, none of which was trained: expected a"
+                " trained one that the budget can choose; load the trained modes of the file"
+            )
+        return found
+
+    def budget_of(self, priced: Sequence[Priced]) -> Budget:
+        """The controller of `choices`.
+
+        Raises:
+          ValueError: a mean below what the cheapest of them costs; as `choices`.
+        """
+        found = self.choices(priced)
         if self.kind == "latency":
-            return LatencyBudget(self.target, len(priced))
-        costs = tuple(float(getattr(own, self.kind)) for own in self.ranked(priced))
+            return LatencyBudget(self.target, len(found))
+        costs = tuple(float(getattr(own, self.kind)) for own in found)
         return MeanBudget(self.target, costs)
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dual_precision.data.provision.png import encode_png
-from dual_precision.deploy import Predictor, inspect_packed
+from dual_precision.deploy import Predictor, amend_metadata, inspect_packed
 from dual_precision.deploy.file.packed import PackedFile
 from dual_precision.deploy.server import running
 from dual_precision.deploy.server.engines import (
@@ -248,6 +248,49 @@ def test_a_full_line_refuses_and_what_waits_shares_batches(engine, images, start
     refused = next(answer for answer in found if answer.status_code == 429)
     assert int(refused.headers["Retry-After"]) >= 1
     assert max(slow.batches) > 3
+
+
+@pytest.mark.parametrize("gone", ["in line", "computing"])
+def test_who_goes_is_not_waited_for(engine, images, start_server, gone):
+    slow, service = Slow(engine[0]), Service(BudgetSettings("latency", 1e4), LIMITS)
+    service._decide = lambda elapsed: None  # no window takes what was seen
+    server = start_server(service, (slow, {}))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(ask, server, npy(images), "low") if gone == "in line" else None
+        time.sleep(0.05)
+        with pytest.raises(httpx.ReadTimeout):
+            CLIENT.post(f"{server.address}predict", content=npy(images), timeout=0.05)
+        assert other is None or other.result().status_code == 200
+    assert ask(server, npy(images), "low").status_code == 200
+    assert len(slow.batches) == 2, "one in line is not computed"
+    assert service.batcher.rows == 0
+    assert service._latencies == []
+    said = CLIENT.get(f"{server.address}metrics").text
+    assert 'dual_precision_requests_total{asked="budget",status="499"} 1.0' in said
+
+
+def test_the_budget_takes_trained_modes_and_looks_at_its_own_requests(three):
+    twin = three.with_name("trained.safetensors")
+    twin.write_bytes(three.read_bytes())
+    amend_metadata(twin, {"trained": ["low", "mid"]})
+    with PackedFile(twin) as file:
+        priced = priced_modes(file.info)
+    settings = BudgetSettings("latency", 1e4)
+    assert [own.name for own in settings.choices(priced)] == ["low", "mid"]
+    assert settings.budget_of(priced).start().choice == 1
+    with pytest.raises(ValueError, match=r"\['high'\], none of which was trained"):
+        settings.budget_of(priced[2:])
+
+    async def oldest():
+        batcher = Service(settings, LIMITS).batcher
+        tasks = [asyncio.create_task(batcher.submit(np.zeros((1,)), a)) for a in ("low", "budget")]
+        await asyncio.sleep(0)
+        assert batcher.oldest("budget") is not None
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        return batcher.oldest("budget")
+
+    assert asyncio.run(oldest()) is None
 
 
 class HandClock:
