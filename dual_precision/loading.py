@@ -124,7 +124,7 @@ def load_trained(source: str | Path, example: Example) -> Trained:
     if not is_pytorch(source):
         floats = _read_floats(source)
         if any("/" in name for name in floats):  # in the names of PyTorch stand dots
-            return Trained(_by_path(floats), (FLOAT_NAME,), {})
+            return Trained(_by_path(source, floats), (FLOAT_NAME,), {})
     return _of_pytorch(source)
 
 
@@ -191,12 +191,25 @@ def _read_floats(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _by_path(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Variables, of values under the names of the layers."""
-    norms = {tuple(name.split("/")[:-1]) for name in tensors if name.endswith("/mean")}
+def _by_path(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Variables, of values under the names of the layers in the file `path`."""
+    # What has a scale is a normalisation; a root mean square one has nothing else.
+    ends = ("/scale", "/mean")
+    norms = {tuple(name.split("/")[:-1]) for name in tensors if name.endswith(ends)}
     leaves: dict[LayerPath, np.ndarray] = {}
     for name, array in tensors.items():
         *path_of, leaf = name.split("/")
+        if {*LOOSE} & {*path_of, leaf}:
+            raise ValueError(
+                f"{path}: {name!r} is a step of a quantizer: expected float parameters alone, as"
+                " save_floats writes them; leave it out"
+            )
+        outer = ["/".join(path_of[:end]) for end in range(1, len(path_of) + 1)]
+        if found := tensors.keys() & outer:
+            raise ValueError(
+                f"{path}: {name!r} is below {min(found)!r}, which is a tensor too: expected"
+                " layers or tensors under a name; rename one"
+            )
         own = (*path_of, FLOAT_NAME, leaf) if tuple(path_of) in norms else (*path_of, leaf)
         leaves["batch_stats" if leaf in STATISTICS else "params", *own] = array
     return unflatten_dict(leaves)

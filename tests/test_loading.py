@@ -17,6 +17,7 @@ from dual_precision.precision import modes
 from dual_precision.primitives.nested import encode
 from dual_precision.structure import Structure, structure_of
 from dual_precision.tasks.classification import Classification
+from dual_precision.tasks.language import NextByte
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.reading import CheckpointError
 
@@ -232,6 +233,38 @@ def test_floats_come_back_bit_for_bit(floats):
     assert "classifier/kernel" in first
     for name, array in first.items():
         assert array.tobytes() == second[name].tobytes(), name
+
+
+def test_normalisations_of_texts_come_back(tmp_path):
+    """They have a scale alone, no mean."""
+    example, path = NextByte(4).example, tmp_path / "text.safetensors"
+    network = {
+        "name": "transformer", "features": 8, "depth": 1, "heads": 2, "context": 4,
+        **modes(low="w2a8", high="w8a8").to_json(),
+    }  # fmt: skip
+    structure = structure_of(build_from(network), example)
+    saved = variables_of(network, example=example)
+    save_floats(path, saved, structure)
+    fresh = variables_of(network, seed=1, example=example)
+    variables, notes = start_from(load_trained(path, example), fresh, structure)
+    assert not notes
+    before, after = (flatten_dict(own) for own in (saved, variables))
+    norm = ("params", "block1", "norm1", "float", "scale")
+    np.testing.assert_array_equal(after[norm], before[norm])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("dense2/step", r"'dense2/step' is a step of a quantizer: expected float parameters"),
+        ("dense2/input_step/low", r"'dense2/input_step/low' is a step of a quantizer"),
+        ("dense2/kernel/part", r"'dense2/kernel/part' is below 'dense2/kernel', which is a tensor"),
+    ],
+)
+def test_names_that_no_file_of_floats_has(floats, name, says):
+    change(floats, **{name: np.ones(8, np.float32)})
+    with pytest.raises(ValueError, match=rf"floats\.safetensors: {says}"):
+        load_trained(floats, EXAMPLE)
 
 
 def test_what_does_not_fit_is_listed(floats):

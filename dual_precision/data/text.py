@@ -116,17 +116,22 @@ def load_text(
       progress: draw bars on stderr; None is: if stderr is a terminal.
 
     Raises:
-      ValueError: an unknown name, an empty file, no such archive, an archive of what has none.
+      ValueError: an unknown name, an empty file, no such archive, an archive or a data_dir
+        of what has none.
       DataUnavailable: no source has it; says what was tried and the ways out.
       DamagedData: what is there is not what it must be.
       DataError: the folder cannot be written, the archive is not usable.
     """
     if name not in TEXTS:
-        return _of_file(name, archive)
+        return _of_file(name, data_dir, archive)
     spec = TEXTS[name]
     if archive is not None and not (spec.debian or spec.npm):
         source = "Python itself" if spec.built_in else "TFDS"
         raise ValueError(f"an archive with the text {name}: expected none, it comes from {source}")
+    if data_dir is not None and spec.built_in:
+        raise ValueError(
+            f"a data_dir with the text {name}: expected none, it comes from Python itself"
+        )
     given = None if archive is None else Path(archive).expanduser()
     if given is not None and not given.exists():
         raise ValueError(f"archive: got {given}, which does not exist; expected {_package(spec)}")
@@ -158,10 +163,11 @@ def _root(data_dir: str | Path | None) -> Path:
     return Path(chosen).expanduser()
 
 
-def _of_file(name: str, archive: object) -> Text:
+def _of_file(name: str, data_dir: object, archive: object) -> Text:
     check_text_name(name)
-    if archive is not None:
-        raise ValueError(f"an archive with the file {name}: expected none, the file is the text")
+    for what, given in (("an archive", archive), ("a data_dir", data_dir)):
+        if given is not None:
+            raise ValueError(f"{what} with the file {name}: expected none, the file is the text")
     path = Path(name).expanduser()
     try:
         if path.stat().st_size > LARGEST_TEXT:

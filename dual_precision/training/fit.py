@@ -24,6 +24,7 @@ from dual_precision.training.given import (
     check_start,
     checked_config,
     description_of,
+    digests_of,
 )
 from dual_precision.training.log import Journal, Listener, Record, open_journal
 from dual_precision.training.metrics import evaluate
@@ -86,11 +87,12 @@ def fit(
     check_recipe(phases, model.modes)
     network, structure = Network(model, task), structure_of(model, task.example)
     check_start(variables, structure)
-    check_agreed(task, options, train, validation, config, variables)
+    data = digests_of(task, train, validation)
+    check_agreed(options, data, config, variables)
     feed = Feed(task, train, options)
     stages = stages_of(phases, structure, feed.steps_per_epoch, options.accumulate)
     last = stages[-1].end
-    run = description_of(network, phases, options, feed.steps_per_epoch)
+    run = description_of(network, phases, options, feed.steps_per_epoch, data)
     checkpoints = Checkpoints(workdir, config, [stage.end for stage in stages], run)
     found = resume(checkpoints, stages, structure, feed)
     state, begun = found or (first_state(network, feed, variables), -1)

@@ -75,28 +75,36 @@ def _is_hashable(value: Any) -> bool:
     return True
 
 
-def check_agreed(
-    task: Task, options: FitOptions, train: Any, validation: Any, config: Any, variables: Any
-) -> None:
+def digests_of(task: Task, train: Any, validation: Any) -> dict[str, str]:
+    """The first 64 bits of the sha256 of what trains and of what validates: an error shows all."""
+    splits = {"train": train, "validation": validation}
+    return {name: digest_of(task.arrays(split))[:16] for name, split in splits.items()}
+
+
+def check_agreed(options: FitOptions, data: Mapping[str, str], config: Any, variables: Any) -> None:
     """Raises ProcessesDiffer where the processes of this run were given different things."""
     if jax.process_count() == 1:
         return
-    data = {"train": train, "validation": validation}
     agree(
         {
             "options": dataclasses.asdict(options),
             "config": config,
-            "data": {name: digest_of(task.arrays(split)) for name, split in data.items()},
+            "data": data,
             "variables": variables and manifest(variables),
         }
     )
 
 
 def description_of(
-    network: Network, phases: Sequence[Phase], options: FitOptions, steps_per_epoch: int
+    network: Network,
+    phases: Sequence[Phase],
+    options: FitOptions,
+    steps_per_epoch: int,
+    data: Mapping[str, str],
 ) -> dict[str, Any]:
     """What decides the bits of a run, as JSON; it is kept beside each checkpoint.
 
+    `data` is of `digests_of`: validation chooses the best checkpoint and is in the log.
     Devices, and what `FitOptions` has beside these, change speed and the moments of evaluations.
     """
     return {
@@ -104,6 +112,7 @@ def description_of(
         "batch_size": int(options.batch_size),
         "accumulate": int(options.accumulate),
         "steps_per_epoch": steps_per_epoch,
+        "data": dict(data),
         "model": _described(network.model),
         "task": _described(network.task),
         "phases": [_described(phase) for phase in phases],
@@ -113,14 +122,16 @@ def description_of(
 def check_same_run(about: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
     """Raises ValueError where a checkpoint is of another run than the one that `now` describes.
 
-    Phases after that of the checkpoint may be others.
+    Phases after that of the checkpoint may be others. A checkpoint from before runs said their
+    data is believed to be of these.
     """
     phase, count = about["progress"]["phase"], len(now["phases"])
     if phase >= count:
         _refuse(workdir, [f"phases (there {phase + 1} or more, now {count})"])
-    one, other = (
-        {**run, "phases": run.get("phases", [])[: phase + 1]} for run in (about["run"], now)
-    )
+    there = about["run"]
+    if there and "data" not in there and "data" in now:
+        there = {**there, "data": now["data"]}
+    one, other = ({**run, "phases": run.get("phases", [])[: phase + 1]} for run in (there, now))
     _refuse(workdir, _differences(one, other))
 
 

@@ -151,6 +151,12 @@ def test_an_archive_of_what_comes_from_none(tmp_path, name):
         load_text(name, data_dir=tmp_path, archive=__file__)
 
 
+@pytest.mark.parametrize("name", ["pydoc", __file__])
+def test_a_folder_for_what_is_kept_in_none(tmp_path, name):
+    with pytest.raises(ValueError, match=r"a data_dir with the .*: expected none"):
+        load_text(name, data_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

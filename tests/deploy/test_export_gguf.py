@@ -65,6 +65,22 @@ def test_weights_come_back(tmp_path, bits):
     assert {"/".join(leaf) for leaf in structure_of(model, EXAMPLE).leaves_of(["low"])} >= {*found}
 
 
+def test_five_bits_where_no_number_needs_the_fifth(tmp_path):
+    """Weights below 0 alone: their blocks are as long as those of others."""
+
+    def below_zero(variables):
+        own = variables["params"]["block1"]["up"]
+        own["kernel"] = -jnp.abs(own["kernel"])
+        return variables
+
+    path = packed(tmp_path, 5, change=below_zero)
+    save_gguf(tmp_path / "low.gguf", path, "low")
+    found = read_gguf(tmp_path / "low.gguf")["params/block1/up/kernel"].T
+    own = load_packed(path, "low")[1]["params"]["block1"]["up"]
+    apart = np.abs(found - np.asarray(own["kernel"])) / (np.asarray(own["step"]) * 2.0**8)
+    assert apart.max() < 2**-10
+
+
 @pytest.mark.parametrize("size", [1e-8, 1e-6, 1e-4, 1e-2, 1e6, 1e8])
 @pytest.mark.parametrize("bits", KINDS)
 def test_the_bound_holds_whatever_the_steps(tmp_path, bits, size):

@@ -181,6 +181,20 @@ def test_forms_that_are_none(tmp_path):
         save_onnx(tmp_path / "net.onnx", path, form="nibbles")
 
 
+@pytest.mark.parametrize("widths", ["w2a32", "w4a32", "w6a32"])
+def test_float_activations_stay_floats(tmp_path, monkeypatch, widths):
+    """ONNX Runtime rounds them to 8 bits where it joins them with weights of 4 or 8."""
+    wide = {"name": "mlp", "num_classes": 10, "hidden": [256, 256]}
+    monkeypatch.setitem(NETWORKS, "wide", (wide, (8, 8, 1)))
+    path, images = packed(tmp_path, "wide", {"low": widths, "high": "w8a32"})
+    save_onnx(tmp_path / "net.onnx", path)
+    model, variables = load_packed(path)
+    for mode in ("low", "high"):
+        expected = np.asarray(model.apply(variables, images, precision=mode))
+        apart = np.abs(EngineNetwork(tmp_path / "net.onnx").predict(images, mode) - expected)
+        assert apart.max() < 1e-5 * np.abs(expected).max(), mode
+
+
 def test_codes_of_few_bits_are_stored_in_four(tmp_path):
     path, _ = packed(tmp_path, "mlp", {"low": "w2a2", "high": "w4a8"})
     sizes = {}

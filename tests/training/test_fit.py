@@ -301,6 +301,20 @@ def test_a_workdir_of_another_run_is_refused(uninterrupted, given, says):
         run(uninterrupted.workdir, **given)
 
 
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_a_workdir_of_other_data_is_refused(uninterrupted, name):
+    """Of as many images: nothing but what they are tells them apart."""
+    own = {"train": TRAIN, "validation": VALIDATION}[name]
+    with pytest.raises(ValueError, match=rf"of another run: data\.{name} \(there '\w+', now '\w+"):
+        run(uninterrupted.workdir, **{name: split(len(own.images), seed=7)})
+
+
+def test_a_checkpoint_of_before_data_were_described_is_of_any():
+    now = {"seed": 0, "data": {"train": "a", "validation": "b"}, "phases": ["first"]}
+    there = {"seed": 0, "phases": ["first"]}
+    check_same_run({"progress": {"phase": 0}, "run": there}, now, Path("workdir"))
+
+
 def test_an_entry_that_only_the_checkpoint_has_makes_another_run():
     there = {"seed": 0, "model": {"layers": {"dense2": "w1a2"}}, "phases": ["first", "second"]}
     about = {"progress": {"phase": 0}, "run": there}

@@ -154,12 +154,12 @@ def _of_channels(
     if bits == 8:
         return gguf.quantize(rows, kinds.Q8_0), kinds.Q8_0
     if bits <= 3:
-        return _nibbles(2 * flat + 9, step / 2, None), kinds.Q4_0
+        return _nibbles(2 * flat + 9, step / 2, None, False), kinds.Q4_0
     if bits <= 5:
         lowest = -(2**bits - 1) * step / 2
-        return _nibbles(
-            flat + 2 ** (bits - 1), step, lowest
-        ), kinds.Q4_1 if bits == 4 else kinds.Q5_1
+        numbers, has_fifth = flat + 2 ** (bits - 1), bits == 5
+        made = _nibbles(numbers, step, lowest, has_fifth)
+        return made, kinds.Q5_1 if has_fifth else kinds.Q4_1
     return _bytes(2 * flat + 1, step / 2), kinds.Q8_0
 
 
@@ -173,14 +173,19 @@ def _halves(values: np.ndarray, blocks: int) -> np.ndarray:
     return np.repeat(own, blocks, axis=1)
 
 
-def _nibbles(numbers: np.ndarray, scale: np.ndarray, lowest: np.ndarray | None) -> np.ndarray:
-    """Q4_0, Q4_1 or Q5_1: the first 16 numbers in the low halves of bytes, fifth bits before."""
+def _nibbles(
+    numbers: np.ndarray, scale: np.ndarray, lowest: np.ndarray | None, has_fifth: bool
+) -> np.ndarray:
+    """Q4_0, Q4_1 or Q5_1: the first 16 numbers in the low halves of bytes, fifth bits before.
+
+    Q5_1 alone has fifth bits, and always: the numbers of a mode of 5 bits may all be below 16.
+    """
     own = _blocks(numbers.astype(np.uint32))
     packed = (own[..., :16] & 15 | (own[..., 16:] & 15) << 4).astype(np.uint8)
     parts = [_halves(scale, own.shape[1])]
     if lowest is not None:
         parts.append(_halves(lowest, own.shape[1]))
-    if own.max(initial=0) > 15:
+    if has_fifth:
         fifth = (own >> 4 & 1) << np.arange(_BLOCK, dtype=np.uint32)
         parts.append(fifth.sum(-1, dtype=np.uint32)[..., None].view(np.uint8))
     return np.concatenate([*parts, packed], axis=-1).reshape(len(numbers), -1)

@@ -5,7 +5,8 @@ times its step, see deploy/integer/layers.py; a normalisation is folded into the
 channel and an offset. The forms:
 
     exact    the odd numbers in the narrowest of INT4, INT8 and INT16 that holds them, behind a
-             DequantizeLinear; the product is of floats, whose values are those of the mode
+             DequantizeLinear; the product is of floats, whose values are those of the mode. Those
+             of a matrix that takes floats are INT16, see `weights`
     integer  for engines whose integer kernels take 8-bit weights and activations: numbers of 9
              bits, which a mode of 8 has, are rounded to fewer levels of a channel, and the offset
              is an integer of 32 bits. Kernels for processors without VNNI add two products of
@@ -168,8 +169,12 @@ def weights(
         plain = (odd * scale.reshape(shape)).astype(np.float32)
         return graph.constant(plain, name), graph.constant(values.offset, f"{name}_offset")
     most = int(np.abs(odd).max())
-    kind = np.int8 if most <= LEVELS else np.int16
-    stored = graph.four_bits(odd, name) if most < 8 else graph.constant(odd.astype(kind), name)
+    # ONNX Runtime joins narrower weights and a product of floats to a MatMulNBits that rounds the
+    # floats to 8 bits: 1e-2 of the logits at w4a32. It leaves INT16 as it is.
+    fused = values.seen.step is None and odd.ndim == 2
+    kind = np.int8 if most <= LEVELS and not fused else np.int16
+    narrow = most < 8 and not fused
+    stored = graph.four_bits(odd, name) if narrow else graph.constant(odd.astype(kind), name)
     own = graph.constant(scale.astype(np.float32), f"{name}_scale")
     made = graph.node("DequantizeLinear", stored, own, axis=axis)
     return made, graph.constant(values.offset.astype(np.float32), f"{name}_offset")
