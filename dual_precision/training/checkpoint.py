@@ -103,15 +103,14 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none, or none with a sound JSON.
         """
-        ranked = self._ranked()
-        if not ranked:
-            raise CheckpointError(f"no checkpoint in {self.folder} can be read")
-        return ranked[-1]
+        return self._ranked()[-1]
 
     def _ranked(self) -> list[int]:
-        """Steps with a sound JSON, the best one last."""
+        """Steps with a sound JSON, the best one last; raises as `best`."""
         damaged = self._unreadable()
         ranks = {s: _rank(self.about(s)["progress"]) for s in self.steps() if s not in damaged}
+        if not ranks:
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read")
         return sorted(ranks, key=lambda step: (ranks[step], step))
 
     def _unreadable(self) -> list[int]:
@@ -266,7 +265,11 @@ class Checkpoints:
         return self._last_sound(self.steps(), read)
 
     def best_sound(self, read: Callable[[int], Any]) -> Any:
-        """As `newest`, for the best step, see `best`, where it succeeds."""
+        """`read(step)` for the best step, see `best`, where it succeeds.
+
+        Raises:
+          CheckpointError: none can be read.
+        """
         return self._last_sound(self._ranked(), read)
 
     def _last_sound(self, steps: Sequence[int], read: Callable[[int], Any]) -> Any:

@@ -24,7 +24,6 @@ from dual_precision.deploy import (
     Predictor,
     inspect_packed,
     load_packed,
-    predictor,
     save_packed,
 )
 from dual_precision.deploy.cascade.rule import Point
@@ -399,7 +398,7 @@ def test_odd_metadata_are_told_by_the_report_and_harm_no_answer(metadata):
     assert len(str(caught.value)) < 600
     _, loaded = load_bytes(content)
     np.testing.assert_array_equal(logits(model, loaded, "low"), logits(model, variables, "low"))
-    assert predictor._usable(None, info, ["low", "high"])[0] is None
+    assert Predictor(io.BytesIO(content)).cascade is None
 
 
 @pytest.mark.parametrize("run", [None, [], {"experiment": 3}, {"experiment": {"dataset": 4}}])

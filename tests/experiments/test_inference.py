@@ -199,7 +199,7 @@ def test_what_the_cascade_needs_is_checked_first(tmp_path, monkeypatch):
     info = inspect_packed(NETWORK)
     one = dataclasses.replace(info, bytes_read={"high": 1})
     unknown = dataclasses.replace(info, metadata={})
-    for own, says in ((one, "expected two modes"), (unknown, "does not say on what")):
+    for own, says in ((one, "expected two trained modes"), (unknown, "does not say on what")):
         monkeypatch.setattr(cascade_accuracy, "inspect_packed", lambda path, own=own: own)
         with pytest.raises(ValueError, match=says):
             measure(None)
