@@ -5,6 +5,7 @@ import io
 import math
 import socket
 import struct
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -250,23 +251,42 @@ def test_a_full_line_refuses_and_what_waits_shares_batches(engine, images, start
     assert max(slow.batches) > 3
 
 
+class Gated(Slow):
+    """An engine that begins a batch and waits until the test lets it go on."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.begun, self.gate = threading.Event(), threading.Event()
+
+    def answer(self, images, mode):
+        self.begun.set()
+        self.gate.wait(20)
+        self.batches.append(len(images))
+        return self._engine.answer(images, mode)
+
+
 @pytest.mark.parametrize("gone", ["in line", "computing"])
 def test_who_goes_is_not_waited_for(engine, images, start_server, gone):
-    slow, service = Slow(engine[0]), Service(BudgetSettings("latency", 1e4), LIMITS)
+    gated, service = Gated(engine[0]), Service(BudgetSettings("latency", 1e4), LIMITS)
     service._decide = lambda elapsed: None  # no window takes what was seen
-    server = start_server(service, (slow, {}))
+    server = start_server(service, (gated, {}))
+    counted = 'dual_precision_requests_total{asked="budget",status="499"} 1.0'
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(ask, server, npy(images), "low") if gone == "in line" else None
-        time.sleep(0.05)
+        other = None
+        if gone == "in line":
+            other = pool.submit(ask, server, npy(images), "low")
+            assert gated.begun.wait(20)
         with pytest.raises(httpx.ReadTimeout):
-            CLIENT.post(f"{server.address}predict", content=npy(images), timeout=0.05)
+            CLIENT.post(f"{server.address}predict", content=npy(images), timeout=1.0)
+        assert gated.begun.wait(20)
+        while counted not in CLIENT.get(f"{server.address}metrics").text:
+            time.sleep(0.01)
+        gated.gate.set()
         assert other is None or other.result().status_code == 200
     assert ask(server, npy(images), "low").status_code == 200
-    assert len(slow.batches) == 2, "one in line is not computed"
+    assert len(gated.batches) == 2, "one in line is not computed"
     assert service.batcher.rows == 0
     assert service._latencies == []
-    said = CLIENT.get(f"{server.address}metrics").text
-    assert 'dual_precision_requests_total{asked="budget",status="499"} 1.0' in said
 
 
 def test_the_budget_takes_trained_modes_and_looks_at_its_own_requests(three):
