@@ -76,23 +76,15 @@ class Generator:
 
     @classmethod
     def of(
-        cls,
-        model: nn.Module,
-        variables: Any,
-        example: Example,
-        form: type[ModeLayer] = ModeLayer,
-        trained: Sequence[str] | None = None,
+        cls, model: nn.Module, variables: Any, example: Example, form: type[ModeLayer] = ModeLayer
     ) -> "Generator":
-        """Of a model and its variables, as `dual_precision.load` gives.
-
-        Args:
-          trained: the modes that were, see `dual_precision.loading.trained_modes`; None is all.
+        """Of a model and its variables, as `dual_precision.load` gives; all modes count as trained.
 
         Raises:
-          ValueError: no decoder; none of its modes was trained.
+          ValueError: no decoder.
         """
         made = cls.__new__(cls)
-        made._set(model, variables, example, form, trained)
+        made._set(model, variables, example, form, None)
         return made
 
     def _set(
