@@ -1,11 +1,27 @@
 """Requests of any size, cut into batches of the sizes that there are programs for. NumPy."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+
+from dual_precision.precision import is_whole
+
+
+def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes, each once and ascending.
+
+    Raises:
+      ValueError: there is none, or one that is no whole number from 1.
+    """
+    if not sizes or not all(is_whole(size) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"batch_sizes {list(sizes)}: expected at least one whole number, each 1 or more"
+        )
+    return tuple(sorted(set(sizes)))
 
 
 def batches(count: int, sizes: Sequence[int]) -> list[int]:
@@ -27,6 +43,24 @@ def batches(count: int, sizes: Sequence[int]) -> list[int]:
         chosen.append(above[0] if fill else below[-1])
         count -= chosen[-1]
     return chosen
+
+
+def in_batches(run: Callable[[int, Any], Any], rows: Any, sizes: Sequence[int]) -> Any:
+    """What `run` gives for any number of rows, batch after batch, as NumPy arrays.
+
+    Args:
+      run: (size, so many rows) -> arrays that have a row for each of them.
+      rows: a tree of arrays with the same number of rows; with none, one batch says the shapes.
+      sizes: as `checked_sizes` gives.
+    """
+    parts, start = [], 0
+    for size in batches(row_count(rows), sizes) or sizes[:1]:
+        part = taken(rows, slice(start, start + size))
+        found = run(size, jax.tree.map(partial(filled, size=size), part))
+        count = row_count(part)
+        parts.append(jax.tree.map(lambda array, count=count: np.asarray(array)[:count], found))
+        start += size
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def filled(rows: np.ndarray, size: int) -> np.ndarray:

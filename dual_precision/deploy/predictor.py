@@ -14,16 +14,15 @@ the first, y_high = y_low + residual: see KEPT_SUMS in integer/layers.py.
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from dual_precision.deploy.batching import (
-    batches,
     checked_inputs,
-    filled,
+    checked_sizes,
+    in_batches,
     row_count,
     taken,
 )
@@ -31,11 +30,10 @@ from dual_precision.deploy.cascade.rule import Answer, Cascade, answer, mirrored
 from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.integer.chaining import chained
-from dual_precision.deploy.integer.conversion import to_integer
+from dual_precision.deploy.integer.conversion import has_integer_forms, to_integer
 from dual_precision.deploy.integer.layers import KEPT_SUMS
 from dual_precision.deploy.integer.programs import CompiledProgram
-from dual_precision.precision import is_whole
-from dual_precision.structure import batch_of
+from dual_precision.structure import Structure, batch_of
 from dual_precision.tasks.task import Tree
 
 log = logging.getLogger(__name__)
@@ -60,6 +58,8 @@ class Predictor:
       precisions: names of the modes that are loaded.
       batch_sizes: for which there are programs, ascending.
       cascade: that "auto" runs; None is none.
+      on_codes: whether this is the integer network, whose cascade reuses sums. With layers of float
+        weights, or of a call of their own, such as embeddings, it is the training forward.
       bytes: of the arrays that are held on the device, the weights of all modes; not of the
         compiled programs, nor of the sums that a cascade keeps while it runs, nor of kernels that
         oneDNN has in a layout of its own.
@@ -90,7 +90,8 @@ class Predictor:
         with PackedFile(source) as file:
             self.info = file.info
             self.precisions = self.info.chosen(precisions)
-            self.batch_sizes = _sizes(batch_sizes)
+            self.batch_sizes = checked_sizes(batch_sizes)
+            self.on_codes = _runs_on_codes(file.structure)
             apply, variables = _network(file, self.precisions)
         for mode in {*self.precisions} - {*self.info.trained}:
             log.warning("mode %r of the file was not trained: its answers mean little", mode)
@@ -233,25 +234,11 @@ class Predictor:
         if total in self.batch_sizes:  # what is below takes longer than a small network
             output, found = self._programs[name, use, total](kept or {}, rows)
             return np.array(output), jax.tree.map(np.asarray, found)
-        parts, start = [], 0
-        for size in batches(total, self.batch_sizes):
-            part = slice(start, start + size)
-            given = jax.tree.map(partial(filled, size=size), taken((kept or {}, rows), part))
-            out = self._programs[name, use, size](*given)
-            count = min(size, total - start)
-            parts.append(jax.tree.map(lambda array, count=count: np.asarray(array)[:count], out))
-            start += size
-        if not parts:
-            return np.zeros((0, *self.output.shape), self.output.dtype), {}
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
+        def run(size: int, given: tuple[Tree, Rows]) -> tuple[jax.Array, Tree]:
+            return self._programs[name, use, size](*given)
 
-def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    if not sizes or not all(is_whole(size) and size >= 1 for size in sizes):
-        raise ValueError(
-            f"batch_sizes {list(sizes)}: expected at least one whole number, each 1 or more"
-        )
-    return tuple(sorted(set(sizes)))
+        return in_batches(run, (kept or {}, rows), self.batch_sizes)
 
 
 def _output(apply: Apply, variables: Tree, info: PackedInfo, name: str) -> jax.ShapeDtypeStruct:
@@ -266,18 +253,15 @@ def _output(apply: Apply, variables: Tree, info: PackedInfo, name: str) -> jax.S
     return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
 
 
-def runs_on_codes(info: PackedInfo) -> bool:
-    """Whether the predictor of this file is the integer network, which reuses sums."""
-    return all(layer.stored for layer in info.layers.values())
+def _runs_on_codes(structure: Structure) -> bool:
+    stored = all(layer.stored for layer in structure.layers.values())
+    return stored and has_integer_forms(structure)
 
 
 def _network(file: PackedFile, precisions: Sequence[str]) -> tuple[Apply, dict[str, Any]]:
-    """The forward, and the variables that these modes use.
-
-    A file with layers of float weights runs the training forward, which keeps nothing.
-    """
+    """The forward, and the variables that these modes use."""
     _, model, own = file.load_modes(precisions)
-    if runs_on_codes(file.info):
+    if _runs_on_codes(file.structure):
         model, own = to_integer(model, own, file.info.example)
 
     def apply(variables: Tree, rows: Rows, name: str, keep: bool) -> tuple[jax.Array, Tree]:

@@ -15,8 +15,8 @@ from experiments.deploy.cascade_evaluation import (
     CascadeSettings,
     cascade_settings,
     collect_evidence,
-    image_costs,
     rows_on_test,
+    two_modes,
 )
 from experiments.figures.tables import Rows
 
@@ -33,7 +33,7 @@ def check_cascade(path: Path) -> CascadeSettings:
       OSError: no such file.
     """
     info = inspect_packed(path)
-    image_costs(info)
+    two_modes(info)
     return cascade_settings(info, accuracy=POINTS)
 
 
@@ -48,7 +48,7 @@ def cascade_lines(path: Path, settings: CascadeSettings) -> list[str]:
         dataset = data.load(settings.dataset)
     except data.DataError as error:
         return [f"cascade: not measured, {error}"]
-    low, *_, high = inspect_packed(path).bytes_read
+    low, high = two_modes(inspect_packed(path))
     predictor = Predictor(path, (BATCH,), cascade=Cascade(low, high, 0.0))
     held_out, test = dataset.validation, dataset.test
     evidence = collect_evidence(predictor, held_out.images, held_out.labels, settings)

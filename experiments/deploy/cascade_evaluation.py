@@ -22,7 +22,6 @@ from dual_precision.deploy.cascade.calibration import (
     measure_point,
 )
 from dual_precision.deploy.cascade.rule import Cascade, Point, mirrored
-from dual_precision.deploy.predictor import runs_on_codes
 from experiments.benchmark.timing import time_rounds, timed
 from experiments.deploy.trials import check_data, dataset_of
 from experiments.figures.tables import Rows
@@ -114,7 +113,7 @@ def collect_evidence(
         first=predictor.predict(images, low),
         then=predictor.predict(images, high),
         labels=labels,
-        costs=image_costs(predictor.info),
+        costs=image_costs(predictor),
         mirror=predictor.predict(mirrored(images), low) if settings.mirror else None,
         blend=settings.blend,
     )
@@ -135,13 +134,14 @@ def two_modes(info: PackedInfo) -> tuple[str, str]:
     return names[0], names[-1]
 
 
-def image_costs(info: PackedInfo) -> Costs:
+def image_costs(predictor: Predictor) -> Costs:
     """BitOps per image."""
+    info = predictor.info
     low, high = two_modes(info)
     return Costs(
         mode_cost(info, low).bit_operations,
         mode_cost(info, high).bit_operations,
-        reused_bit_operations(info.layers, low, high) if runs_on_codes(info) else 0,
+        reused_bit_operations(info.layers, low, high) if predictor.on_codes else 0,
     )
 
 

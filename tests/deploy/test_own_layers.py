@@ -25,9 +25,10 @@ from dual_precision.deploy.batching import checked_inputs
 from dual_precision.deploy.file.examples import example_from_json, example_to_json
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
 from dual_precision.layers import Dense, QuantizedLayer, SwitchableBatchNorm
-from dual_precision.models import MODELS
+from dual_precision.models import MODELS, build
 from dual_precision.primitives import nested
 from dual_precision.structure import batch_of, structure_of
+from dual_precision.training.state import initial_variables
 
 DUAL = modes(low="w2a2", high="w8a8")
 LENGTH, WORDS, WIDE = 6, 11, 8
@@ -342,3 +343,20 @@ def test_a_cascade_needs_logits_and_a_mirror_needs_images(tmp_path, reader, monk
 def test_inputs_that_do_not_fit_are_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
         checked_inputs(inputs, batch_of(CARRIED, 1))
+
+
+def test_a_network_with_an_embedding_is_predicted(tmp_path):
+    """By the training forward, as it is exported: an Embed has a call of its own."""
+    text = jax.ShapeDtypeStruct((LENGTH,), jnp.uint8)
+    own = {"features": 8, "depth": 1, "heads": 1, "hidden": 8, "context": LENGTH}
+    model = build("transformer", modes=DUAL, **own)
+    variables = initial_variables(model, text, seed=0)
+    description = {"name": "transformer", **own, **DUAL.to_json()}
+    save_packed(tmp_path / "net", model, variables, description, text)
+    predictor = Predictor(tmp_path / "net", (2,))
+    assert not predictor.on_codes
+    x = np.random.default_rng(2).integers(0, 256, (3, LENGTH), np.uint8)
+    again, loaded = load_packed(tmp_path / "net")
+    for mode in ("low", "high"):
+        found = predictor.predict(x, mode)
+        np.testing.assert_allclose(found, run(again, loaded, mode, x), rtol=1e-5, atol=1e-5)

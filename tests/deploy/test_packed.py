@@ -30,6 +30,7 @@ from dual_precision.deploy.cascade.rule import Point
 from dual_precision.deploy.file import container, contents, writer
 from dual_precision.models import build_from
 from dual_precision.primitives import nested
+from dual_precision.structure import mode_order, structure_of
 from dual_precision.tasks.classification import Classification
 from experiments.deploy import pack, report
 from experiments.deploy.cascade_evaluation import cascade_settings
@@ -368,6 +369,20 @@ def test_a_sealed_lie_is_refused_before_it_costs_anything(lie):
     assert "emory" not in str(caught.value)
     with pytest.raises(PackedError):
         Predictor(io.BytesIO(content))
+
+
+def test_a_tensor_of_another_dtype_is_refused():
+    """Of the right shape: such a file is of another program."""
+    _, model, variables = packed("mlp")
+    structure = structure_of(model, Classification((4, 4, 1)).example)
+    order = mode_order(structure)
+    sections = contents.to_sections(variables, structure, order)
+    tensors = {name: array for section in sections.values() for name, array in section.items()}
+    for name, array in tensors.items():
+        other = np.float32 if array.dtype == np.uint8 else np.uint8
+        changed = {**tensors, name: np.ones_like(array, dtype=other)}
+        with pytest.raises(ValueError, match=r"expected (uint8|float32)$"):
+            contents.from_sections(changed, structure, order, "high")
 
 
 POINT = dict.fromkeys([field.name for field in dataclasses.fields(Point)], 1.0)

@@ -18,7 +18,7 @@ from dual_precision import modes
 from dual_precision.deploy import Cascade, Predictor, amend_metadata, load_packed, save_packed
 from dual_precision.deploy.batching import batches
 from dual_precision.deploy.file.packed import PackedFile
-from dual_precision.deploy.predictor import BLOCK, _network, runs_on_codes
+from dual_precision.deploy.predictor import BLOCK, _network
 from dual_precision.models import MLP, build_from
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.state import initial_variables
@@ -177,7 +177,7 @@ def test_three_modes_and_a_layer_of_float_weights(images, tmp_path):
     save_packed(tmp_path / "net", model, variables, description, EXAMPLE)
     cascade = Cascade("narrow", "wide", threshold=100.0)  # so that every row goes on
     three = Predictor(tmp_path / "net", batch_sizes=(10,), cascade=cascade)
-    assert not runs_on_codes(three.info)
+    assert not three.on_codes
     assert three.precisions == names
     wide = three.predict(images, "wide")
     np.testing.assert_allclose(three.predict(images, "auto"), wide, rtol=1e-5, atol=1e-5)

@@ -91,7 +91,7 @@ def from_sections(
     """Variables of the modes up to `last`, from the tensors of their sections.
 
     Raises:
-      ValueError: as `to_sections`.
+      ValueError: as `to_sections`; a tensor of another dtype than the model has.
     """
     check_nested(structure, _with_widths(structure))
     rest = dict(tensors)
@@ -107,8 +107,11 @@ def from_sections(
         if layer.stored
     }
     leaves |= {tuple(name.split("/")): jnp.asarray(array) for name, array in rest.items()}
+    _check_dtypes(leaves, structure)
     for path, parts in planes.items():
         layer, step = structure.layers[path], leaves["params", *path, "step"]
+        if any(part.dtype != np.uint8 for part in parts):
+            raise ValueError(f"planes of {'/'.join(path)!r} in float32: expected uint8")
         kernel = _to_kernel(np.concatenate(parts), step, layer.kernel, layer.stored or 0)
         leaves["params", *path, "kernel"] = kernel
     check_shapes(leaves, structure.leaves_of(modes))
@@ -145,6 +148,13 @@ def check_shapes(leaves: Leaves, expected: Mapping[LayerPath, tuple[int, ...]]) 
                 f"variables with {'/'.join(path)!r} of shape {found.get(path, 'missing')}:"
                 f" expected {expected.get(path, 'no such leaf')}, as this model has"
             )
+
+
+def _check_dtypes(leaves: Leaves, structure: Structure) -> None:
+    for path, leaf in leaves.items():
+        known = structure.shapes.get(path)  # a leaf that is not there: see `check_shapes`
+        if known is not None and leaf.dtype != known.dtype:
+            raise ValueError(f"{'/'.join(path)!r} in {leaf.dtype}: expected {known.dtype}")
 
 
 def check_numbers(leaves: Leaves) -> None:

@@ -17,7 +17,7 @@ from dual_precision.costs import (
     product_cost,
     product_energy,
 )
-from dual_precision.deploy.batching import batches, checked_inputs, filled
+from dual_precision.deploy.batching import checked_inputs, checked_sizes, in_batches
 from dual_precision.deploy.file.info import PackedInfo
 from dual_precision.deploy.file.packed import PackedFile, Source
 from dual_precision.deploy.planes.bit_layers import to_bit_layers
@@ -151,14 +151,16 @@ class PlanesEngine:
         """Reads the file and compiles a program for every number of planes and batch size.
 
         Raises:
-          ValueError: no number of planes, or one that there is not; as `to_bit_layers`.
+          ValueError: no number of planes, or one that there is not; batch sizes as of
+            `Predictor`; as `to_bit_layers`.
         """
         check_planes(planes)
+        self._sizes = checked_sizes(sizes)
         with PackedFile(source) as file:
             info, (model, variables) = file.info, file.load()
         layered, packed = to_bit_layers(model, variables, info.example, mode=info.choices[-1])
         self.shape, self.network = info.image_shape, str(info.network["name"])
-        self._row, self._sizes = batch_of(info.example, 1), tuple(sorted(sizes))
+        self._row = batch_of(info.example, 1)
         self._variables = jax.device_put(packed)
         self.priced = [_priced_planes(info, packed["params"], count) for count in planes]
         self._programs: dict[tuple[str, int], Any] = {}
@@ -176,14 +178,11 @@ class PlanesEngine:
         """
         if all(own.name != mode for own in self.priced):
             raise ValueError(f"precision {mode!r}: expected one of {[p.name for p in self.priced]}")
-        (rows,) = checked_inputs(images, self._row)
-        parts, start = [], 0
-        for size in batches(len(rows), self._sizes):
-            batch = filled(rows[start : start + size], size)
-            logits = np.asarray(self._programs[mode, size](self._variables, batch))
-            parts.append(logits[: len(rows) - start])
-            start += size
-        return Answered(np.concatenate(parts), mode)
+
+        def run(size: int, rows: tuple[np.ndarray, ...]) -> jax.Array:
+            return self._programs[mode, size](self._variables, *rows)
+
+        return Answered(in_batches(run, checked_inputs(images, self._row), self._sizes), mode)
 
 
 def _priced_planes(info: PackedInfo, params: Mapping[str, Any], planes: int) -> Priced:

@@ -428,7 +428,8 @@ def test_planes(path):
     engine = PlanesEngine(path, (1, 4), (4,))
     images = np.zeros((9, *engine.shape), np.uint8)
     assert [own.name for own in engine.priced] == ["w1a8", "w4a8"]
-    assert engine.answer(images, "w4a8").logits.shape[0] == 9
+    for count in (9, 0):
+        assert engine.answer(images[:count], "w4a8").logits.shape == (count, 4)
     costs = [own.bit_operations for own in engine.priced]
     assert costs == [costs[0], 4 * costs[0]]
     # Of each output of a layer, whole words of every plane, and one scale.
@@ -440,6 +441,8 @@ def test_planes(path):
     for wrong in ((8, 2), (99,), ()):
         with pytest.raises(ValueError, match="expected some of 1 to 8"):
             PlanesEngine(path, wrong)
+    with pytest.raises(ValueError, match="expected at least one whole number, each 1 or more"):
+        PlanesEngine(path, sizes=(0,))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
