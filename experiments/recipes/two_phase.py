@@ -10,6 +10,7 @@ from experiments.recipes.recipe import Phases, Recipe, fitted, phase, taken_over
 
 BOTH = ("high", "low")
 TEACHERS = ("high", ENSEMBLE)
+_REFINE_RATE = 0.2  # learning rate inside of the cells of low, relative to learning_rate
 
 
 def usual_distillation(split: bool) -> float:
@@ -42,7 +43,7 @@ class TwoPhase(Recipe):
     first_final: float = 0.7  # where phase 1 leaves its learning rate, of its peak
     second_rate: float = 0.7  # learning rate of phase 2, relative to learning_rate
     polish_share: float = 0.0  # of the passes, for a last phase inside of the cells of low
-    refine_rate: float = 0.2  # learning rate of that phase, relative to learning_rate
+    polish_rate: float | None = None  # of that phase, relative to learning_rate; None is 0.2
 
     shares: ClassVar[tuple[str, ...]] = (
         *Recipe.shares,
@@ -65,6 +66,11 @@ class TwoPhase(Recipe):
             raise ValueError(
                 f"first_share={self.first_share} and polish_share={self.polish_share}:"
                 " expected a sum below 1, so that the phase of both modes has a share too"
+            )
+        if self.polish_rate is not None and not self.polish_share:
+            raise ValueError(
+                f"polish_rate={self.polish_rate} has no effect without a phase to polish: expected"
+                " a polish_share above 0"
             )
 
     def phases(self) -> Phases:
@@ -91,7 +97,8 @@ class TwoPhase(Recipe):
         )
         if not polish:
             return (high, both)
-        last = phase(self, "polish", polish, ("high",), rate=self.refine_rate, protect="low")
+        rate = _REFINE_RATE if self.polish_rate is None else self.polish_rate
+        last = phase(self, "polish", polish, ("high",), rate=rate, protect="low")
         return (high, both, last)
 
     def _loss(self) -> Split | Together:
@@ -107,7 +114,7 @@ class Refine(Recipe):
     """Low first, then high inside of its cells: the logits of low stay, bit for bit."""
 
     low_share: float = 0.5  # of the passes, for phase 1
-    refine_rate: float = 0.2  # learning rate inside of the cells, relative to learning_rate
+    refine_rate: float = _REFINE_RATE  # learning rate inside of the cells, relative to learning_rate
 
     shares: ClassVar[tuple[str, ...]] = (*Recipe.shares, "low_share")
 

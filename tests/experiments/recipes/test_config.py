@@ -105,6 +105,7 @@ def test_settings_refused(text, says):
         {"epochs_per_evaluation": 0},
         {"distillation": 1.5},
         {"first_share": 0.8, "polish_share": 0.2},
+        {"polish_rate": 0.3},
         {"reestimate": -1, "mode": "truncate"},
         {"low": "w8a8", "high": "w2a2", "order": "refine"},
         {"low": "w32a32", "high": "w8a8", "order": "refine"},
@@ -180,7 +181,7 @@ def test_every_field_of_a_recipe_changes_what_it_does(mode, order):
     """None is idle. `label_smoothing` is told to the task, see experiments/cifar.py; `low_bits`
     and `low_by` are for the files that a run leaves."""
     recipe = RECIPES[mode][order]
-    needs = {"refine_rate": {"polish_share": 0.1}}
+    needs = {"polish_rate": {"polish_share": 0.1}}
     told = ("label_smoothing", "low_bits", "low_by")
     fields = [field for field in dataclasses.fields(recipe) if field.name not in told]
     for field in fields:
