@@ -146,9 +146,17 @@ def test_from_a_packed_file_in_parts(tmp_path):
     model, variables = network()
     save_packed(tmp_path / "net.safetensors", model, variables, NETWORK, EXAMPLE)
     own = Generator(tmp_path / "net.safetensors")
+    assert (own.low, own.high) == ("low", "high")
     parts = [*own.stream(PROMPTS[4], 12, precision="high")]
     assert [len(part) for part in parts] == [8, 4]
     assert [b"".join(parts)] == alone("kernel", PROMPTS[4:5], 0.0)
+
+
+def test_a_mode_that_was_not_trained_neither_drafts_nor_decides(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_packed(path, *network(), NETWORK, EXAMPLE, {"trained": ["high"]})
+    own = Generator(path)
+    assert (own.low, own.high) == ("high", "high")
 
 
 @pytest.mark.parametrize(("texts", "drafts"), [(1, True), (2, False)])

@@ -84,7 +84,7 @@ class Generator:
           ValueError: no decoder.
         """
         made = cls.__new__(cls)
-        made._set(model, variables, example, form, None)
+        made._set(model, variables, example, form)
         return made
 
     def _set(
@@ -93,7 +93,7 @@ class Generator:
         variables: Any,
         example: Example,
         form: type[ModeLayer],
-        trained: Sequence[str] | None,
+        trained: Sequence[str] = (),  # narrowest first; of none that are said, all
     ) -> None:
         if not hasattr(model, "empty_cache"):
             raise ValueError(
@@ -101,13 +101,7 @@ class Generator:
                 " as the transformer"
             )
         structure = structure_of(model, example)
-        held = mode_order(structure)
-        order = [mode for mode in held if trained is None or mode in trained]
-        if not order:
-            raise ValueError(
-                f"trained modes {list(trained or ())}: expected one or more of {list(held)}, the"
-                " modes of codes"
-            )
+        order = trained or mode_order(structure)
         self.low, self.high = order[0], order[-1]
         self.model, planes = to_plane_layers(model, variables, example, form)
         self.variables = jax.device_put(planes)

@@ -18,7 +18,8 @@ from PIL import Image
 from dual_precision.data.provision.png import encode_png
 from dual_precision.deploy import Predictor, amend_metadata, inspect_packed
 from dual_precision.deploy.file.packed import PackedFile
-from dual_precision.deploy.server import running
+from dual_precision.deploy.planes.bit_layers import to_bit_layers
+from dual_precision.deploy.server import engines, running
 from dual_precision.deploy.server.engines import (
     Answered,
     PlanesEngine,
@@ -443,6 +444,22 @@ def test_planes(path):
             PlanesEngine(path, wrong)
     with pytest.raises(ValueError, match="expected at least one whole number, each 1 or more"):
         PlanesEngine(path, sizes=(0,))
+
+
+def test_planes_are_of_a_trained_mode(path, tmp_path, monkeypatch):
+    """The wider one has weights that nobody has trained, and norms too."""
+    twin, asked = tmp_path / "twin.safetensors", []
+    twin.write_bytes(path.read_bytes())
+    amend_metadata(twin, {"trained": ["low"]})
+
+    def noted(*given, mode):
+        asked.append(mode)
+        return to_bit_layers(*given, mode=mode)
+
+    monkeypatch.setattr(engines, "to_bit_layers", noted)
+    for source in (twin, path):
+        PlanesEngine(source, (1,), (4,))
+    assert asked == ["low", "high"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
