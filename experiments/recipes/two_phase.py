@@ -114,9 +114,7 @@ class Refine(Recipe):
     """Low first, then high inside of its cells: the logits of low stay, bit for bit."""
 
     low_share: float = 0.5  # of the passes, for phase 1
-    refine_rate: float = (
-        _REFINE_RATE  # inside of the cells, relative to learning_rate
-    )
+    refine_rate: float = _REFINE_RATE  # inside of the cells, relative to learning_rate
 
     shares: ClassVar[tuple[str, ...]] = (*Recipe.shares, "low_share")
 
