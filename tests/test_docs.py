@@ -14,6 +14,8 @@ import pytest
 
 import dual_precision
 from dual_precision import models
+from dual_precision.costs import mode_cost
+from dual_precision.deploy import inspect_packed
 from experiments.figures.idea import (
     DRAWN_WEIGHTS,
     GRID,
@@ -238,7 +240,9 @@ def test_images_networks_and_modes_of_your_own_are_learned(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "MODELS", models.MODELS.copy())
     names = run_samples("Images of your own", {"__name__": "sample"})
-    assert float(capsys.readouterr().out.split()[-1]) > 0.95
+    assert float(capsys.readouterr().out.splitlines()[-2]) > 0.95
+    info = inspect_packed("runs/own.safetensors")
+    assert mode_cost(info, "low").bit_operations < mode_cost(info, "high").bit_operations
 
     run_samples("A network of your own", names)
     assert_learned(names)
