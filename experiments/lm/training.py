@@ -6,6 +6,7 @@ The preset quick is for two CPU cores; see docs/language.md for what it reaches.
 `--dataset=pydoc --preset=smoke` for a smoke test that downloads no data.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -130,9 +131,11 @@ def problem_of_text(config: LanguageConfig, text: Text) -> Problem:
 
 
 def _columns(split: str, found: Mapping[str, float]) -> dict[str, float]:
+    """Without a perplexity where that is infinite: of a run that diverged, and JSON has none."""
+    of_a_byte = perplexity(found["bits"])
     return {
         f"{split}_bits": found["bits"],
-        f"{split}_perplexity": perplexity(found["bits"]),
+        **({} if math.isinf(of_a_byte) else {f"{split}_perplexity": of_a_byte}),
         f"{split}_accuracy": 100 * found["accuracy"],
     }
 
