@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import resource
 import threading
 
 import jax
@@ -269,6 +270,19 @@ def test_a_log_is_the_session(tmp_path):
     assert again.state.evaluated == session.state.evaluated
     assert copy.read_text() == session.path.read_text()
     assert again.version == session.version
+
+
+def test_a_session_that_could_not_begin_can_begin(tmp_path):
+    """A full disk left a log of no bytes, and a kill half a line: neither could be gone on with."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes: a part of the first line
+    try:
+        with pytest.raises(OSError, match="large|space"):
+            begun(tmp_path / "log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
+    assert begun(tmp_path / "log").step()
 
 
 def test_edits_take_effect_at_once_and_undo_takes_them_back(tmp_path):
