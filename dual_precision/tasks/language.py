@@ -16,6 +16,7 @@ from dual_precision.tasks.task import Batch
 
 _BITS_OF_FLOATS = sys.float_info.max_exp  # 2.0**1024 is an OverflowError
 
+
 @dataclasses.dataclass(frozen=True)
 class NextByte:
     """The byte that follows: cross entropy, bits per byte, the share that is guessed right.

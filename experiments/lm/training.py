@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dual_precision.data.text import TEXTS, Text, load_text
+from dual_precision.data.text import TEXTS, Text, check_text_name, load_text
 from dual_precision.models import TEXT_MODELS, build_from
 from dual_precision.tasks.language import NextByte, perplexity
 from experiments.figures.language import language_table, plot_bits
@@ -60,7 +60,9 @@ def read_language_config(
     """
     settings = settings_asked(assigned, named, widths, every_field(LanguageConfig))
     preset = preset or "quick"
-    return make_language_config(preset, settings), preset
+    config = make_language_config(preset, settings)
+    check_text_name(config.dataset)  # here alone: a run is read back where its text is gone, too
+    return config, preset
 
 
 def train_command(

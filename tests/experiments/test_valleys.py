@@ -88,7 +88,7 @@ def test_only_runs_of_seeds_have_a_spread(tmp_path):
     settings = {"radius": 0.5, "directions": 5, "picture": "p.png"}
     cyclic = finished_run(tmp_path / "cyclic", "cyclic")
     low = finished_run(tmp_path / "low", "low")
-    with pytest.raises(ValueError, match=r"low is a run of --mode=low, which trains \['low'\]: exp"):
+    with pytest.raises(ValueError, match=r"low is a run of --mode=low, which trains .*: exp"):
         valleys.main(cyclic, low, **settings)
     with pytest.raises(ValueError, match="are one folder: expected runs of different seeds"):
         valleys.main(cyclic, f"{cyclic}/../cyclic", **settings)

@@ -277,7 +277,7 @@ def test_a_session_that_could_not_begin_can_begin(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes: a part of the first line
     try:
-        with pytest.raises(OSError, match="large|space"):
+        with pytest.raises(OSError, match=r"large|space"):
             begun(tmp_path / "log")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
