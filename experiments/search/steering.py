@@ -171,6 +171,8 @@ def main(
     data_dir: str | None = None,
 ) -> None:
     clock, folder, rows = cli.Stopwatch(), Path(workdir), []
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"--quantile={quantile}: expected 0 to 1")
     with only_user(folder):
         for seed, source in enumerate(supernets):
             opened = open_supernet(Path(source), images, True, data_dir)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from dual_precision import modes
 from dual_precision.deploy import Generator
@@ -15,6 +16,7 @@ from dual_precision.tasks.language import NextByte
 from dual_precision.training.metrics import evaluate
 from experiments.benchmark.language import measure_language
 from experiments.lm import agreement, drafts, planes
+from experiments.lm.__main__ import define_lm_flags
 from experiments.lm.agreement import agreement_of
 from experiments.recipes.language_config import make_language_config
 
@@ -58,6 +60,14 @@ def test_only_trained_modes_agree(monkeypatch, mode):
     monkeypatch.setattr(agreement, "read_trained", lambda *_: own)
     with pytest.raises(ValueError, match=f"run of --mode={mode}, which .*: expected one that tra"):
         agreement.agreement_command(workdir="run", split="test")
+
+
+def test_rounds_of_timing_are_no_negative_number():
+    values = flags.FlagValues()
+    define_lm_flags(values)
+    with pytest.raises(flags.IllegalFlagValueError, match="--repeats=-1"):
+        values(["lm", "--repeats=-1"])
+    values(["lm", "--repeats=0"])
 
 
 def test_planes_of_a_float_network(lstm):

@@ -24,6 +24,7 @@ from experiments.figures.drawing import pyplot_for_files
 from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
+from experiments.search import __main__ as search
 from experiments.search import steering
 from experiments.search.norms import rank_correlation
 from experiments.search.opened import LOG, Opened, open_supernet, phase_in, trained_in
@@ -327,6 +328,38 @@ def test_a_training_counts_when_the_log_has_it(tmp_path):
     (tmp_path / LOG).write_text('{"event": "begin"}\n{"event": "trained", "losses": []}\n')
     (tmp_path / "trained2").mkdir()
     assert trained_in(tmp_path) == [tmp_path / "trained1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("search", "--port=70000"), ("search", "--port=-1"), ("search.norms", "--candidates=1")],
+)
+def test_numbers_that_mean_nothing(child_environment, command, flag):
+    ended = start(child_environment, command, "--supernet=none", flag)
+    assert ended.returncode == 1
+    name, _, value = flag.partition("=")
+    assert ended.stderr.startswith(f"error: flag {name}={value}: {value} is not")
+
+
+def test_a_quantile_is_a_share(tmp_path):
+    own = {"supernets": ["none"], "evaluations": 1, "images": 0, "workdir": str(tmp_path / "new")}
+    for wrong in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"--quantile={wrong}: expected 0 to 1"):
+            steering.main(quantile=wrong, **own)
+    assert not (tmp_path / "new").exists()
+
+
+def test_passes_of_nothing_are_refused_before_the_page(tmp_path, monkeypatch):
+    """It was said at the first click on "train on"."""
+    config = make_config("quick", {"mode": "supernet"})
+    space = Space("low", ("a",), (("w1a1", "w2a2"),), (1,), 5)
+    opened = Opened(config, None, None, space, ())
+    monkeypatch.setattr(search, "open_supernet", lambda *_: opened)
+    settings = {"evaluations": 1, "strategy": "evolve", "population": 2, "seed": 0, "images": 0}
+    settings |= {"recalibrate": True, "page": True, "port": 0, "workdir": str(tmp_path / "new")}
+    with pytest.raises(ValueError, match=r"passes=0\.0: expected more than 0"):
+        search.main(supernet="none", passes=0.0, **settings)
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unfinished_supernet_is_refused(tmp_path):

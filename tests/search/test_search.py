@@ -319,6 +319,21 @@ def test_two_analysts_at_once(tmp_path):
     assert replay(read_events(session.path))[-1] == session.state
 
 
+@pytest.mark.parametrize("text", ["w02a2", "w2a02", "w5a05"])
+def test_widths_are_written_one_way(tmp_path, text):
+    """w02a2 was another alternative beside w2a2, evaluated anew."""
+    session = begun(tmp_path / "log")
+    with pytest.raises(SpaceError, match=rf"'{text}': expected '{parse(text)}', as these"):
+        session.edit(Edit("add", "a", text))
+    assert session.state.space == SPACE
+
+
+@pytest.mark.parametrize("most", [float("nan"), float("inf"), -float("inf")])
+def test_a_bound_is_a_number(most):
+    with pytest.raises(SpaceError, match=rf"a bound of {most} BitOps: expected a number, or none"):
+        dataclasses.replace(SPACE, most=most)
+
+
 def test_logs_of_others(tmp_path):
     path = tmp_path / "log"
     begun(path).run(3)
