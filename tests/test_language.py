@@ -1,5 +1,6 @@
 """Text: what a row reads, what counts, and a recurrent network that goes on where it ended."""
 
+import math
 from functools import partial
 
 import jax
@@ -12,11 +13,11 @@ from dual_precision.layers import Recurrence
 from dual_precision.models import LSTM, MODELS, TEXT_MODELS, build
 from dual_precision.precision import Widths, modes
 from dual_precision.structure import structure_of
-from dual_precision.tasks.language import NextByte
+from dual_precision.tasks.language import NextByte, perplexity
 from dual_precision.training.metrics import evaluate
 from dual_precision.training.phases import Phase
 from dual_precision.training.state import initial_variables
-from experiments.lm.training import language_task
+from experiments.lm.training import _columns, language_task
 from experiments.recipes.language_config import make_language_config
 
 TEXT = np.random.default_rng(0).integers(97, 123, 2000).astype(np.uint8)
@@ -63,6 +64,15 @@ def test_measures_of_a_model_that_knows_nothing_are_eight_bits():
     np.testing.assert_allclose(found["bits"], 8, rtol=1e-6)
     assert found["loss"].shape == (4,)
     assert not found["accuracy"].any()
+
+
+def test_a_run_that_diverged_has_no_perplexity():
+    """Beyond what a float holds; it was an OverflowError at the end of the training."""
+    assert (perplexity(3.0), perplexity(1024.0)) == (8.0, math.inf)
+    assert perplexity(np.nextafter(1024.0, 0)) < math.inf
+    row = _columns("test", {"bits": 4500.0, "accuracy": 0.25})
+    assert row == {"test_bits": 4500.0, "test_accuracy": 25.0}
+    assert _columns("test", {"bits": 2.0, "accuracy": 0.25})["test_perplexity"] == 4.0
 
 
 @pytest.mark.parametrize("precision", ["float", "low", "high"])

@@ -45,6 +45,8 @@ def trouble_of(text: str, first: str, stored: int) -> str:
         precision = parse(text)
     except ValueError as error:
         return str(error)
+    if str(precision) != text:  # it would be beside its like, as another one
+        return f"{text!r}: expected {str(precision)!r}, as these widths are written"
     pixels = reads_pixels(first)
     if precision.weights is None or precision.gradients or pixels != reads_pixels(text):
         return f"{text!r}: expected {'bits of weights: w4a32' if pixels else 'bits of both: w2a3'}"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dual_precision.replacing import replace_file
 from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Settings, propose
 from dual_precision.search.space import Candidate, Space, SpaceError
@@ -49,7 +50,7 @@ def read_events(path: Path) -> list[SearchEvent]:
             raise SpaceError(f"{path}:{number} is no event: expected a line of a session log")
         events.append(event)
     if not events:
-        raise SpaceError(f"{path} is empty: expected a session log")
+        raise SpaceError(f"{path} is empty: expected a session log; delete it to begin anew")
     return events
 
 
@@ -128,7 +129,8 @@ class Session:
         else:
             self.state = state_from(begin)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(begin)
+            # As a whole or not at all: nothing goes on from a log without its first line.
+            replace_file(self.path, [_line(begin)])
 
     def step(self) -> bool:
         """Evaluates one candidate more; False where it is paused, or no new one is found."""
@@ -191,7 +193,7 @@ class Session:
             self.state, self.version = state, self.version + 1
 
     def _write(self, event: SearchEvent) -> None:
-        line = (json.dumps(event) + "\n").encode()
+        line = _line(event)
         with self.path.open("ab", buffering=0) as log:
             before = log.seek(0, os.SEEK_END)
             if log.write(line) < len(line):  # what comes next is not to follow on half a line
@@ -219,6 +221,10 @@ class Session:
             raise SpaceError(
                 f"{self.path} is of something else: {pairs}; give the same, or another workdir"
             )
+
+
+def _line(event: SearchEvent) -> bytes:
+    return (json.dumps(event) + "\n").encode()
 
 
 def _choices_of(space: Space) -> dict[str, Any]:

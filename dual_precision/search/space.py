@@ -72,6 +72,8 @@ class Space:
                 skipped = text == SKIP and may_skip
                 if not skipped and (why := trouble_of(text, own[0], bits)):
                     raise SpaceError(f"layer {layer!r}: {why}")
+        if self.most is not None and not math.isfinite(self.most):
+            raise SpaceError(f"a bound of {self.most} BitOps: expected a number, or none")
         least = min(self._least[0].values())
         if math.isinf(least):
             raise SpaceError("no path from the first layer to the last is left: join some blocks")

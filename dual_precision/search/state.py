@@ -37,6 +37,11 @@ class SearchState:
     paused: bool = False
     last: str = ""
 
+    @property
+    def begun(self) -> Space:
+        """The space before any edit."""
+        return self.history[0][0] if self.history else self.space
+
 
 def begin_event(space: Space, settings: Settings, about: Mapping[str, Any]) -> dict[str, Any]:
     """The first line of a log."""

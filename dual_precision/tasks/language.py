@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import optax
 
 from dual_precision.data.text import as_bytes
 from dual_precision.tasks.task import Batch
+
+_BITS_OF_FLOATS = sys.float_info.max_exp  # 2.0**1024 is an OverflowError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,5 +147,5 @@ class NextByte:
 
 
 def perplexity(bits: float) -> float:
-    """2 ** bits: of a byte."""
-    return 2.0**bits
+    """2 ** bits: of a byte; infinite from 1,024 bits on, beyond what a float holds."""
+    return math.inf if bits >= _BITS_OF_FLOATS else 2.0**bits

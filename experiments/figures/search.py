@@ -15,7 +15,7 @@ def draw_front(state: SearchState) -> Any:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     found = state.evaluated
     axes.scatter([e.cost for e in found], [e.accuracy for e in found], s=9, c=GREY, alpha=0.6)
-    uniform = [e for e in found if state.space.is_uniform(e.candidate)]
+    uniform = [e for e in found if state.begun.is_uniform(e.candidate)]
     label = "one width for all layers"
     x, y = [e.cost for e in uniform], [e.accuracy for e in uniform]
     axes.scatter(x, y, s=18, c=COLOURS["low"], marker="s", label=label)

@@ -47,7 +47,7 @@ def define_lm_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("limit", None, "bytes of it to read; by default all")
     about = "bits of fixed-point activations: 8, 16, 32"
     flags.DEFINE_list("activations", "8,16", about, flag_values=values)
-    integer("repeats", 7, "rounds of timing; 0 measures no time")
+    integer("repeats", 7, "rounds of timing; 0 measures no time", lower_bound=0)
     integer("program_bytes", 64, "bytes of a text in one program that is timed")
     string("out", None, "file to write")
 

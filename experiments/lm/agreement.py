@@ -106,8 +106,17 @@ def agreement_command(
     data_dir: str | None = None,
     archive: str | None = None,
 ) -> None:
-    """The sub-command `agreement`; its arguments are the flags."""
+    """The sub-command `agreement`; its arguments are the flags.
+
+    Raises:
+      ValueError: a run that did not train both modes, or see `read_trained`.
+    """
     trained = read_trained(workdir, data_dir, archive)
+    if not {"low", "high"} <= {*trained.config.recipe.reported}:
+        raise ValueError(
+            f"{workdir} is a run of --mode={trained.config.mode}, which trains"
+            f" {[*trained.config.recipe.reported]}: expected one that trains low and high"
+        )
     part = trained.part(split, limit)
     found = agreement_of(trained.model, trained.variables, trained.task, part)
     print(

@@ -61,7 +61,7 @@ def rows_of_planes(
         for row, (network, tree) in zip(rows, networks.values(), strict=True):
             bits = evaluate(network, tree, text, task=task, precision=row["precision"])["bits"]
             row |= {"bits": bits, "perplexity": perplexity(bits)}
-            row["more"] = 100 * (row["perplexity"] / rows[0]["perplexity"] - 1)
+            row["more"] = 100 * (perplexity(bits - rows[0]["bits"]) - 1)
     if repeats:
         bytes_of = {name: next_bytes(*own, name, program_bytes) for name, own in networks.items()}
         times = time_rounds(

@@ -6,6 +6,7 @@ The preset quick is for two CPU cores; see docs/language.md for what it reaches.
 `--dataset=pydoc --preset=smoke` for a smoke test that downloads no data.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dual_precision.data.text import TEXTS, Text, load_text
+from dual_precision.data.text import TEXTS, Text, check_text_name, load_text
 from dual_precision.models import TEXT_MODELS, build_from
 from dual_precision.tasks.language import NextByte, perplexity
 from experiments.figures.language import language_table, plot_bits
@@ -59,7 +60,9 @@ def read_language_config(
     """
     settings = settings_asked(assigned, named, widths, every_field(LanguageConfig))
     preset = preset or "quick"
-    return make_language_config(preset, settings), preset
+    config = make_language_config(preset, settings)
+    check_text_name(config.dataset)  # here alone: a run is read back where its text is gone, too
+    return config, preset
 
 
 def train_command(
@@ -130,9 +133,11 @@ def problem_of_text(config: LanguageConfig, text: Text) -> Problem:
 
 
 def _columns(split: str, found: Mapping[str, float]) -> dict[str, float]:
+    """Without a perplexity where that is infinite: of a run that diverged, and JSON has none."""
+    of_a_byte = perplexity(found["bits"])
     return {
         f"{split}_bits": found["bits"],
-        f"{split}_perplexity": perplexity(found["bits"]),
+        **({} if math.isinf(of_a_byte) else {f"{split}_perplexity": of_a_byte}),
         f"{split}_accuracy": 100 * found["accuracy"],
     }
 

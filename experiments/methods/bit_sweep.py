@@ -71,7 +71,7 @@ def row_of(folder: Path, example: Any) -> tuple[dict[str, Any], dict[str, int]]:
     return row, {name: _bits(entry) for name, entry in widths.items()}
 
 
-def main(*folders: str, picture: str) -> None:
+def main(*folders: str, picture: str, data_dir: str | None = None) -> None:
     """The command; its words are the folders of finished runs.
 
     Raises:
@@ -85,7 +85,7 @@ def main(*folders: str, picture: str) -> None:
     pyplot_for_files()  # before a figure is made
     from experiments.figures.bits import draw_sweep
 
-    example = Classification.of(data.load(configs[0].dataset)).example
+    example = Classification.of(data.load(configs[0].dataset, data_dir=data_dir)).example
     found = [row_of(Path(folder), example) for folder in folders]
     rows = sorted((row for row, _ in found), key=lambda row: (row["alpha"], row["seed"]))
     maps: dict[str, dict[str, int]] = {}
@@ -99,4 +99,5 @@ def main(*folders: str, picture: str) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("picture", "bit_sweep.png", "where the figure goes")
+    flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
     cli.run(main, trains=False)

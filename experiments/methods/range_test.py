@@ -42,9 +42,10 @@ from experiments import cli
 from experiments.cifar import load_data, network_of, task_of
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
-from experiments.recipes.config import Config
+from experiments.recipes.config import PRESETS, Config
 from experiments.recipes.cyclic import Cyclic
 from experiments.recipes.flags import define_config_flags, read_config
+from experiments.recipes.names import run_folder
 from experiments.recipes.run_config import every_field
 from experiments.recipes.settings import read_settings
 from experiments.workdir import only_user, write_whole
@@ -186,12 +187,21 @@ def run_test(config: Config, network: Network, train: Any, test: RangeTest) -> d
     curves = training_curves(network, train, phase, config, bits, test.updates)
     rows = test.judge(curves, chance)
     return {
+        "experiment": config.to_json(),
         **dataclasses.asdict(test),
         "chance": chance,
         "rows": rows,
         "bound": lower_bound(rows),
         "curves": curves,
     }
+
+
+def folder_of_test(config: Config, preset: str, test: RangeTest) -> Path:
+    """runs/range_test-updates=30-digits-cyclic-w1a1g8-w8a8g8-digits-seed0: another one for every
+    test, see `run_folder`."""
+    own, plain = dataclasses.asdict(test), dataclasses.asdict(RangeTest())
+    differing = [f"{name}={value}" for name, value in own.items() if value != plain[name]]
+    return run_folder(["range_test", *differing, config.dataset], config, preset, PRESETS[preset])
 
 
 def main(
@@ -206,7 +216,7 @@ def main(
 ) -> None:
     """The command; its arguments are the flags, besides those that `read_config` reads."""
     clock, test = cli.Stopwatch(), RangeTest(updates, window, threshold)
-    config, _ = read_config(DEFAULTS)
+    config, preset = read_config(DEFAULTS)
     if not isinstance(config.recipe, Cyclic):
         raise ValueError(f"--mode={config.mode}: expected cyclic, whose lower bound this finds")
     if config.init:
@@ -220,7 +230,7 @@ def main(
             " --updates of whole batches; leave it out"
         )
     widths_to_test(config)
-    folder = Path(workdir or f"runs/range_test-{config.dataset}-{config.model}")
+    folder = Path(workdir or folder_of_test(config, preset, test))
     with only_user(folder):
         dataset = load_data(config, False, data_dir, archive)
         task: Task = task_of(config, dataset)

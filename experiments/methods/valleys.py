@@ -10,6 +10,7 @@ of each recipe the table has the mean and the sample standard deviation.
 """
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from dual_precision.tasks.classification import Classification
 from experiments import cli
 from experiments.figures.drawing import pyplot_for_files, save_figure
 from experiments.figures.tables import markdown_table
+from experiments.summary import read_runs
 from experiments.workdir import config_of_run
 
 _COLUMNS = (
@@ -39,13 +41,35 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
+def _runs_of(folders: Sequence[str]) -> tuple[dict[str, list[Path]], str]:
+    """Recipe -> its runs, which differ in the seed alone; and the data set of all. Errors as of
+    `main`."""
+    found: dict[str, list[Path]] = {}
+    names = set()
+    for folder in map(Path, folders):
+        config = config_of_run(folder)
+        if "high" not in config.recipe.reported:
+            raise ValueError(
+                f"{folder} is a run of --mode={config.mode}, which trains"
+                f" {[*config.recipe.reported]}: expected runs that train high"
+            )
+        names.add((config.dataset, config.model))
+        found.setdefault(config.mode, []).append(folder)
+    if len(names) != 1:
+        raise ValueError(f"runs of {sorted(names)}: expected one data set and one network")
+    for runs in found.values():
+        read_runs(runs)
+    return found, names.pop()[0]
+
+
 def main(
     *folders: str, radius: float, directions: int, picture: str, data_dir: str | None = None
 ) -> None:
     """The command; its words are the folders of finished runs.
 
     Raises:
-      ValueError: none are given; a radius or directions of nothing; runs of other data or networks.
+      ValueError: none are given; a radius or directions of nothing; runs of other data or networks;
+        one that did not train high; of those of a recipe, see `summary.read_runs`.
     """
     if not folders:
         raise ValueError("no workdirs given: expected the folders of finished runs")
@@ -56,18 +80,17 @@ def main(
     pyplot_for_files()  # before a figure is made
     from experiments.figures.valleys import draw_valleys, losses_around, sharpness
 
-    configs = {folder: config_of_run(Path(folder)) for folder in folders}
-    if len(names := {(config.dataset, config.model) for config in configs.values()}) != 1:
-        raise ValueError(f"runs of {sorted(names)}: expected one data set and one network")
-    dataset = data.load(names.pop()[0], data_dir=data_dir)
+    runs_of, name = _runs_of(folders)
+    dataset = data.load(name, data_dir=data_dir)
     few = dataset.validation.images[:500], dataset.validation.labels[:500]
     places = np.linspace(-radius, radius, PLACES)
     found: dict[str, list[np.ndarray]] = {}
-    for folder, config in configs.items():
-        model, variables = load(folder)
-        layers = structure_of(model, Classification.of(dataset).example).layers
-        around = losses_around(model, variables, [*layers], places, *few, directions)
-        found.setdefault(config.mode, []).append(around)
+    for mode, runs in runs_of.items():
+        for folder in runs:
+            model, variables = load(folder)
+            layers = structure_of(model, Classification.of(dataset).example).layers
+            around = losses_around(model, variables, [*layers], places, *few, directions)
+            found.setdefault(mode, []).append(around)
     rows = [
         {
             "mode": mode,

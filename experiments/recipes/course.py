@@ -89,6 +89,7 @@ def train(
         structure = structure_of(model, task.example)
         options = dataclasses.replace(config.fit_options(), shard_data=shard_data)
         # Before the workdir is claimed: what cannot work leaves it free for other settings.
+        config.recipe.check(structure)
         batch_mesh(options.rows)
         task.order(examples.train, options.batch_size, jax.random.key(0))
         told = listeners(folder, tensorboard) if is_first() else []

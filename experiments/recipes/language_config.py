@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dual_precision.data.text import check_text_name
 from dual_precision.models import TEXT_MODELS, build
 from dual_precision.precision import Modes
 from dual_precision.training.methods.modes import Split
@@ -51,7 +50,6 @@ class LanguageConfig(RunConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if self.recipe.label_smoothing:
             raise ValueError(f"label_smoothing={self.recipe.label_smoothing}: expected 0 on text")
-        check_text_name(self.dataset)
         super().__post_init__()
         losses = [phase.loss for phase in self.recipe.phases()]
         taught = any(isinstance(loss, Split) and loss.teacher for loss in losses)

@@ -65,6 +65,10 @@ class Recipe:
         """The phases, in order."""
         raise NotImplementedError
 
+    def check(self, structure: Structure) -> None:
+        """Raises ValueError where the network has no place for what the recipe trains."""
+        del structure
+
     def leaves(self, params: Any, structure: Structure) -> dict[str, Any]:
         """File name -> JSON that a finished run leaves in its folder, besides its results."""
         del params, structure

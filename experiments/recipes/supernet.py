@@ -6,6 +6,8 @@ from typing import ClassVar
 from flax.core import FrozenDict
 
 from dual_precision.precision import parse
+from dual_precision.search.space import Space, space_of
+from dual_precision.structure import Structure
 from dual_precision.training.initialize import EstimateNorms
 from dual_precision.training.methods.sampled import SampledLoss
 from experiments.recipes.recipe import Phases, Recipe, fitted, phase
@@ -41,6 +43,18 @@ class SupernetRecipe(Recipe):
         end = (EstimateNorms("low", self.reestimate),)
         half = self.passes / 2
         return (phase(self, "supernet", half, ("low",), loss=loss, at_start=start, at_end=end),)
+
+    def check(self, structure: Structure) -> None:
+        self.space(structure)  # what no search takes is not trained for hours before
+
+    def space(self, structure: Structure) -> Space:
+        """What is searched in the trained network: all choices, for every free layer.
+
+        Raises:
+          SpaceError: see `space_of`.
+        """
+        choices, blocks = self.choices.split(), self.skippable.split()
+        return space_of(structure, "low", choices, self.own_lists(), blocks)
 
     def own_lists(self) -> dict[str, tuple[str, ...]]:
         """Layer -> what `own_choices` lists for it.

@@ -22,7 +22,13 @@ from dual_precision.search.evolve import Evaluated, Settings
 from dual_precision.search.session import Session
 from experiments import cli
 from experiments.recipes.flags import read_widths_file
-from experiments.search.opened import LOG, describe_opened, open_supernet, trained_in
+from experiments.search.opened import (
+    LOG,
+    describe_opened,
+    open_supernet,
+    phase_in,
+    trained_in,
+)
 from experiments.search.results import beside, candidate_of, leave_search
 from experiments.workdir import only_user
 
@@ -48,6 +54,7 @@ def main(
     settings = Settings(strategy, population, seed)
     folder = Path(workdir or f"runs/search-{source.name}-{strategy}-seed{seed}")
     opened = open_supernet(source, images, recalibrate, data_dir)
+    phase_in(opened.space, opened.config.recipe, passes)  # not refused at the first click only
     about = describe_opened(opened, source) | {"images": images, "recalibrate": recalibrate}
     space = opened.space
     if bound is None:  # of widths.json alone; the front of all costs is searched
@@ -111,7 +118,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("widths", None, about)
     flags.DEFINE_float("passes", 2.0, "of training, each time 'train on' is clicked on the page")
     flags.DEFINE_bool("page", False, "watch and steer in a browser (extra [pages])")
-    flags.DEFINE_integer("port", 5006, "of the page; 0 takes a free one")
+    about = "of the page; 0 takes a free one"
+    flags.DEFINE_integer("port", 5006, about, lower_bound=0, upper_bound=65535)
     flags.DEFINE_string("workdir", None, "folder of the session; by default one under runs/")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
     cli.run(main)

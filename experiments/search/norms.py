@@ -60,7 +60,7 @@ def main(*, supernet: str, candidates: int, images: int, data_dir: str | None = 
 
 if __name__ == "__main__":
     flags.DEFINE_string("supernet", None, "workdir of a finished run of --mode=supernet")
-    flags.DEFINE_integer("candidates", 20, "drawn at random")
+    flags.DEFINE_integer("candidates", 20, "drawn at random", lower_bound=2)
     flags.DEFINE_integer("images", 0, "of the validation split; 0 is all")
     flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
     cli.run(main)

@@ -16,7 +16,7 @@ from dual_precision.loading import load
 from dual_precision.precision import Precision, parse
 from dual_precision.search.alternatives import SKIP
 from dual_precision.search.session import read_events
-from dual_precision.search.space import Candidate, Space, block_of, space_of
+from dual_precision.search.space import Candidate, Space, block_of
 from dual_precision.search.supernet import Supernet
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.fit import fit
@@ -167,9 +167,7 @@ def open_supernet(workdir: Path, images: int, recalibrate: bool, data_dir: str |
     batch = calibration_of(dataset.train) if recalibrate else None
     size = min(500, len(split.images))
     supernet = Supernet(model, variables, task, split, batch, size)
-    choices = tuple(config.recipe.choices.split())
-    blocks = config.recipe.skippable.split()
-    space = space_of(supernet.structure, "low", choices, config.recipe.own_lists(), blocks)
+    space = config.recipe.space(supernet.structure)
     return Opened(config, dataset, supernet, space, _losses(workdir))
 
 

@@ -22,8 +22,12 @@ _COLUMNS = (
 
 
 def front_rows(state: SearchState) -> list[dict[str, Any]]:
-    """The front, cheapest first, beside the best candidate with one width for all layers."""
-    uniform = front_of([one for one in state.evaluated if state.space.is_uniform(one.candidate)])
+    """The front, cheapest first, beside the best candidate with one width for all layers.
+
+    Which have one is told by the space as it began: an edit of the layer that reads pixels leaves
+    the network in w2a2 what it is.
+    """
+    uniform = front_of([one for one in state.evaluated if state.begun.is_uniform(one.candidate)])
     rows = []
     for one in front_of(state.evaluated):
         same = best_within(uniform, one.cost)

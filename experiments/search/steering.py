@@ -112,7 +112,8 @@ def compare(
     folder: Path,
     own_cost: float,
 ) -> dict[str, Any]:
-    """A row: front accuracy of every strategy, and what steering saved.
+    """A row: front accuracy of every strategy, and what steering saved: "needed" is None where it
+    never was as good.
 
     Args:
       about: what accuracies depend on beside the candidate: the supernet, the images.
@@ -141,9 +142,10 @@ def compare(
     row: dict[str, Any] = {"seed": seed}
     row |= {name: front_accuracy(own, *ends) for name, own in found.items()}
     row["uniform"] = front_accuracy(uniform, *ends)
-    row["needed"] = evaluations_needed(found["steered"], row["evolve"], ends) / evaluations_needed(
-        found["evolve"], row["evolve"], ends
+    steered, alone = (
+        evaluations_needed(found[name], row["evolve"], ends) for name in ("steered", "evolve")
     )
+    row["needed"] = None if math.isinf(steered) else steered / alone  # JSON has no infinity
     best = best_within(front_of(found["evolve"] + found["steered"]), own_cost)
     same = best_within(front_of(uniform), own_cost)
     if best and same:
@@ -169,6 +171,8 @@ def main(
     data_dir: str | None = None,
 ) -> None:
     clock, folder, rows = cli.Stopwatch(), Path(workdir), []
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"--quantile={quantile}: expected 0 to 1")
     with only_user(folder):
         for seed, source in enumerate(supernets):
             opened = open_supernet(Path(source), images, True, data_dir)
@@ -177,9 +181,10 @@ def main(
             cost = opened.own_cost
             row = compare(space, about, opened.evaluate, seed, evaluations, quantile, folder, cost)
             rows.append(row)
-            print(json.dumps(row), flush=True)
-            write_whole(folder / "steering.json", json.dumps({"rows": rows}, indent=1) + "\n")
-    print(f"\n{markdown_table(rows, _COLUMNS)}\n")
+            print(json.dumps(row, allow_nan=False), flush=True)
+            text = json.dumps({"rows": rows}, indent=1, allow_nan=False)
+            write_whole(folder / "steering.json", text + "\n")
+    print(f"\n{markdown_table(rows, _COLUMNS, missing='not reached')}\n")
     for one, other in (("evolve", "random"), ("steered", "evolve"), ("steered", "random")):
         print(f"{one} - {other}: {interval(rows, one, other)} points of front accuracy")
     print(f"{clock} in all")

@@ -16,8 +16,9 @@ from dual_precision.tasks.language import NextByte
 from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.state import initial_variables
 from experiments.lm import generate, training
+from experiments.lm.trained import config_of_text_run
 from experiments.recipes import course
-from experiments.workdir import RESULTS
+from experiments.workdir import CONFIG, RESULTS
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
 
@@ -77,6 +78,19 @@ def test_both_modes_and_the_same_command_again(tmp_path, command, start):
     assert sizes[1] < sizes[0]
     refused = command("planes", f"--workdir={workdir}")
     assert "expected --mode=float --model=lstm" in refused.stderr
+
+
+def test_a_run_is_read_back_where_its_text_is_gone(tmp_path):
+    """Packing never reads it; the command that trains asks for it before it makes a folder."""
+    text = tmp_path / "text"
+    text.write_bytes(b"it is a truth")
+    named = {"dataset": str(text), "mode": "two_phase"}
+    config, _ = training.read_language_config(named, ["features=8"], None, "smoke")
+    (tmp_path / CONFIG).write_text(json.dumps({"experiment": config.to_json()}))
+    text.unlink()
+    assert config_of_text_run(tmp_path) == config
+    with pytest.raises(ValueError, match=r"dataset: got '.*text', expected one of .* path of a"):
+        training.read_language_config(named, ["features=8"], None, "smoke")
 
 
 def test_init_from_a_run_on_text(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,13 @@
 """What is measured of trained networks on text: agreement, planes, drafts, times of a byte."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from dual_precision import modes
 from dual_precision.deploy import Generator
@@ -13,8 +15,10 @@ from dual_precision.models import build
 from dual_precision.tasks.language import NextByte
 from dual_precision.training.metrics import evaluate
 from experiments.benchmark.language import measure_language
-from experiments.lm import drafts, planes
+from experiments.lm import agreement, drafts, planes
+from experiments.lm.__main__ import define_lm_flags
 from experiments.lm.agreement import agreement_of
+from experiments.recipes.language_config import make_language_config
 
 TEXT = np.random.default_rng(0).integers(0, 256, 600, np.uint8)
 DUAL = modes(low="w2a8", high="w8a8")
@@ -47,6 +51,23 @@ def test_a_mode_agrees_with_itself(lstm):
     model, variables, task = lstm
     high = evaluate(model, variables, TEXT, task=task, precision="high")
     assert apart.bits[1] == pytest.approx(high["bits"])
+
+
+@pytest.mark.parametrize("mode", ["float", "high", "low"])
+def test_only_trained_modes_agree(monkeypatch, mode):
+    """Of others it is their normalisation and steps at the start that were measured."""
+    own = SimpleNamespace(config=make_language_config("smoke", {"mode": mode}))
+    monkeypatch.setattr(agreement, "read_trained", lambda *_: own)
+    with pytest.raises(ValueError, match=f"run of --mode={mode}, which .*: expected one that tra"):
+        agreement.agreement_command(workdir="run", split="test")
+
+
+def test_rounds_of_timing_are_no_negative_number():
+    values = flags.FlagValues()
+    define_lm_flags(values)
+    with pytest.raises(flags.IllegalFlagValueError, match="--repeats=-1"):
+        values(["lm", "--repeats=-1"])
+    values(["lm", "--repeats=0"])
 
 
 def test_planes_of_a_float_network(lstm):

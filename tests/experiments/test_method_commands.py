@@ -74,15 +74,16 @@ def test_widths_of_low_fit_into_the_bytes_asked_for(found):
 
 
 def test_what_was_found_is_drawn(found, tmp_path, capsys, child_environment, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", child_environment["TFDS_DATA_DIR"])
-    bit_sweep.main(str(found / "bsq"), picture=str(tmp_path / "sweep.png"))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    own = {"data_dir": child_environment["TFDS_DATA_DIR"]}
+    bit_sweep.main(str(found / "bsq"), picture=str(tmp_path / "sweep.png"), **own)
     said = capsys.readouterr().out
     assert "| compression |" in said
     bits = json.loads((found / "bsq" / "bits.json").read_text())
     assert f" {sum(bits.values()) / 2:.2f} |" in said, "layers of one size"
     assert (tmp_path / "sweep.png").exists()
     with pytest.raises(ValueError, match="is a run of --mode=float: expected one of bsq"):
-        bit_sweep.main(str(found / "float"), picture=str(tmp_path / "no.png"))
+        bit_sweep.main(str(found / "float"), picture=str(tmp_path / "no.png"), **own)
 
 
 def test_cyclic_and_its_twin(tmp_path, capsys, child_environment, monkeypatch):

@@ -16,6 +16,7 @@ from experiments.cifar import task_of
 from experiments.methods.range_test import (
     DEFAULTS,
     RangeTest,
+    folder_of_test,
     lower_bound,
     phase_of_a_width,
     training_curves,
@@ -139,6 +140,16 @@ def test_a_flag_of_training_that_it_does_not_read_is_refused(argument, says, chi
     assert says in ended.stderr
 
 
+def test_every_test_has_its_own_folder():
+    """Another seed, rate, width or number of updates took the place of what was there."""
+    others = ({}, {"seed": 1}, {"learning_rate": 0.05}, {"low": "w2a2g8"}, {"model": "resnet20"})
+    configs = [make_config("digits", {**DEFAULTS, "dataset": "digits", **own}) for own in others]
+    folders = {str(folder_of_test(config, "digits", RangeTest())) for config in configs}
+    folders.add(str(folder_of_test(configs[0], "digits", RangeTest(30, threshold=0.9))))
+    assert len(folders) == len(others) + 1
+    assert "runs/range_test-digits-cyclic-w1a1g8-w8a8g8-digits-seed0" in folders
+
+
 def test_the_command(tmp_path: Path, child_environment):
     arguments = ("--dataset=digits", "--updates=30", "--window=5", f"--workdir={tmp_path}")
     ended = subprocess.run(
@@ -154,5 +165,7 @@ def test_the_command(tmp_path: Path, child_environment):
     assert [row["bits"] for row in found["rows"]] == list(range(2, 9))
     assert {len(curve) for curve in found["curves"].values()} == {30}
     assert f"lower bound: {found['bound']} bits" in ended.stdout
+    own = {"mode": "cyclic", "dataset": "digits", "low": "w2a2g8"}
+    assert found["experiment"] == make_config("digits", own).to_json()
     assert (tmp_path / "range_test.png").read_bytes().startswith(b"\x89PNG")
     assert "not read" in ended.stdout, "the test set is not touched"

@@ -16,7 +16,7 @@ from dual_precision.search.edits import Edit
 from dual_precision.search.evolve import Evaluated, Settings, front_of
 from dual_precision.search.session import Session, read_events, replay
 from dual_precision.search.space import Space, space_of
-from dual_precision.search.state import SearchState
+from dual_precision.search.state import SearchState, moved
 from dual_precision.search.supernet import Supernet
 from dual_precision.tasks.classification import Classification
 from dual_precision.training.optimizers import RATE
@@ -24,9 +24,11 @@ from experiments.figures.drawing import pyplot_for_files
 from experiments.figures.search import draw_front
 from experiments.recipes.config import make_config
 from experiments.recipes.flags import read_widths_file
+from experiments.search import __main__ as search
+from experiments.search import steering
 from experiments.search.norms import rank_correlation
 from experiments.search.opened import LOG, Opened, open_supernet, phase_in, trained_in
-from experiments.search.results import beside, candidate_of, leave_search
+from experiments.search.results import beside, candidate_of, front_rows, leave_search
 from experiments.search.steering import compare, evaluations_needed, interval, run_strategy
 from experiments.workdir import CONFIG
 
@@ -148,9 +150,20 @@ def test_strategies_are_compared_at_as_many_evaluations_as_asked(tmp_path, table
         for path in (tmp_path / f"{count}").iterdir():
             assert len(replay(read_events(path))[-1].evaluated) == count
         assert rows[count]["evolve"] > 0
-        assert not np.isnan(rows[count]["needed"])
+        needed = rows[count]["needed"]
+        assert needed is None or needed > 0
     for count in (10, 35):
         assert compare(space, {}, score, 0, count, 0.25, tmp_path / "40", 29) == rows[count]
+
+
+def test_a_strategy_that_never_is_as_good_needs_no_number(tmp_path, table, monkeypatch):
+    """steering.json had Infinity, which is no JSON."""
+    space, score = table
+    answers = iter([np.inf, 10])
+    monkeypatch.setattr(steering, "evaluations_needed", lambda *_: next(answers))
+    row = compare(space, {}, score, 0, 20, 0.25, tmp_path, 29)
+    assert row["needed"] is None
+    json.dumps(row, allow_nan=False)
 
 
 def test_the_best_map_is_compared_at_the_cost_of_low(tmp_path, table):
@@ -255,6 +268,19 @@ def test_nothing_is_left_where_nothing_of_the_space_was_evaluated(tmp_path):
     assert not (tmp_path / "widths.json").exists()
 
 
+def test_which_points_are_uniform_is_no_matter_of_edits():
+    """An analyst who removes w8a32 of the first layer had made those of w4a32 the uniform ones."""
+    space = Space("low", ("stem", "a"), (("w4a32", "w8a32"), ("w1a1", "w2a2")), (1, 2), 5)
+    found = (Evaluated(("w8a32", "w2a2"), 50.0, 77), Evaluated(("w4a32", "w2a2"), 40.0, 45))
+    state = SearchState(space, Settings(), {}, found)
+    edit = {"event": "edit", "edit": Edit("remove", "stem", "w8a32").to_json()}
+    for own in (state, moved(state, edit)):
+        assert [row["uniform"] for row in front_rows(own)] == [None, 50.0]
+        pyplot_for_files()
+        labels = {p.get_label(): p for p in draw_front(own).axes[0].collections}
+        assert [*map(tuple, labels["one width for all layers"].get_offsets())] == [(77, 50.0)]
+
+
 def test_the_figure_has_uniform_points_where_the_first_layer_is_free():
     """No two texts are alike there, as pixels have no width: w8a32 and w2a2."""
     space = Space("low", ("stem", "a"), (("w4a32", "w8a32"), ("w1a1", "w2a2")), (1, 2), 5)
@@ -302,6 +328,38 @@ def test_a_training_counts_when_the_log_has_it(tmp_path):
     (tmp_path / LOG).write_text('{"event": "begin"}\n{"event": "trained", "losses": []}\n')
     (tmp_path / "trained2").mkdir()
     assert trained_in(tmp_path) == [tmp_path / "trained1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("search", "--port=70000"), ("search", "--port=-1"), ("search.norms", "--candidates=1")],
+)
+def test_numbers_that_mean_nothing(child_environment, command, flag):
+    ended = start(child_environment, command, "--supernet=none", flag)
+    assert ended.returncode == 1
+    name, _, value = flag.partition("=")
+    assert ended.stderr.startswith(f"error: flag {name}={value}: {value} is not")
+
+
+def test_a_quantile_is_a_share(tmp_path):
+    own = {"supernets": ["none"], "evaluations": 1, "images": 0, "workdir": str(tmp_path / "new")}
+    for wrong in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"--quantile={wrong}: expected 0 to 1"):
+            steering.main(quantile=wrong, **own)
+    assert not (tmp_path / "new").exists()
+
+
+def test_passes_of_nothing_are_refused_before_the_page(tmp_path, monkeypatch):
+    """It was said at the first click on "train on"."""
+    config = make_config("quick", {"mode": "supernet"})
+    space = Space("low", ("a",), (("w1a1", "w2a2"),), (1,), 5)
+    opened = Opened(config, None, None, space, ())
+    monkeypatch.setattr(search, "open_supernet", lambda *_: opened)
+    settings = {"evaluations": 1, "strategy": "evolve", "population": 2, "seed": 0, "images": 0}
+    settings |= {"recalibrate": True, "page": True, "port": 0, "workdir": str(tmp_path / "new")}
+    with pytest.raises(ValueError, match=r"passes=0\.0: expected more than 0"):
+        search.main(supernet="none", passes=0.0, **settings)
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unfinished_supernet_is_refused(tmp_path):

@@ -74,6 +74,25 @@ def test_batch_larger_than_the_split(parse, data_dir, tmp_path):
     assert not (tmp_path / "config.json").exists(), "a smaller batch may have this folder"
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("skippable=stage2_block1", r"blocks \['stage2_block1'\] to skip: expected such as have"),
+        ("own_choices=dense2:w4a32,w8a32", "choices .* of layer 'dense2': expected all with bits"),
+        ("own_choices=conv:w2a2,w3a3", r"choices of layers \['conv'\]: expected some of"),
+        ("choices=w2a2", "a space of mode 'low' without alternatives, in 2 layers"),
+    ],
+)
+def test_a_supernet_that_no_search_takes(parse, data_dir, tmp_path, setting, says):
+    """It was trained to the end; the search refuses by the same function."""
+    workdir = tmp_path / "run"
+    own = ("--mode=supernet", "--dataset=digits", "--set=passes=2", f"--set={setting}")
+    parse(*own, f"--workdir={workdir}", data_dir)
+    with pytest.raises(ValueError, match=says):
+        cli.start_command(cifar.main, [])
+    assert not (workdir / "config.json").exists(), "the folder is free for other choices"
+
+
 # -- widths of layers ------------------------------------------------------------------------------
 
 

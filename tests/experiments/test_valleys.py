@@ -1,5 +1,7 @@
 """How sharp a minimum is; the figures of cycles and bits; the commands refuse what is no run."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from dual_precision.training.state import initial_variables
 from experiments.figures.drawing import COLOURS, RECIPES
 from experiments.figures.valleys import draw_valleys, losses_around, sharpness
 from experiments.methods import bit_sweep, valleys
+from experiments.recipes.config import make_config
+from experiments.workdir import CONFIG, RESULTS
 
 MODEL = MLP(num_classes=4, modes=modes(low="w2a2", high="w8a8"), hidden=(16, 16))
 EXAMPLE = Classification((8, 8, 1)).example
@@ -68,6 +72,33 @@ def test_valleys_refused(tmp_path, arguments, says):
     settings = {"radius": 0.5, "directions": 5, "picture": "p.png", **arguments}
     with pytest.raises((ValueError, OSError), match=says):
         valleys.main(*folders, **settings)
+
+
+def finished_run(folder, mode, **settings):
+    config = make_config("digits", {"dataset": "digits", "mode": mode, **settings})
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps({"experiment": config.to_json()}))
+    rows = [{"mode": name, "validation": 80.0} for name in config.recipe.reported]
+    (folder / RESULTS).write_text(json.dumps({"rows": rows}))
+    return str(folder)
+
+
+def test_only_runs_of_seeds_have_a_spread(tmp_path):
+    """Of high, trained to the end, each once: the rest had figures all the same."""
+    settings = {"radius": 0.5, "directions": 5, "picture": "p.png"}
+    cyclic = finished_run(tmp_path / "cyclic", "cyclic")
+    low = finished_run(tmp_path / "low", "low")
+    with pytest.raises(ValueError, match=r"low is a run of --mode=low, which trains .*: exp"):
+        valleys.main(cyclic, low, **settings)
+    with pytest.raises(ValueError, match="are one folder: expected runs of different seeds"):
+        valleys.main(cyclic, f"{cyclic}/../cyclic", **settings)
+    other = finished_run(tmp_path / "other", "cyclic", seed=1, passes=8.0)
+    with pytest.raises(ValueError, match="2 configs in 2 runs: expected all but the seed alike"):
+        valleys.main(cyclic, other, **settings)
+    static = finished_run(tmp_path / "static", "static")
+    (tmp_path / "static" / RESULTS).unlink()
+    with pytest.raises(ValueError, match=r"static has no results\.json: expected a finished run"):
+        valleys.main(cyclic, static, **settings)
 
 
 def test_sweeps_refused(tmp_path):

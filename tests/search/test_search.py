@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import resource
 import threading
 
 import jax
@@ -271,6 +272,19 @@ def test_a_log_is_the_session(tmp_path):
     assert again.version == session.version
 
 
+def test_a_session_that_could_not_begin_can_begin(tmp_path):
+    """A full disk left a log of no bytes, and a kill half a line: neither could be gone on with."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes: a part of the first line
+    try:
+        with pytest.raises(OSError, match=r"large|space"):
+            begun(tmp_path / "log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
+    assert begun(tmp_path / "log").step()
+
+
 def test_edits_take_effect_at_once_and_undo_takes_them_back(tmp_path):
     session = begun(tmp_path / "log", population=100)
     session.run(3)
@@ -303,6 +317,21 @@ def test_two_analysts_at_once(tmp_path):
     assert len(told) == 3
     assert all("or no longer" in text for text in told)
     assert replay(read_events(session.path))[-1] == session.state
+
+
+@pytest.mark.parametrize("text", ["w02a2", "w2a02", "w5a05"])
+def test_widths_are_written_one_way(tmp_path, text):
+    """w02a2 was another alternative beside w2a2, evaluated anew."""
+    session = begun(tmp_path / "log")
+    with pytest.raises(SpaceError, match=rf"'{text}': expected '{parse(text)}', as these"):
+        session.edit(Edit("add", "a", text))
+    assert session.state.space == SPACE
+
+
+@pytest.mark.parametrize("most", [float("nan"), float("inf"), -float("inf")])
+def test_a_bound_is_a_number(most):
+    with pytest.raises(SpaceError, match=rf"a bound of {most} BitOps: expected a number, or none"):
+        dataclasses.replace(SPACE, most=most)
 
 
 def test_logs_of_others(tmp_path):

@@ -20,15 +20,19 @@ def score(space, candidate):
     return float(sum(int(text[1]) for text in candidate))
 
 
-@pytest.fixture
-def views(tmp_path):
+def views_of(space, path):
     """Those of one browser, of a session with 10 candidates that no thread goes on with."""
     pytest.importorskip("bokeh", reason="the page needs the extra [pages]")
     from dual_precision.search.page.views import Views
 
-    session = Session(tmp_path / "log", SPACE, Settings(), {}, score, lambda space: [1.0])
+    session = Session(path, space, Settings(), {}, score, lambda space: [1.0])
     session.run(10)
     return Views(Worker(session, 1000), "one")
+
+
+@pytest.fixture
+def views(tmp_path):
+    return views_of(SPACE, tmp_path / "log")
 
 
 @pytest.mark.parametrize("name", shown.PRESETS)
@@ -87,6 +91,26 @@ def test_what_one_edit_of_several_could_not_do_is_said(views):
     assert views.message.text.count("no longer") == 2
     views._do(views.session.undo)
     assert views.message.text == ""
+
+
+@pytest.mark.parametrize("kind", ["cut", "join"])
+def test_only_neighbours_are_connected(tmp_path, kind):
+    """An edit names the first layer alone: it was another block of the next one that was cut."""
+    space = Space("low", ("a", "b", "c"), (CHOICES,) * 3, (1, 2, 3), 5)
+    space = edited(space, Edit("cut", "a", "w1a1", "w2a2"))
+    views = views_of(space, tmp_path / "log")
+
+    def connect(*blocks):
+        views.blocks.selected.indices = [views._blocks.index(block) for block in blocks]
+        views._connect(kind)
+
+    first = ("a", "w1a1")
+    for others in ([("a", "w2a2")], [("c", "w2a2")], [], [("b", "w2a2"), ("c", "w2a2")]):
+        connect(first, *others)
+        assert "expected two blocks of neighbouring layers" in views.message.text
+    assert views.session.state.space == space
+    connect(("b", "w2a2"), first)
+    assert (views.session.state.space == space) == (kind == "cut")  # which it is already
 
 
 def test_trouble_is_said_while_there_is_some(views):

@@ -158,10 +158,9 @@ def path_columns(state: SearchState, blocks: Sequence[Block]) -> Columns:
 def preset_edits(state: SearchState, name: str) -> list[Edit]:
     """The edits that leave every layer the alternatives of a preset; a layer that would have none
     left keeps what it has."""
-    first = state.history[0][0] if state.history else state.space
     edits = []
     for layer, own, began in zip(
-        state.space.layers, state.space.alternatives, first.alternatives, strict=True
+        state.space.layers, state.space.alternatives, state.begun.alternatives, strict=True
     ):
         wanted = [text for text in began if PRESETS[name](text)]
         if wanted:

@@ -186,9 +186,15 @@ class Views:
         self._edit([Edit("add", layer, self.text.value.strip()) for layer in layers])
 
     def _connect(self, kind: str) -> None:
-        chosen = sorted(self._chosen(), key=lambda b: self.session.state.space.layers.index(b[0]))
-        if len(chosen) != 2:
-            self._say("select two blocks of neighbouring layers (shift and click)")
+        layers = self.session.state.space.layers
+        chosen = sorted(self._chosen(), key=lambda block: layers.index(block[0]))
+        places = [layers.index(layer) for layer, _ in chosen]
+        if len(chosen) != 2 or places[1] != places[0] + 1:
+            names = ", ".join(f"{layer} {text}" for layer, text in chosen) or "nothing"
+            self._say(
+                f"{names} selected, to {kind}: expected two blocks of neighbouring layers; click"
+                " one, then the other with shift"
+            )
             return
         (layer, first), (_, second) = chosen
         self._edit([Edit(kind, layer, first, next=second)])

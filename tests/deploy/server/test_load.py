@@ -55,6 +55,26 @@ def test_arrivals_are_three_times_as_many_in_the_burst():
     assert times == sorted(burst.arrivals(0, 100.0, 9.0))
 
 
+def test_a_load_of_too_many_requests_is_shorter():
+    """With its three thirds: it was cut in the burst, and nothing said so."""
+    assert burst.length_of_run(100.0, 12.0) == 12.0
+    seconds = burst.length_of_run(2000.0, 12.0)
+    times = burst.arrivals(0, 2000.0, seconds)
+    assert abs(len(times) - burst.MOST) < 500  # seven times the deviation of a Poisson number
+    assert sum(at >= 2 * seconds / 3 for at in times) > burst.MOST / 10
+
+
+def test_where_high_never_is_late_there_is_nothing_to_compare():
+    """0 / 1e-9 was a bar that is passed."""
+    row = {"late": 0.0, "accuracy": 90.0}
+    late, lost = burst.verdicts(row, row).splitlines()
+    assert "not measured" in late
+    assert "PASS" not in late
+    assert lost.endswith("PASS")
+    late, _ = burst.verdicts({**row, "late": 30.0}, {**row, "late": 3.0}).splitlines()
+    assert late.endswith("0.100 x (bar 0.33) PASS")
+
+
 def test_a_refusal_is_no_fast_answer():
     answered = [burst.Sent(ms, "w2a8", 64) for ms in (100.0, 300.0)]
     found = burst.summary([*answered, *[burst.Sent(1.0, None, 0)] * 2], 250.0, "2")
