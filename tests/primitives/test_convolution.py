@@ -29,6 +29,14 @@ SHAPES = [
     (4, 12, 12, 8, 64, 5, 2),
     (0, 4, 4, 2, 3, 3, 1),
 ]
+# A row is shorter than the stride there.
+NARROW = [
+    (3, 64, 1, 16, 16, 3, 2),
+    (8, 32, 1, 16, 32, 3, 2),
+    (2, 9, 2, 17, 48, 5, 3),
+    (1, 6, 1, 8, 16, 1, 2),
+    (5, 5, 3, 3, 8, 7, 4),
+]
 
 
 def some_integers(shape, low=-8, high=8):
@@ -56,7 +64,7 @@ def all_three(x, w, g, stride, product=conv2d):
 
 @needs_library
 @pytest.mark.parametrize("product", [conv2d, conv2d_integers])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *NARROW])
 def test_the_library_and_xla(shape, product):
     x, w, g = operands(*shape)
     with xla_alone():
