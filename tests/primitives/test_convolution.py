@@ -160,6 +160,18 @@ def test_sums_of_codes_stay_in_32_bits(alone):
             summed(most + 1)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["library", "XLA"])
+@pytest.mark.parametrize(
+    ("x", "codes"), [("int8", "int8"), ("uint8", "uint8"), ("int32", "int8"), ("uint8", "int32")]
+)
+def test_codes_of_other_dtypes_are_refused(x, codes, alone):
+    """The library would read their bytes as its own, and XLA would convert them."""
+    given = jnp.ones((1, 4, 4, 2), x), jnp.ones((3, 3, 2, 2), codes)
+    with xla_alone() if alone else contextlib.nullcontext():
+        with pytest.raises(ValueError, match=f"of {x} and of weights {codes}: expected uint8 and"):
+            conv2d_codes(*given, 1, (8, 8), (255, 128))
+
+
 @needs_library
 def test_codes_pay_where_their_sums_are_exact():
     for smaller, larger in itertools.pairwise([(3, 3), (15, 15), (255, 128)]):
