@@ -68,8 +68,8 @@ def conv2d_integers(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     >>> conv2d_integers(jnp.ones((1, 2, 2, 1)), jnp.full((3, 3, 1, 1), 255.0), 2).item()
     1020.0
     """
-    # A fault of oneDNN (package 2023.2.0): where a row is shorter than the stride, and the window
-    # larger than 1x1, its weight gradient of bfloat16 is any numbers or NaN; of float32 it is right.
+    # A fault of oneDNN (package 2023.2.0): its weight gradient of bfloat16 is any numbers, or NaN,
+    # where a row is shorter than the stride, except at 1x1. That of float32 is right.
     sound = x.shape[2] >= stride or kernel.shape[0] == 1
     if sound and not _is_alone() and x.size and kernel.size and native.fast_bfloat16():
         return _of_integers(x, kernel, stride)

@@ -167,9 +167,44 @@ def test_sums_of_codes_stay_in_32_bits(alone):
 def test_codes_of_other_dtypes_are_refused(x, codes, alone):
     """The library would read their bytes as its own, and XLA would convert them."""
     given = jnp.ones((1, 4, 4, 2), x), jnp.ones((3, 3, 2, 2), codes)
-    with xla_alone() if alone else contextlib.nullcontext():
-        with pytest.raises(ValueError, match=f"of {x} and of weights {codes}: expected uint8 and"):
-            conv2d_codes(*given, 1, (8, 8), (255, 128))
+    says = f"of {x} and of weights {codes}: expected uint8 and int8"
+    with (
+        xla_alone() if alone else contextlib.nullcontext(),
+        pytest.raises(ValueError, match=says),
+    ):
+        conv2d_codes(*given, 1, (8, 8), (255, 128))
+
+
+@needs_library
+def test_a_program_of_codes_is_one_and_the_same(caplog):
+    """Two traces give one text, which a cache finds again, and eager calls compile once."""
+    x, codes = jnp.ones((1, 4, 3, 16), jnp.uint8), jnp.ones((3, 3, 16, 16), jnp.int8)
+
+    def summed(x, codes):
+        return conv2d_codes(x, codes, 1, (8, 8), (255, 128))
+
+    texts = {jax.jit(lambda *given: summed(*given)).lower(x, codes).as_text() for _ in range(2)}
+    assert len(texts) == 1
+    for first in (True, False):
+        caplog.clear()
+        with jax.log_compiles():
+            summed(x, codes)
+        assert any("Compiling" in message for message in caplog.messages) == first
+
+
+@needs_library
+def test_codes_of_one_place_may_change_and_are_read_at_every_width():
+    """What is kept of them, in the layout of the library, is of what they are and of the width."""
+    x = jnp.asarray(some_integers((2, 5, 5, 16), 0, 3), jnp.uint8)
+    for seed in range(4):
+        drawn = np.random.default_rng(seed).integers(-8, 8, (3, 3, 16, 16))
+        codes = jnp.asarray(drawn, jnp.int8)
+        for widths in ((2, 4), (4, 4), (8, 8), (2, 4)):
+            found = conv2d_codes(x, codes, 1, widths, (3, 128))
+            with xla_alone():
+                wanted = conv2d_codes(x, codes, 1, widths, (3, 128))
+            np.testing.assert_array_equal(found, wanted)
+        del codes  # the next ones may stand where they stood
 
 
 @needs_library
