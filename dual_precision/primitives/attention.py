@@ -116,6 +116,8 @@ def cached_attention(
       [N, T, heads, D]; keys and values with the new rows.
     """
     given = (qkv, keys, values, length)
+    if 0 in qkv.shape:  # no row
+        return jnp.zeros((*qkv.shape[:2], *qkv.shape[3:]), jnp.float32), keys, values
     if not decoder.available():
         return _attention_by_xla(*given)
     half = qkv.shape[-1] // 2
