@@ -295,6 +295,22 @@ def test_blocks_that_cannot_be_left_out(name, kept, says):
         model.apply(variables, images, precision=Widths("low", kept=kept))
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("resnet", {"widths": (4,)}, r"stage_sizes=\(1, 1\) and widths=\(4,\): expected as many"),
+        ("resnet", {"widths": (8, 4)}, r"widths=\(8, 4\): expected none below the one before"),
+        ("resnet", {"space_to_depth": 0}, "space_to_depth=0: expected 1 or more"),
+        ("resnet", {"std": (1,)}, "expected as many of both"),
+        ("mlp", {"std": (0.0,)}, r"std=\(0.0,\): expected .* no std of 0"),
+    ],
+)
+def test_attributes_that_make_no_model(name, wrong, says):
+    factory, shape = TINY[name]
+    with pytest.raises(ValueError, match=says):
+        layers_of(factory(modes=DUAL, **wrong), *shape[1:])
+
+
 def test_modes_that_share_a_normalisation():
     """One set of leaves for both; the float tree stays a part of it."""
     own = modes(low="w2a2", high="w8a8", norms={"low": "high"})

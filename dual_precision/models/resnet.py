@@ -90,6 +90,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
         self.modes.check_name(mode_of(precision))
+        self._check_stages()
         self._check_blocks("skipped", self.skipped)
         self._check_blocks("kept", kept_blocks(precision))
         skipped = frozenset(self.skipped)
@@ -121,6 +122,18 @@ class ResNet(nn.Module):
         check_named_layers(self, precision, blocks=kept_blocks(precision))  # checked above
         return logits
 
+    def _check_stages(self) -> None:
+        if not self.widths or len(self.widths) != len(self.stage_sizes):
+            raise ValueError(
+                f"stage_sizes={self.stage_sizes} and widths={self.widths}: expected as many of"
+                " both, one for each stage"
+            )
+        if not self.projections and [*self.widths] != sorted(self.widths):
+            raise ValueError(
+                f"widths={self.widths}: expected none below the one before, as a shortcut without"
+                " parameters drops no channels; order them, or set projections=True"
+            )
+
     def _check_blocks(self, what: str, names: Collection[str]) -> None:
         """Raises ValueError unless these are blocks whose shortcut is an identity."""
         if unknown := sorted(name for name in {*names} if not self._may_be_left(name)):
@@ -149,6 +162,8 @@ def space_to_depth(x: jax.Array, side: int) -> jax.Array:
     """Stacks blocks of side x side pixels: [N, H, W, C] -> [N, H/side, W/side, side*side*C]."""
     if side == 1:
         return x
+    if side < 1:
+        raise ValueError(f"space_to_depth={side}: expected 1 or more, the side of a pixel block")
     n, h, w, c = x.shape
     if h % side or w % side:
         raise ValueError(

@@ -136,6 +136,7 @@ def test_what_has_no_code_is_refused(bad):
         (2, 8.0),
         (None, 8),
         ("2", 8),
+        (np.asarray([2, 3]), 8),
     ],
     ids=repr,
 )
