@@ -130,8 +130,8 @@ def check_bits(bits: Bits, stored: Bits) -> None:
         if kind is not int and not jnp.issubdtype(kind, jnp.integer):
             what = kind if isinstance(width, jax.core.Tracer) else repr(width)
             raise ValueError(f"a width of {what}: expected an integer")
-        if getattr(width, "shape", ()) != ():
-            raise ValueError(f"widths of shape {list(width.shape)}: expected an integer, shape ()")
+        if shape := getattr(width, "shape", ()):
+            raise ValueError(f"widths of shape {list(shape)}: expected an integer, shape ()")
     top = 8
     if not isinstance(stored, jax.core.Tracer):
         if not 1 <= int(stored) <= 8:
