@@ -68,7 +68,9 @@ class Structure:
         mode = self.owner(leaf)
         if mode is None:
             return True
-        if "input_step" in leaf:
+        parts = _prefixes(leaf)
+        in_layer = not parts.isdisjoint(self.layers) and parts.isdisjoint(self.norms)
+        if in_layer or "input_step" in leaf:
             return mode in modes
         return mode in {self.modes.norm_of(name) for name in modes}
 
@@ -87,8 +89,7 @@ class Structure:
 
     def is_inside(self, leaf: LayerPath) -> bool:
         """Whether a leaf belongs to a layer or a norm; others belong to the model itself."""
-        parts = {leaf[1:end] for end in range(1, len(leaf) + 1)}
-        return not parts.isdisjoint(self.layers.keys() | self.norms.keys())
+        return not _prefixes(leaf).isdisjoint(self.layers.keys() | self.norms.keys())
 
     @property
     def params(self) -> dict[str, Any]:
@@ -100,6 +101,11 @@ class Structure:
     def parts(self) -> frozenset[str]:
         """Names in the tree, which no mode may have."""
         return LEAVES | {part for path in (*self.layers, *self.norms) for part in path}
+
+
+def _prefixes(leaf: LayerPath) -> set[LayerPath]:
+    """Paths of the modules that a leaf is in."""
+    return {leaf[1:end] for end in range(1, len(leaf) + 1)}
 
 
 def structure_of(model: nn.Module, example: Example, most: int | None = None) -> Structure:

@@ -182,6 +182,46 @@ def test_inputs_of_other_channels_are_refused(layer):
         layer.apply({"params": started(layer, 2)}, jnp.ones((1, 4, 4, 5)), precision="low")
 
 
+# -- what is true of one product ------------------------------------------------------------------
+
+
+class Backwards:
+    """A product whose output channel j is not that of column j."""
+
+    def product(self, x, kernel):
+        return (x @ kernel)[..., ::-1]
+
+
+class Mixed(Backwards, Dense):
+    pass
+
+
+class MixedAgain(Mixed):
+    pass
+
+
+class MixedWithFacts(Backwards, Dense):
+    matrix = True
+
+
+class Derived(Dense):
+    def product(self, x, kernel):
+        return (x @ kernel)[..., ::-1]
+
+
+@pytest.mark.parametrize("cls", [Mixed, MixedAgain, MixedWithFacts, Derived])
+def test_another_product_has_none_of_the_facts_of_the_first(cls):
+    """Wherever it comes from; what is said beside or before it stays."""
+    assert (cls.channelwise, cls.matrix) == (False, cls is MixedWithFacts)
+    own = modes(low="w2a2")
+    x, params = jnp.abs(normal(2, 5)), {**started(Dense(3, own), 5), "bias": jnp.zeros(3)}
+    params["step"] = jnp.asarray([0.01, 0.1, 1.0])
+    found, wanted = (
+        layer(3, own).apply({"params": params}, x, precision="low") for layer in (cls, Dense)
+    )
+    np.testing.assert_allclose(found, wanted[:, ::-1], rtol=1e-6)
+
+
 # -- the stored grid -------------------------------------------------------------------------------
 
 

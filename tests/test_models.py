@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dual_precision import Modes, modes
+from dual_precision import Modes, Widths, modes
 from dual_precision.models import IMAGE_MODELS, build, build_from
 from dual_precision.models.resnet import shortcut, space_to_depth
 from dual_precision.structure import structure_of
@@ -272,6 +272,43 @@ def test_widths_of_an_unknown_layer_are_refused(name, name_or_pattern):
         jax.eval_shape(partial(model.apply, precision="low"), variables, images)
     with pytest.raises(ValueError, match=says):
         layers_of(model, *images.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "says"),
+    [
+        ("mlp", {"dense2": 0}, r"kept blocks \['dense2'\]: expected none, the blocks that this"),
+        (
+            "resnet",
+            {"dense2": 0},
+            r"kept blocks \['dense2'\]: expected some of \['stage1_block1'\]",
+        ),
+        ("resnet", {"stage1_block1": 7}, "kept block 'stage1_block1' is 7: expected 1, or 0 to"),
+        ("resnet", {"stage1_block1": 0.5}, "is 0.5: expected 1, or 0"),
+        ("resnet", {"stage1_block1": np.ones(2)}, "expected 1, or 0"),
+        ("resnet", ["stage1_block1"], r"kept=\['stage1_block1'\]: expected a mapping from blocks"),
+    ],
+)
+def test_blocks_that_cannot_be_left_out(name, kept, says):
+    model, variables, images = made(name)
+    with pytest.raises(ValueError, match=says):
+        model.apply(variables, images, precision=Widths("low", kept=kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("resnet", {"widths": (4,)}, r"stage_sizes=\(1, 1\) and widths=\(4,\): expected as many"),
+        ("resnet", {"widths": (8, 4)}, r"widths=\(8, 4\): expected none below the one before"),
+        ("resnet", {"space_to_depth": 0}, "space_to_depth=0: expected 1 or more"),
+        ("resnet", {"std": (1,)}, "expected as many of both"),
+        ("mlp", {"std": (0.0,)}, r"std=\(0.0,\): expected .* no std of 0"),
+    ],
+)
+def test_attributes_that_make_no_model(name, wrong, says):
+    factory, shape = TINY[name]
+    with pytest.raises(ValueError, match=says):
+        layers_of(factory(modes=DUAL, **wrong), *shape[1:])
 
 
 def test_modes_that_share_a_normalisation():

@@ -219,6 +219,17 @@ def test_what_a_mode_reads_of_a_shared_normalisation():
         assert structure.is_read(tuple(leaf.split("/")), ["low"]) is read, leaf
 
 
+def test_a_range_of_inputs_is_no_part_of_a_shared_normalisation():
+    """Whatever else a layer has of each mode is of that mode, as its input steps are."""
+    own = modes(low="w2a2", high="w8a8", norms={"low": "high"})
+    structure = described(build("mlp_minmax", num_classes=3, modes=own, hidden=(8, 8)), 8, 8, 1)
+    for mode, other in (("low", "high"), ("high", "low")):
+        ranges = {path for path in structure.shapes if "range" in path and mode in path}
+        assert ranges
+        assert all(structure.is_read(path, [mode]) for path in ranges)
+        assert not any(structure.is_read(path, [other]) for path in ranges)
+
+
 # -- names and orders ------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dual_precision import modes
 from dual_precision.models import build
+from dual_precision.primitives.native import decoder
 from dual_precision.structure import structure_of
 
 TINY = partial(build, "transformer", features=32, depth=2, heads=2, context=16)
@@ -42,6 +43,20 @@ def test_a_cache_gives_what_the_whole_text_gives():
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=0.2)
     assert np.corrcoef(np.ravel(whole), np.ravel(jnp.concatenate(parts, axis=1)))[0, 1] > 0.99
     assert kept.length.tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_no_text_has_no_logits(compiled, monkeypatch):
+    """With and without a cache, by whoever computes the rows."""
+    if not compiled:
+        monkeypatch.setattr(decoder, "available", lambda: False)
+    model, variables = made()
+    none = TEXT[:0]
+    call = jax.jit(lambda *given: model.apply(variables, *given, precision="high"))
+    assert call(none).shape == (0, 12, 256)
+    out, kept = call(none, model.empty_cache(0))
+    assert out.shape == (0, 12, 256)
+    assert [leaf.shape for leaf in kept.keys] == [(0, 16, 2, 16)] * 2
 
 
 def test_its_parts():

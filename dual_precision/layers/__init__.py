@@ -5,13 +5,9 @@ from dual_precision.layers.embed import Embed
 from dual_precision.layers.linear import Conv, Dense
 from dual_precision.layers.lstm import Recurrence
 from dual_precision.layers.minmax import MinMaxConv, MinMaxDense
+from dual_precision.layers.named import check_named_layers
 from dual_precision.layers.norms import SwitchableBatchNorm, SwitchableRMSNorm
-from dual_precision.layers.quantized import (
-    CALIBRATION,
-    ROUNDING,
-    QuantizedLayer,
-    check_named_layers,
-)
+from dual_precision.layers.quantized import CALIBRATION, ROUNDING, QuantizedLayer
 
 __all__ = [
     "CALIBRATION",

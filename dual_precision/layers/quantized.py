@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dual_precision.layers.facts import Layer
-from dual_precision.precision import Asked, Modes, Precision, Resolved, Widths, is_whole
+from dual_precision.precision import Asked, Modes, Precision, Resolved, is_whole
 from dual_precision.primitives.code_products import code_product
 from dual_precision.primitives.gradients import quantize_gradient, refuse_gradient
 from dual_precision.primitives.normalization import per_channel
@@ -88,10 +88,9 @@ class QuantizedLayer(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "product" in vars(cls):
-            for name in _OF_A_PRODUCT:
-                if name not in vars(cls):
-                    setattr(cls, name, vars(QuantizedLayer)[name])
+        for name in _OF_A_PRODUCT:
+            if _depth(cls, "product") < _depth(cls, name):
+                setattr(cls, name, vars(QuantizedLayer)[name])
 
     def kernel_shape(self, inputs: int) -> tuple[int, ...]:
         """Shape of the kernel for so many input channels: [..., inputs, features]."""
@@ -259,6 +258,11 @@ class QuantizedLayer(nn.Module):
         )
 
 
+def _depth(cls: type, name: str) -> int:
+    """How many classes are asked for an attribute before the one that has it."""
+    return next(at for at, base in enumerate(cls.__mro__) if name in vars(base))
+
+
 def _first(earlier: Any, new: Any) -> Any:
     return earlier or new  # sow starts from ()
 
@@ -274,18 +278,6 @@ def check_present(name: str, present: Collection[str]) -> None:
             f"these variables hold no values of precision {name!r}: expected one of"
             f" {list(present)}; load more of the packed file, or a checkpoint"
         )
-
-
-def check_named_layers(model: nn.Module, precision: Asked) -> None:
-    """Raises ValueError where widths name a layer that the model lacks; at the end of its call."""
-    asked = precision.named_layers if isinstance(precision, Widths) else set()
-    wanted = {*asked, *model.modes.layers}
-    if not wanted:
-        return
-    params = model.variables.get("params", {})
-    flat = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    known = {"/".join(key.key for key in path[:-1]) for path in flat if path[-1].key in WEIGHTS}
-    model.modes.check_layers(known, asked)
 
 
 def _initial_input_steps(_: jax.Array, widths: dict[str, int]) -> dict[str, jax.Array]:

@@ -15,13 +15,19 @@ def prepare_images(x: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """float32 [N, H, W, C]: (x / 255 - mean) / std for uint8 pixels, floats as they are.
 
     Raises:
-      ValueError: `x` is not [N, H, W, C], or neither uint8 nor floating.
+      ValueError: `x` is not [N, H, W, C], or neither uint8 nor floating; mean and std
+        that do not fit.
     """
     if x.ndim != 4:
         raise ValueError(
             f"images of shape {list(x.shape)}: expected [N, H, W, C]; add the missing axis"
         )
     if x.dtype == jnp.uint8:
+        if len(mean) != len(std) or 0 in std:
+            raise ValueError(
+                f"mean={tuple(mean)} and std={tuple(std)}: expected as many of both, one or one for"
+                " each channel, and no std of 0"
+            )
         scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32)
         offset = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32)
         if scale.size not in (1, x.shape[-1]):

@@ -7,9 +7,8 @@ The first convolution and the classifier keep 8-bit weights in every mode.
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from flax import linen as nn
 
 from dual_precision.layers import Conv, Dense, SwitchableBatchNorm, check_named_layers
 from dual_precision.models.inputs import ModuleDef, prepare_images
-from dual_precision.precision import Asked, Modes, Widths, mode_of
+from dual_precision.precision import Asked, Modes, kept_blocks, mode_of
 
 _BLOCK = re.compile(r"stage([1-9][0-9]{0,8})_block([1-9][0-9]{0,8})")
 _SHOWN = 100  # names of blocks in an error
@@ -38,8 +37,9 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="norm1")(y, precision=precision, train=train))
         y = self.conv(self.features, name="conv2")(y, precision=precision)
         y = self.norm(name="norm2")(y, precision=precision, train=train)
-        if "/".join(self.path) in kept_blocks(precision):
-            y = y * jnp.asarray(kept_blocks(precision)["/".join(self.path)], y.dtype)
+        kept = kept_blocks(precision)
+        if (name := "/".join(self.path)) in kept:
+            y = y * jnp.asarray(kept[name], y.dtype)
         if self.projections and (self.stride > 1 or x.shape[-1] != self.features):
             conv = self.conv(self.features, kernel_size=1, stride=self.stride, name="shortcut")
             x = conv(x, precision=precision)
@@ -47,11 +47,6 @@ class BasicBlock(nn.Module):
         else:
             x = shortcut(x, self.features, self.stride)
         return nn.relu(y + x)
-
-
-def kept_blocks(precision: Asked) -> Mapping[str, Any]:
-    """Block -> 1 or 0, see `Widths.kept`."""
-    return (precision.kept or {}) if isinstance(precision, Widths) else {}
 
 
 def shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
@@ -95,6 +90,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, precision: Asked, train: bool = False) -> jax.Array:
         self.modes.check_name(mode_of(precision))
+        self._check_stages()
         self._check_blocks("skipped", self.skipped)
         self._check_blocks("kept", kept_blocks(precision))
         skipped = frozenset(self.skipped)
@@ -123,8 +119,20 @@ class ResNet(nn.Module):
         x = jnp.mean(x, axis=(1, 2))
         head = self.dense(self.num_classes, modes=self.modes.pin(8, 8), name="classifier")
         logits = head(x, precision=precision)
-        check_named_layers(self, precision)
+        check_named_layers(self, precision, blocks=kept_blocks(precision))  # checked above
         return logits
+
+    def _check_stages(self) -> None:
+        if not self.widths or len(self.widths) != len(self.stage_sizes):
+            raise ValueError(
+                f"stage_sizes={self.stage_sizes} and widths={self.widths}: expected as many of"
+                " both, one for each stage"
+            )
+        if not self.projections and [*self.widths] != sorted(self.widths):
+            raise ValueError(
+                f"widths={self.widths}: expected none below the one before, as a shortcut without"
+                " parameters drops no channels; order them, or set projections=True"
+            )
 
     def _check_blocks(self, what: str, names: Collection[str]) -> None:
         """Raises ValueError unless these are blocks whose shortcut is an identity."""
@@ -154,6 +162,8 @@ def space_to_depth(x: jax.Array, side: int) -> jax.Array:
     """Stacks blocks of side x side pixels: [N, H, W, C] -> [N, H/side, W/side, side*side*C]."""
     if side == 1:
         return x
+    if side < 1:
+        raise ValueError(f"space_to_depth={side}: expected 1 or more, the side of a pixel block")
     n, h, w, c = x.shape
     if h % side or w % side:
         raise ValueError(

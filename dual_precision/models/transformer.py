@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         return KVCache(parts[0], parts[1], jnp.zeros(texts, jnp.int32))
 
     def _check(self, tokens: jax.Array, cache: KVCache | None) -> None:
-        if self.features % self.heads or self.features // self.heads % 2:
+        if self.heads < 1 or self.features % self.heads or self.features // self.heads % 2:
             raise ValueError(
                 f"{self.features} features and {self.heads} heads: expected heads that divide the"
                 " features into even parts"

@@ -17,6 +17,7 @@ from dual_precision.precision.widths import (
     Precision,
     Widths,
     is_whole,
+    kept_blocks,
     mode_of,
     parse,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Resolved",
     "Widths",
     "is_whole",
+    "kept_blocks",
     "mode_of",
     "modes",
     "modes_from",

@@ -109,6 +109,32 @@ class Widths:
 Asked = str | Widths  # what a call may give as `precision`
 
 
+def kept_blocks(precision: Asked) -> Mapping[str, Any]:
+    """Block -> 1 or 0, see `Widths.kept`.
+
+    Raises:
+      ValueError: it is no mapping; a concrete value is another one.
+    """
+    kept = precision.kept if isinstance(precision, Widths) else None
+    if kept is None:
+        return {}
+    if not isinstance(kept, Mapping):
+        raise ValueError(
+            f"kept={kept!r:.200}: expected a mapping from blocks to 1, or to 0 of one that is left"
+            ' out, as in {"stage2_block2": 0}'
+        )
+    for block, value in kept.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        scalar = getattr(value, "shape", ()) == ()
+        number = value.item() if scalar and hasattr(value, "item") else value
+        if not scalar or number not in (0, 1):
+            raise ValueError(
+                f"kept block {block!r} is {value!r:.200}: expected 1, or 0 to leave it out"
+            )
+    return kept
+
+
 def mode_of(precision: Asked) -> str:
     """The name of the mode that a call asks for."""
     return precision.mode if isinstance(precision, Widths) else precision

@@ -45,7 +45,10 @@ def rms_normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def rms_normalize_by_row(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """`rms_normalize` of x [rows, channels], whose bits do not depend on the number of rows."""
+    """`rms_normalize` of x [rows, channels], whose bits do not depend on the number of rows.
+
+    For inference: where there is a compiled kernel, it has no derivative, and `rms_normalize` has.
+    """
 
     def by_xla(x: jax.Array, scale: jax.Array) -> jax.Array:
         return row_by_row(lambda row: rms_normalize(row, scale, epsilon), x)
@@ -100,7 +103,8 @@ def attend_row(q: jax.Array, keys: jax.Array, values: jax.Array, position: jax.A
 def cached_attention(
     qkv: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`causal_attention` of some rows that follow what is in a cache, row by row.
+    """`causal_attention` of some rows that follow what is in a cache, row by row; without a
+    derivative, as `rms_normalize_by_row`.
 
     Args:
       qkv: [N, T, 3, heads, D], float32, queries, keys and values, not rotated yet.
@@ -112,6 +116,8 @@ def cached_attention(
       [N, T, heads, D]; keys and values with the new rows.
     """
     given = (qkv, keys, values, length)
+    if 0 in qkv.shape:  # no row
+        return jnp.zeros((*qkv.shape[:2], *qkv.shape[3:]), jnp.float32), keys, values
     if not decoder.available():
         return _attention_by_xla(*given)
     half = qkv.shape[-1] // 2

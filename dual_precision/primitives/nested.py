@@ -130,6 +130,8 @@ def check_bits(bits: Bits, stored: Bits) -> None:
         if kind is not int and not jnp.issubdtype(kind, jnp.integer):
             what = kind if isinstance(width, jax.core.Tracer) else repr(width)
             raise ValueError(f"a width of {what}: expected an integer")
+        if shape := getattr(width, "shape", ()):
+            raise ValueError(f"widths of shape {list(shape)}: expected an integer, shape ()")
     top = 8
     if not isinstance(stored, jax.core.Tracer):
         if not 1 <= int(stored) <= 8:
@@ -145,7 +147,8 @@ def check_codes(codes: jax.Array, bits: int) -> None:
         raise ValueError(f"codes of dtype {codes.dtype}: expected integers, as encode() gives")
     half = 2 ** (bits - 1)
     if not isinstance(codes, jax.core.Tracer) and codes.size:
-        low, high = int(codes.min()), int(codes.max())
+        values = np.asarray(codes)  # of a constant of a program too, which jax.numpy would trace
+        low, high = int(values.min()), int(values.max())
         if low < -half or high >= half:
             raise ValueError(
                 f"codes from {low} to {high}: expected {-half} to {half - 1} at {bits} bits"
@@ -154,7 +157,7 @@ def check_codes(codes: jax.Array, bits: int) -> None:
 
 def check_finite(w: jax.Array) -> None:
     """Raises ValueError where a concrete array holds an infinity or NaN; traced ones pass."""
-    if not isinstance(w, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(w))):
+    if not isinstance(w, jax.core.Tracer) and not np.isfinite(np.asarray(w)).all():
         raise ValueError(
             "weights hold infinities or NaN: no code stands for them; look for a diverged step"
         )

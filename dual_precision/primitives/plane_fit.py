@@ -75,7 +75,9 @@ def fit_planes(
     >>> (codes[:, 0].astype(jnp.float32) + 0.5) * scales[1]  # two planes
     Array([-1.,  1.], dtype=float32)
     """
-    check_bits(2, stored)
+    check_bits(stored, 8)
+    if int(stored) < 2:
+        raise ValueError(f"stored={stored}: expected 2 to 8 planes; one plane is the sign alone")
     check_finite(w)
     if w.ndim != 2:
         raise ValueError(f"weights of shape {list(w.shape)}: expected [inputs, outputs]")

@@ -109,9 +109,11 @@ def quantize_activations(
 ) -> jax.Array:
     """Codes times a learned step, zero exact: clip(round(x * (1/step)), low, top) * step.
 
-    The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top). Adam, which
-    divides by the size of a gradient, takes no notice of that factor where the width stays the
-    same, but for its epsilon.
+    The gradient of `step` is LSQ's, scaled by 1 / sqrt(values per example * top), where the first
+    axis of this call is taken for that of the examples: the values of [inputs] without a batch
+    count as one each, and a recurrence, which is called for every byte, counts those of one. Adam,
+    which divides by the size of a gradient, takes no notice of that factor where the width stays
+    the same, but for its epsilon.
 
     Args:
       x: activations [batch, ...], float32; unsigned, what is negative becomes 0.

@@ -89,6 +89,26 @@ def test_the_same_bits(name, batch):
         np.testing.assert_array_equal(program(x), expected)
 
 
+def test_a_program_made_again_is_the_same_and_one_of_other_codes_is_not():
+    """A cache of programs finds it; codes that stay have a tag made of what they are."""
+    example = Classification(SIZE).example
+    given = trained(MODELS["odd"], example)
+    other = jax.tree.map(lambda leaf: -leaf if leaf.ndim > 1 else leaf, given)
+    x = jnp.zeros((1, *SIZE), jnp.uint8)
+
+    def text(variables):
+        model, integers = to_integer(MODELS["odd"], variables, example)
+        program = CompiledProgram(
+            lambda variables, x: model.apply(variables, x, precision="low"),
+            integers, x, change=chained,
+        )  # fmt: skip
+        return program.compiled.as_text()
+
+    first, again, third = (text(variables) for variables in (given, given, other))
+    assert again == first
+    assert third != first
+
+
 def test_a_link_waits_for_one_of_another_batch():
     """Links of one batch go through a call together, but not before what they read is made."""
 

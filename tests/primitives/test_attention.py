@@ -77,6 +77,22 @@ def test_keys_far_behind_are_turned_alike(monkeypatch):
     np.testing.assert_allclose(keys(), by_xla(monkeypatch, keys), atol=2e-6)
 
 
+@pytest.mark.usefixtures("kernel")
+def test_mapped():
+    """As one call after the other."""
+    x, scale = RNG.normal(size=(2, 5, 16)).astype(np.float32), np.ones(16, np.float32)
+    found = jax.vmap(lambda x: attention.rms_normalize_by_row(x, scale, 1e-5))(x)
+    np.testing.assert_array_equal(found, [normalized(each, scale) for each in x])
+    keys, values = map(jnp.asarray, CACHE)
+    given = jnp.stack([QKV, -QKV]), jnp.stack([LENGTHS - 2, LENGTHS - 3])
+    several = jax.vmap(lambda qkv, at: attention.cached_attention(qkv, keys, values, at))(*given)
+    one = [
+        attention.cached_attention(qkv, keys, values, at) for qkv, at in zip(*given, strict=True)
+    ]
+    for found, wanted in zip(several, zip(*one, strict=True), strict=True):
+        np.testing.assert_array_equal(found, np.stack(wanted))
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_row_does_not_know_how_many_there_are(monkeypatch, compiled):
     """Four rows at once, and one after the other: the same bits, and the same cache."""

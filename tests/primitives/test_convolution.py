@@ -29,6 +29,14 @@ SHAPES = [
     (4, 12, 12, 8, 64, 5, 2),
     (0, 4, 4, 2, 3, 3, 1),
 ]
+# A row is shorter than the stride there.
+NARROW = [
+    (3, 64, 1, 16, 16, 3, 2),
+    (8, 32, 1, 16, 32, 3, 2),
+    (2, 9, 2, 17, 48, 5, 3),
+    (1, 6, 1, 8, 16, 1, 2),
+    (5, 5, 3, 3, 8, 7, 4),
+]
 
 
 def some_integers(shape, low=-8, high=8):
@@ -56,7 +64,7 @@ def all_three(x, w, g, stride, product=conv2d):
 
 @needs_library
 @pytest.mark.parametrize("product", [conv2d, conv2d_integers])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *NARROW])
 def test_the_library_and_xla(shape, product):
     x, w, g = operands(*shape)
     with xla_alone():
@@ -150,6 +158,53 @@ def test_sums_of_codes_stay_in_32_bits(alone):
             ValueError, match=r"may reach 2147.*, expected less than 2\^31; convolve"
         ):
             summed(most + 1)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["library", "XLA"])
+@pytest.mark.parametrize(
+    ("x", "codes"), [("int8", "int8"), ("uint8", "uint8"), ("int32", "int8"), ("uint8", "int32")]
+)
+def test_codes_of_other_dtypes_are_refused(x, codes, alone):
+    """The library would read their bytes as its own, and XLA would convert them."""
+    given = jnp.ones((1, 4, 4, 2), x), jnp.ones((3, 3, 2, 2), codes)
+    says = f"of {x} and of weights {codes}: expected uint8 and int8"
+    with (
+        xla_alone() if alone else contextlib.nullcontext(),
+        pytest.raises(ValueError, match=says),
+    ):
+        conv2d_codes(*given, 1, (8, 8), (255, 128))
+
+
+@needs_library
+def test_a_program_of_codes_is_one_and_the_same(caplog):
+    """Two traces give one text, which a cache finds again, and eager calls compile once."""
+    x, codes = jnp.ones((1, 4, 3, 16), jnp.uint8), jnp.ones((3, 3, 16, 16), jnp.int8)
+
+    def summed(x, codes):
+        return conv2d_codes(x, codes, 1, (8, 8), (255, 128))
+
+    texts = {jax.jit(lambda *given: summed(*given)).lower(x, codes).as_text() for _ in range(2)}
+    assert len(texts) == 1
+    for first in (True, False):
+        caplog.clear()
+        with jax.log_compiles():
+            summed(x, codes)
+        assert any("Compiling" in message for message in caplog.messages) == first
+
+
+@needs_library
+def test_codes_of_one_place_may_change_and_are_read_at_every_width():
+    """What is kept of them, in the layout of the library, is of what they are and of the width."""
+    x = jnp.asarray(some_integers((2, 5, 5, 16), 0, 3), jnp.uint8)
+    for seed in range(4):
+        drawn = np.random.default_rng(seed).integers(-8, 8, (3, 3, 16, 16))
+        codes = jnp.asarray(drawn, jnp.int8)
+        for widths in ((2, 4), (4, 4), (8, 8), (2, 4)):
+            found = conv2d_codes(x, codes, 1, widths, (3, 128))
+            with xla_alone():
+                wanted = conv2d_codes(x, codes, 1, widths, (3, 128))
+            np.testing.assert_array_equal(found, wanted)
+        del codes  # the next ones may stand where they stood
 
 
 @needs_library

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dual_precision.primitives.bitplanes import pack
+from dual_precision.primitives.bitserial import pack_words
 from dual_precision.primitives.nested import check_bits, decode, encode, power_of_two, truncate
+from dual_precision.primitives.plane_fit import fit_planes
 from dual_precision.primitives.quantizers import (
     activation_codes,
     encode_activations,
@@ -133,6 +136,7 @@ def test_what_has_no_code_is_refused(bad):
         (2, 8.0),
         (None, 8),
         ("2", 8),
+        (np.asarray([2, 3]), 8),
     ],
     ids=repr,
 )
@@ -181,6 +185,23 @@ def test_traced_steps_pass():
         jax.jit(function, static_argnums=(2, 3))(jnp.ones((2, 2)), step, 2, 8)
     for function in (quantize_activations, activation_codes):
         jax.jit(function, static_argnums=2)(jnp.ones((2, 2)), step[0], 2)
+
+
+def test_constants_of_a_program_are_checked():
+    """They are concrete, and what is computed of them is traced."""
+    w, step, codes = jnp.ones((2, 3)), jnp.ones(3), jnp.asarray([[-2, 1]])
+    endless = jnp.full((2, 3), jnp.inf)
+    for function in (
+        lambda: encode(w, step, 4, 8),
+        lambda: fit_planes(w, 4)[0],
+        lambda: pack(codes, 2),
+        lambda: pack_words(codes, 2),
+    ):
+        np.testing.assert_array_equal(jax.jit(function)(), function())
+    with pytest.raises(ValueError, match="infinities or NaN"):
+        jax.jit(lambda: encode(endless, step, 4, 8))()
+    with pytest.raises(ValueError, match="expected -1 to 0 at 1 bits"):
+        jax.jit(lambda: pack(codes, 1))()
 
 
 def test_the_smallest_and_the_largest_step_are_steps():

@@ -24,6 +24,7 @@ from dual_precision.primitives.native.chains import (
     Sums,
     run_links,
     runs_here,
+    tag_of,
     traced_sum,
 )
 
@@ -203,8 +204,8 @@ def _link(graph: TracedGraph, start: int, followers: list[int], sums: Sums) -> L
     passes = in_few_passes([Step("sums", slots[total]), *steps], numbers)
     chain = Chain(passes, tuple(kinds), len(slots), results)
     image, window = graph.avals[x].shape[1:], graph.avals[kernel].shape
-    fixed = kernel in graph.held
-    return Link(x, kernel, image, window, sums, chain, tuple(operands), tuple(given), fixed)
+    tag = tag_of(graph.held[kernel]) if sums.bits and kernel in graph.held else 0
+    return Link(x, kernel, image, window, sums, chain, tuple(operands), tuple(given), tag)
 
 
 def _slots(

@@ -35,7 +35,7 @@ class TracedGraph:
 
     Attributes:
       inputs, outputs: values.
-      held: inputs that are the same arrays in every call.
+      held: value -> array, of inputs that are the same in every call.
       constants: value -> array, or number of Python's.
       avals: value -> its shape and dtype.
     """
@@ -45,7 +45,7 @@ class TracedGraph:
     outputs: list[int]
     constants: dict[int, Any]
     avals: list[Any]
-    held: frozenset[int] = frozenset()
+    held: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def uses(self) -> Counter[int]:
@@ -199,9 +199,10 @@ class CompiledProgram:
         traced, self.output = jax.make_jaxpr(function, return_shape=True)(held, *examples)
         own, others = jax.tree.leaves(held), jax.tree.leaves(examples)
         graph = flatten(traced)
-        graph = change(dataclasses.replace(graph, held=frozenset(graph.inputs[: len(own)])))
+        graph = dataclasses.replace(graph, held=dict(zip(graph.inputs, own, strict=False)))
+        graph = change(graph)
         places = {value: place for place, value in enumerate(graph.inputs[len(own) :])}
-        graph, known = graph.folded(dict(zip(graph.inputs, own, strict=False)))
+        graph, known = graph.folded(graph.held)
         used = [value for value in graph.inputs if graph.uses[value]]
         ours = [value for value in used if value in known]
         theirs = [value for value in used if value not in known]

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstring>
+#include <tuple>
 
 #include "onednn.h"
 #include "parts.h"
@@ -53,16 +54,15 @@ constexpr size_t kLargeFloats = size_t{1} << 18;  // bytes of one that is laid o
 struct Weights {
   const char* from;
   size_t bytes;
-  int64_t bits, shift, tag;
-  bool fixed;  // codes that stay what they are
+  int64_t bits, shift;
+  int64_t tag;  // of codes that stay what they are: a number made of them; else 0
 };
 
-// Weights in the layout of a program. They are kept with what they were made of, and compared with
-// that: to bring them there takes longer than the convolution of an image. Fixed codes are not
-// compared where they stand at the same place: that of one program, which keeps its array. Nobody
-// says when a program is gone: past a bound all are dropped.
+// Weights in the layout of a program. They are kept, by where they stand, with what they were made
+// of, and compared with that: to bring them there takes longer than the convolution of an image.
+// Those with a tag are not compared: what stands there with that tag is the same. Nobody says when a
+// program is gone: past a bound all are dropped.
 struct Ordered {
-  const char* from;
   std::vector<char> plain;
   Scratch memory;
   void* inner = nullptr;
@@ -70,19 +70,17 @@ struct Ordered {
 
 inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const Weights& w) {
   static std::mutex mutex;
-  static std::map<std::pair<const Convolution*, int64_t>, std::shared_ptr<const Ordered>> kept;
+  using Kept = std::tuple<const Convolution*, const char*, int64_t, int64_t, int64_t>;
+  static std::map<Kept, std::shared_ptr<const Ordered>> kept;
   static size_t bytes = 0;  // of all
-  const std::pair key(&program, w.tag);
+  const Kept key(&program, w.from, w.tag, w.bits, w.shift);
   std::shared_ptr<const Ordered> found;
   {
     const std::lock_guard<std::mutex> lock(mutex);
     if (const auto at = kept.find(key); at != kept.end()) found = at->second;
   }
-  if (found && ((w.fixed && found->from == w.from) ||
-                !std::memcmp(found->plain.data(), w.from, w.bytes)))
-    return found;
+  if (found && (w.tag || !std::memcmp(found->plain.data(), w.from, w.bytes))) return found;
   auto made = std::make_shared<Ordered>();
-  made->from = w.from;
   made->plain.assign(w.from, w.from + w.bytes);
   std::vector<char> weights = made->plain;
   if (w.bits && w.bits < 8)
@@ -98,8 +96,8 @@ inline std::shared_ptr<const Ordered> ordered(const Convolution& program, const 
     kept.clear();
     bytes = 0;
   }
-  bytes += w.bytes + program.ordered_size();
-  kept[key] = made;
+  // One that takes the place of another has its size.
+  if (kept.insert_or_assign(key, made).second) bytes += w.bytes + program.ordered_size();
   return made;
 }
 
@@ -117,7 +115,6 @@ struct Link {
   Shape shape;  // of an image
   Place x, kernel;
   int64_t bits, shift, tag, slots;  // 0 bits are float32
-  bool fixed;                       // codes that stay what they are
   std::vector<Operand> operands;
   std::vector<Result> results;
   std::vector<Step> steps;
@@ -169,7 +166,7 @@ struct Link {
     const auto bytes = static_cast<size_t>(weights());
     if (!bits && bytes > kLargeFloats)
       return program->run(const_cast<char*>(from), values.arguments[kernel.at], sums);
-    const Weights own_weights{values.arguments[kernel.at], bytes, bits, shift, tag, bits && fixed};
+    const Weights own_weights{values.arguments[kernel.at], bytes, bits, shift, tag};
     program->forward(from, ordered(*program, own_weights)->inner, sums);
   }
 

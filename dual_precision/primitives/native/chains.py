@@ -8,10 +8,9 @@ through all convolutions of a call before the next ones come: see chain.h.
 
 import dataclasses
 import functools
-import itertools
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,6 @@ _KINDS = ("number", "channels", "array")
 ALIGNED = 64  # bytes
 
 _NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
-_TAGS = itertools.count()
 _SUMS = slice(6, 9)  # of the list of one link, see `_encoded`
 
 
@@ -75,7 +73,7 @@ class Link:
       sums: how they are made.
       chain: what follows its sums.
       operands, results: values, as the chain has them.
-      fixed: whether the codes are the same in every call of the program.
+      tag: of codes that are the same in every call of the program, see `tag_of`; 0 of others.
     """
 
     x: int
@@ -86,8 +84,7 @@ class Link:
     chain: Chain
     operands: tuple[int, ...]
     results: tuple[int, ...]
-    fixed: bool = False
-    tag: int = dataclasses.field(default_factory=partial(next, _TAGS))  # it has a layout for each
+    tag: int = 0
 
     @property
     def made(self) -> tuple[int, ...]:
@@ -112,7 +109,7 @@ def run_links(
       wanted: values that they make, one or more.
       batch: N of all of them, 1 or more.
 
-    The codes of a link that says they are fixed have to be one array as long as the program lives.
+    The codes of a link with a tag have to be the array that the tag was made of.
     """
     shapes = {value: (link.made, dtype) for link in links for value, dtype in _made_by(link)}
     between, size = _between(links, wanted)
@@ -127,6 +124,12 @@ def run_links(
     encoded = [len(links), *(n for link in links for n in _encoded(link, places))]
     attributes = {"batch": np.int64(batch), "between": np.int64(size)}
     return list(call(*arrays.values(), list=np.array(encoded, np.int64), **attributes))
+
+
+def tag_of(codes: jax.Array) -> int:
+    """A number that other codes do not have; never 0. Two traces of a program have the same."""
+    digest = hashlib.blake2b(np.asarray(codes).tobytes(), digest_size=7).digest()
+    return int.from_bytes(digest) + 1
 
 
 def convolve_codes(x: jax.Array, codes: jax.Array, shape: tuple[int, ...], sums: Sums) -> jax.Array:
@@ -159,7 +162,7 @@ def _made_by(link: Link) -> Iterator[tuple[int, str]]:
 def _encoded(link: Link, places: Mapping[int, tuple[int, int]]) -> Iterator[int]:
     """What `Reader` of convolution.cc reads."""
     yield from (*link.image, link.window[-1], link.window[0], *link.sums)
-    yield from (link.fixed, link.tag, link.chain.slots)
+    yield from (link.tag, link.chain.slots)
     yield from (*places[link.x], *places[link.kernel])
     yield len(link.operands)
     for kind, value in zip(link.chain.kinds, link.operands, strict=True):

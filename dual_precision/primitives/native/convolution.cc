@@ -132,7 +132,6 @@ class Reader {
     if (std::min({height, width, inputs, outputs, stride}) < 1 || kernel % 2 != 1) wrong("shape");
     c.bits = next();
     c.shift = next();
-    c.fixed = next();
     c.tag = next();
     c.slots = next();
     c.x = place(c.input());

@@ -1,6 +1,7 @@
 """The CPU kernel for the float parts of a decoder: norms and attention with a cache, by rows.
 
-It needs a CPU with AVX512 and a C++ compiler, see build.py; without, XLA runs row by row.
+It needs a CPU with AVX512 and a C++ compiler, see build.py; without, XLA runs row by row. It has no
+derivative.
 """
 
 from functools import partial
@@ -28,7 +29,8 @@ available = partial(build.available, KERNEL)
 def rms_normalize_rows(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """As `attention.rms_normalize` of x [rows, channels]; on a CPU, where there is the kernel."""
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    return jax.ffi.ffi_call(_NORM, result)(x, scale, epsilon=np.float32(epsilon))
+    call = jax.ffi.ffi_call(_NORM, result, vmap_method="sequential")
+    return call(x, scale, epsilon=np.float32(epsilon))
 
 
 def attend_rows(
@@ -45,7 +47,10 @@ def attend_rows(
     cached = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
     attended = jax.ShapeDtypeStruct((texts, rows, heads, size), jnp.float32)
     call = jax.ffi.ffi_call(
-        _ATTENTION, (attended, cached, cached), input_output_aliases={1: 1, 2: 2}
+        _ATTENTION,
+        (attended, cached, cached),
+        vmap_method="sequential",
+        input_output_aliases={1: 1, 2: 2},
     )
     y, keys, values = call(qkv, keys, values, length, cos, sin)
     return y, keys, values

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -15,6 +16,11 @@
 namespace native {
 
 constexpr int kPatience = 4096;  // pauses before a waiting thread gives way
+
+// So many that busy cores are evened out; 1 or more, whatever the pool says of itself.
+inline int64_t most_parts(const xla::ffi::ThreadPool& pool) {
+  return std::max<int64_t>(2 * pool.num_threads(), 1);
+}
 
 // Parts are taken from a counter by whoever is free, the caller too: it never waits for a part
 // that nobody has begun, so that a pool whose threads are all busy cannot lock up.

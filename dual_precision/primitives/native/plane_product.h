@@ -117,7 +117,7 @@ struct Product {
     pack(plain, bits, rows(), planes.words, packed, totals);
     int64_t parts = planes.words * planes.outputs * bits * rows() / kShare;
     if (parts > vectors()) parts = vectors();
-    if (parts > 1) parts = std::min(parts, 2 * pool.num_threads());  // evens out busy cores
+    if (parts > 1) parts = std::min(parts, native::most_parts(pool));
     const Operands own{planes.planes, planes.words, planes.outputs, parts > 1};
     if (parts <= 1) return part(own, 0, vectors(), y);
     native::in_parts(pool, parts, [&](int64_t p) {

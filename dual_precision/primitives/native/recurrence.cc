@@ -115,7 +115,7 @@ ffi::Error recurrence(ffi::ThreadPool pool, Floats gates, Floats c_in, Floats h_
   copy(c_in, c);
   copy(h_in, h);
   int64_t parts = std::min(texts, texts * units / kUnits);
-  parts = parts > 1 ? std::min(parts, 2 * pool.num_threads()) : 1;
+  parts = parts > 1 ? std::min(parts, native::most_parts(pool)) : 1;
   for (int64_t t = 0; t < length; ++t) {
     product.run(pool, h->typed_data(), sums);
     const auto part = [&](int64_t p) {

@@ -58,6 +58,12 @@ struct Rounding {
   }
 };
 
+// 2 sum + window, which int32 holds; 2 sum alone it may not.
+NATIVE_INLINE float of_whole(int32_t sum, int32_t window) {
+  return static_cast<float>(
+      static_cast<int32_t>(2 * static_cast<uint32_t>(sum) + static_cast<uint32_t>(window)));
+}
+
 NATIVE_INLINE void run_tile(const Tile& t) {
   const int64_t n = t.pixels * t.channels;
   const auto each = [n](auto* __restrict to, auto of) __attribute__((always_inline)) {
@@ -74,11 +80,11 @@ NATIVE_INLINE void run_tile(const Tile& t) {
         for (int64_t end = i + t.channels; i < end; i += 16)
 #pragma GCC ivdep
           for (int64_t k = i; k < i + 16; ++k)
-            to[k] = then(k, static_cast<float>(2 * t.sums[k] + t.windows[p]));
+            to[k] = then(k, of_whole(t.sums[k], t.windows[p]));
     } else if (t.windows) {
       for (int64_t p = 0; p < t.pixels; ++p)
         for (int64_t i = p * t.channels; i < (p + 1) * t.channels; ++i)
-          to[i] = then(i, static_cast<float>(2 * t.sums[i] + t.windows[p]));
+          to[i] = then(i, of_whole(t.sums[i], t.windows[p]));
     } else {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) to[i] = then(i, static_cast<float>(t.sums[i]));
