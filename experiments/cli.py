@@ -169,14 +169,23 @@ def _flags_of(command: Command) -> dict[str, bool]:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    for flag in FLAGS.flags_by_module_dict().get(__name__, []):  # so that --help lists them
-        FLAGS.register_key_flag_for_module(argv[0], flag)
+    _list_in_help(argv[0])
     try:
         words = FLAGS(argv)
         _check_not_empty(FLAGS)
         return words
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}; --help lists the flags")
+
+
+def _list_in_help(command: str) -> None:
+    """--help lists the flags of the command's file alone, unless others are keys of it too: here
+    those that files of ours have defined for it, and none of the libraries."""
+    ours = __name__.partition(".")[0]
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.partition(".")[0] == ours:
+            for flag in defined:
+                FLAGS.register_key_flag_for_module(command, flag)
 
 
 def _check_not_empty(values: flags.FlagValues) -> None:

@@ -157,6 +157,32 @@ def test_wrong_flags_are_one_line(monkeypatch, command, argument):
     assert re.fullmatch(r"error: [^\n]+; --help lists the flags", str(stop.value.code))
 
 
+@pytest.mark.parametrize("command", [BENCHMARK, DEPLOY, LM], ids=["benchmark", "deploy", "lm"])
+def test_help_lists_every_flag(monkeypatch, command):
+    """Those that other files define for the command too."""
+    values = flags.FlagValues()
+    command[1](values)
+    monkeypatch.setattr(cli, "FLAGS", values)
+    cli._parse_flags(["command"])
+    listed = re.findall(r"^ +--(?:\[no\])?(\w+):", values.module_help("command"), re.MULTILINE)
+    assert sorted(listed) == sorted(values)
+
+
+def test_help_of_a_command_lists_its_flags_and_none_of_the_libraries():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cifar", "--help"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    listed = {*re.findall(r"^ +--(?:\[no\])?(\w+):", done.stdout, re.MULTILINE)}
+    own = {"mode", "low", "dataset", "preset", "set", "workdir", "archive", "coordinator"}
+    assert own | {"shard_data", "widths", "resume", "traceback"} <= listed
+    assert not {"verbosity", "alsologtostderr"} & listed
+    assert not [name for name in listed if "orbax" in name]
+
+
 @pytest.mark.parametrize(
     ("argument", "ends"),
     [
