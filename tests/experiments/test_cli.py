@@ -211,6 +211,30 @@ def test_no_code_imports_a_command_file():
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "argument", "says"),
+    [
+        (TOYS, ["read", "gone.txt"], "FILE"),
+        (TOYS["read"], ["gone.txt"], "FILE"),
+        (lambda *files: None, ["here.txt", "gone.txt"], "FILES"),
+        (TOYS, ["write", "--out=./gone.txt"], "--out (of write, which needs it)"),
+    ],
+)
+def test_a_missing_file_is_said_with_the_argument_that_names_it(give, command, argument, says):
+    give(define_toy_flags, *argument)
+    words = [word for word in argument if not word.startswith("--")]
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("gone.txt").read_text()
+    said = cli._missing_file(caught.value, command, words)
+    assert said == f"gone.txt, given as {says}: No such file or directory; check the path"
+
+
+def test_what_no_argument_names_is_said_as_it_is(give):
+    give(define_toy_flags, "--out=gone.txt")
+    for error in (OSError("full"), FileNotFoundError(2, "No such file", "other.txt")):
+        assert cli._missing_file(error, TOYS, ["write"]) == ""
+
+
 # -- how commands end ------------------------------------------------------------------------------
 
 

@@ -105,7 +105,11 @@ def opened(source: str | os.PathLike | BinaryIO) -> Iterator[BinaryIO]:
             name = os.fspath(source)
             if os.path.exists(name) and not os.path.isfile(name):  # opening a pipe would wait
                 raise PackedError(f"{name}: not a file: give the name of a packed file")
-            file = stack.enter_context(open(name, "rb", buffering=0))
+            try:
+                file = stack.enter_context(open(name, "rb", buffering=0))
+            except FileNotFoundError as error:
+                said = "No such file: expected a packed file"
+                raise FileNotFoundError(error.errno, said, name) from None
         try:
             yield file  # type: ignore[misc]
         except PackedError as error:
