@@ -127,6 +127,12 @@ def read_header(file: BinaryIO) -> Header:
         raise PackedError(f"it is empty: {AGAIN}")
     raw = _read(file, min(size, HEAD))
     found = re.match(rb"(\d+)\"", raw[8 + len(_FORMAT) :])
+    if raw[8:].startswith(b'{"') and b"dual_precision" not in raw:
+        raise PackedError(
+            "not a packed file, but another safetensors file: expected one of save_packed, or of"
+            " `python -m experiments.deploy pack`; float parameters are what --init of a training"
+            " and load_trained take"
+        )
     if not begins_packed(raw) or not found:
         raise PackedError(f"not a packed file, or cut or altered in its first {HEAD} bytes")
     if int(found[1]) != VERSION:
