@@ -129,9 +129,8 @@ def read_header(file: BinaryIO) -> Header:
     found = re.match(rb"(\d+)\"", raw[8 + len(_FORMAT) :])
     if raw[8:].startswith(b'{"') and b"dual_precision" not in raw:
         raise PackedError(
-            "not a packed file, but another safetensors file: expected one of save_packed, or of"
-            " `python -m experiments.deploy pack`; float parameters are what --init of a training"
-            " and load_trained take"
+            "not a packed file, but another safetensors file, such as one of float parameters that"
+            " a training starts from: expected one that save_packed wrote; pack a trained network"
         )
     if not begins_packed(raw) or not found:
         raise PackedError(f"not a packed file, or cut or altered in its first {HEAD} bytes")
