@@ -555,5 +555,5 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     report.report_command(str(tmp_path / "net.safetensors"))
     said = capsys.readouterr().out
     assert said.endswith(f"net.safetensors: mlp, images 8x8x1\n\n{report.packed_report(info)}\n")
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: expected"):
         pack.pack_run(tmp_path / "nowhere", tmp_path / "net.safetensors")
