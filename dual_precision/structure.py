@@ -47,6 +47,7 @@ class Structure:
       norm_calls: path of a norm -> times it is called.
       classes: path of a layer or a norm -> its class.
       products: path of a module, such as an attention -> its products of activations.
+      outputs: shapes and dtypes of what the model gives of one example.
     """
 
     modes: Modes
@@ -58,6 +59,7 @@ class Structure:
     norm_calls: Mapping[LayerPath, int]
     classes: Mapping[LayerPath, type]
     products: Mapping[LayerPath, FloatProduct] = dataclasses.field(default_factory=dict)
+    outputs: Any = None
 
     def owner(self, leaf: LayerPath) -> str | None:
         """The mode that a leaf of the tree belongs to alone; None where modes share it."""
@@ -124,9 +126,9 @@ def structure_of(model: nn.Module, example: Example, most: int | None = None) ->
 
     def init(key: jax.Array, *inputs: Any) -> Any:
         with nn.intercept_methods(trace.note):
-            return model.init(key, *inputs, precision=FLOAT_NAME)
+            return model.init_with_output(key, *inputs, precision=FLOAT_NAME)
 
-    variables = jax.eval_shape(init, jax.random.key(0), *batch_of(example, 1))
+    outputs, variables = jax.eval_shape(init, jax.random.key(0), *batch_of(example, 1))
     structure = Structure(
         model.modes,
         trace.layers,
@@ -137,6 +139,7 @@ def structure_of(model: nn.Module, example: Example, most: int | None = None) ->
         trace.norm_calls,
         trace.classes,
         trace.products,
+        outputs,
     )
     if clash := sorted(structure.parts & set(model.modes.names)):
         raise ValueError(f"mode names {clash} are names in the model's tree: rename the modes")

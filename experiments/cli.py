@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -74,9 +75,28 @@ def run(command: Command | Commands, trains: bool = True) -> None:
                 raise
             room = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             way_out = "; make room and start the same command again: it goes on" if room else ""
-            _end(f"error: {' '.join(str(error).split())}{way_out}", 1)
+            said = _missing_file(error, command, argv[1:]) or " ".join(str(error).split())
+            _end(f"error: {said}{way_out}", 1)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _missing_file(error: Exception, command: Command | Commands, words: Sequence[str]) -> str:
+    """What is said of a file that is not there, with the argument that names it; "" where none
+    does, or where something else is wrong."""
+    if not isinstance(error, FileNotFoundError) or error.filename is None:
+        return ""
+    path = Path(os.fsdecode(error.filename))
+    given = [
+        f"--{name} ({FLAGS[name].help})"
+        for name in FLAGS
+        if FLAGS[name].present and path == Path(str(FLAGS[name].value))
+    ]
+    if isinstance(command, Mapping):
+        command, words = _choose_command(command, words)
+    names = _words_of(command)
+    given += [names[min(at, len(names) - 1)] for at, word in enumerate(words) if path == Path(word)]
+    return f"{path}, given as {given[0]}: {error.strerror}; check the path" if given else ""
 
 
 def _end(line: str, status: int) -> NoReturn:
@@ -169,14 +189,23 @@ def _flags_of(command: Command) -> dict[str, bool]:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    for flag in FLAGS.flags_by_module_dict().get(__name__, []):  # so that --help lists them
-        FLAGS.register_key_flag_for_module(argv[0], flag)
+    _list_in_help(argv[0])
     try:
         words = FLAGS(argv)
         _check_not_empty(FLAGS)
         return words
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}; --help lists the flags")
+
+
+def _list_in_help(command: str) -> None:
+    """--help lists the flags of the command's file alone, unless others are keys of it too: here
+    those that files of ours have defined for it, and none of the libraries."""
+    ours = __name__.partition(".")[0]
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.partition(".")[0] == ours:
+            for flag in defined:
+                FLAGS.register_key_flag_for_module(command, flag)
 
 
 def _check_not_empty(values: flags.FlagValues) -> None:

@@ -131,7 +131,12 @@ def read_description(workdir: Path) -> dict[str, Any]:
       ValueError: `workdir` is not the folder of a run.
     """
     if not (workdir / CONFIG).exists():
-        raise ValueError(f"{workdir} has no {CONFIG}: expected the folder of a run")
+        _check_folder(workdir)
+        raise ValueError(
+            f"{workdir} has no {CONFIG}: expected the folder of a run of a command, such as `python"
+            " -m experiments.cifar`; what `fit` alone leaves is read by dual_precision.load, and"
+            " packed by dual_precision.deploy.save_packed"
+        )
     try:
         found = read_json(workdir / CONFIG)
         if not isinstance(found, dict):
@@ -147,6 +152,14 @@ def read_description(workdir: Path) -> dict[str, Any]:
     return found
 
 
+def _check_folder(workdir: Path) -> None:
+    if not workdir.is_dir():
+        raise ValueError(
+            f"there is no folder {workdir}: expected that of a run; check the path, or start the"
+            " run first"
+        )
+
+
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
     """The rows of results.json: a mode and its accuracies in percent, or its bits per byte of a
     text, each a finite number.
@@ -155,6 +168,7 @@ def read_rows(workdir: Path) -> list[dict[str, Any]]:
       ValueError: the run there is not finished, or the file is something else.
     """
     if not (workdir / RESULTS).exists():
+        _check_folder(workdir)
         raise ValueError(
             f"{workdir} has no {RESULTS}: expected a finished run; start its command again, it goes"
             " on"
@@ -193,8 +207,11 @@ def _is_row(row: Any) -> bool:
     return right and all(isinstance(text, str) for text in texts)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, expected: str = "of a run") -> Any:
     """What a JSON file holds.
+
+    Args:
+      expected: what it should hold, as errors say it.
 
     Raises:
       ValueError: it is larger than LARGEST_JSON, no JSON, or nested deeper than DEEPEST_JSON.
@@ -203,12 +220,12 @@ def read_json(path: Path) -> Any:
     with path.open("rb") as file:
         raw = file.read(LARGEST_JSON + 1)  # so much of a device, too, which has no size
     if len(raw) > LARGEST_JSON:
-        raise ValueError(f"{path}: over {LARGEST_JSON >> 20} MiB: expected the JSON of a run")
+        raise ValueError(f"{path}: over {LARGEST_JSON >> 20} MiB: expected JSON {expected}")
     try:
         found = json.loads(raw, parse_constant=_refuse_constant)
         _check_depth(found)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): expected the file of a run") from None
+        raise ValueError(f"{path} is not JSON ({error}): expected JSON {expected}") from None
     return found
 
 

@@ -93,15 +93,25 @@ class Classification:
             yield {"inputs": images, "labels": labels}, np.arange(batch_size) < batch_size - missing
 
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        self._check_outputs(outputs)
         return cross_entropy(outputs, batch["labels"], self.label_smoothing)
 
     def measures(self, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        self._check_outputs(outputs)
         right = jnp.argmax(outputs, -1).astype(batch["labels"].dtype) == batch["labels"]
         loss = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["labels"])
         return {"accuracy": right.astype(jnp.float32), "loss": loss}
 
     def score(self, measured: Mapping[str, float]) -> float:
         return measured["accuracy"]
+
+    def _check_outputs(self, outputs: jax.Array) -> None:
+        """Raises ValueError for fewer logits than classes: a loss takes no notice of others."""
+        if self.classes is not None and outputs.shape[-1] < self.classes:
+            raise ValueError(
+                f"a network of {outputs.shape[-1]} outputs: expected {self.classes}, one for each"
+                f" class of the labels; make it with num_classes={self.classes}"
+            )
 
 
 def check_labels(labels: np.ndarray, images: int, classes: int | None) -> None:

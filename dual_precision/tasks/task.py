@@ -53,7 +53,11 @@ class Task(Protocol):
         """All examples in order, for evaluation: (batch, bool [batch] of the rows that count)."""
 
     def loss(self, outputs: Any, batch: Batch) -> jax.Array:
-        """What training makes small, a mean over the batch; shape ()."""
+        """What training makes small, a mean over the batch; shape ().
+
+        Raises:
+          ValueError: outputs that it is not for, by their shapes; `fit` asks before it begins.
+        """
 
     def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Name -> float32 [batch], what is reported of every row; "loss" is among them."""

@@ -19,6 +19,7 @@ from dual_precision.training.checkpoint import Checkpoints
 from dual_precision.training.feed import Feed
 from dual_precision.training.given import (
     check_agreed,
+    check_outputs,
     check_restored,
     check_same_run,
     check_start,
@@ -80,7 +81,8 @@ def fit(
 
     Raises:
       ValueError: a recipe or batch size that cannot work; a model or a task that is not hashable;
-        a config that is not JSON, or describes another network; variables or a workdir of another.
+        a config that is not JSON, or describes another network; variables or a workdir of another;
+        a network whose outputs are not for the task.
       NonFiniteLoss, CheckpointError, Interrupted: see there.
     """
     config = checked_config(config, model, task)
@@ -90,6 +92,7 @@ def fit(
     data = digests_of(task, train, validation)
     check_agreed(options, data, config, variables)
     feed = Feed(task, train, options)
+    check_outputs(task, structure, feed.arrays)
     stages = stages_of(phases, structure, feed.steps_per_epoch, options.accumulate)
     last = stages[-1].end
     run = description_of(network, phases, options, feed.steps_per_epoch, data)

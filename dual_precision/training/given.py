@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -164,6 +165,21 @@ def check_start(variables: Any, structure: Structure) -> None:
             f"variables are of another network: {'/'.join(path)} has the shape {found}, expected"
             f" {wanted}{more} (None: there is none); start_from takes what fits of another network"
         )
+
+
+def check_outputs(task: Task, structure: Structure, arrays: Mapping[str, Any]) -> None:
+    """Raises what the task raises of outputs that its loss is not for; nothing is computed.
+
+    What a model that carries a state gives is seen in the first step alone.
+    """
+    if jax.tree.leaves(task.carry(1)):
+        return
+
+    def loss(arrays: Mapping[str, Any], index: jax.Array, key: jax.Array, outputs: Any) -> Any:
+        return task.loss(outputs, task.draw(arrays, index, key))
+
+    first = jax.ShapeDtypeStruct((1,), jnp.int32)
+    jax.eval_shape(loss, arrays, first, jax.random.key(0), structure.outputs)
 
 
 def _other_shapes(

@@ -31,6 +31,7 @@ from experiments.figures.tables import markdown_table
 from experiments.recipes.settings import read_channels
 from experiments.workdir import read_json
 
+_NAMES = '{"layer of ours": "module of theirs"}'  # as a file has them
 _COLUMNS = (("theirs", "in the file", "{}"), ("ours", "here", "{}"), ("shape", "shape", "{}"))
 
 
@@ -101,9 +102,9 @@ def _found(
             "--model and --names go together, with the --dataset that says what the network takes"
             " and gives, and without --padding"
         )
-    table = read_json(Path(names))
+    table = read_json(Path(names), _NAMES)
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise ValueError(f'{names}: expected JSON {{"layer of ours": "module of theirs"}}')
+        raise ValueError(f"{names}: expected JSON {_NAMES}")
     network = {"name": model, "num_classes": spec.num_classes}
     return import_network(state, network, Classification(spec.image_shape).example, table)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dual_precision import data
-from dual_precision.data.catalog import Spec
+from dual_precision.data.catalog import SPECS, Spec
 from dual_precision.data.text import load_text
 from dual_precision.deploy import PackedInfo
 from dual_precision.tasks.language import NextByte
@@ -49,7 +49,12 @@ def dataset_of(info: PackedInfo) -> str:
     for key in ("run", "experiment", "dataset"):
         entry = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(entry, str) or not entry:
-        raise ValueError("the file does not say on what it was trained: give --dataset=...")
+        raise ValueError(
+            "the file does not say on what it was trained: give --dataset=..., one of"
+            f" {', '.join(SPECS)}, or a text where it reads text; of other data `report`, `serve`,"
+            " dual_precision.deploy.Predictor and the functions of dual_precision.deploy.export"
+            " take any file"
+        )
     return entry
 
 

@@ -13,7 +13,7 @@ from experiments import cli
 from experiments.recipes.choice import RECIPES
 from experiments.recipes.config import PRESETS, Config, make_config, preset_for
 from experiments.recipes.run_config import every_field
-from experiments.recipes.settings import read_settings, read_widths
+from experiments.recipes.settings import WIDTHS, read_settings, read_widths
 from experiments.workdir import read_json
 
 FLAGS = cli.FLAGS
@@ -124,6 +124,6 @@ def read_widths_file(path: str) -> Any:
       ValueError: not such a file. OSError: it cannot be read.
     """
     try:
-        return read_widths(read_json(Path(path)))
+        return read_widths(read_json(Path(path), WIDTHS))
     except ValueError as error:
         raise ValueError(f"--widths={path}: {error}") from None

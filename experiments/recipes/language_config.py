@@ -38,12 +38,7 @@ class LanguageConfig(RunConfig):
     recipe: Recipe = _DEFAULT
 
     def __post_init__(self) -> None:
-        if self.mode in _MODES_OF_IMAGES:
-            raise ValueError(
-                f"mode {self.mode!r} is of images, and this is a run on text: expected one of"
-                f" {list(TEXT_MODES)}, or the command `python -m experiments.cifar`"
-            )
-        check_choice("mode", self.mode, TEXT_MODES)
+        _check_mode(self.mode)
         check_model(self.model, reads="text")
         for name in ("features", "depth", "context", "epoch_bytes"):
             if getattr(self, name) <= 0:
@@ -119,4 +114,15 @@ def make_language_config(preset: str, settings: Mapping[str, Any]) -> LanguageCo
 
 def language_config_from(values: Mapping[str, Any]) -> LanguageConfig:
     """The config that `values` ask for; others by default. Errors as `make_language_config`."""
+    _check_mode(values.get("mode", LanguageConfig.mode))
     return assembled(LanguageConfig, resolve(values), values)
+
+
+def _check_mode(mode: str) -> None:
+    """Raises ValueError unless it is one of text; `resolve` would offer those of images too."""
+    if mode in _MODES_OF_IMAGES:
+        raise ValueError(
+            f"mode {mode!r} is of images, and this is a run on text: expected one of"
+            f" {list(TEXT_MODES)}, or the command `python -m experiments.cifar`"
+        )
+    check_choice("mode", mode, TEXT_MODES)

@@ -10,6 +10,8 @@ from flax.core import FrozenDict
 from dual_precision.models import IMAGE_MODELS, TEXT_MODELS
 from dual_precision.precision import parse
 
+# As a file has them.
+WIDTHS = '{"layer or pattern": {"mode": "w4a4"}}, as in {"stage3_*": {"low": "w1a2"}}'
 LayerWidths = FrozenDict[str, FrozenDict[str, str]]  # layer or pattern -> mode -> "w4a4"
 # What networks read -> those that do, and the command that trains them.
 _READERS: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -87,10 +89,7 @@ def read_widths(value: Any) -> LayerWidths:
         for entry in value.values()
     )
     if not right:
-        raise ValueError(
-            'widths of layers: expected JSON {"layer or pattern": {"mode": "w4a4"}},'
-            ' as in {"stage3_*": {"low": "w1a2"}}'
-        )
+        raise ValueError(f"widths of layers: expected JSON {WIDTHS}")
     for entry in value.values():
         for text in entry.values():
             parse(text)

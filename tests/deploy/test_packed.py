@@ -17,6 +17,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
 
 from dual_precision.deploy import (
     PackedError,
@@ -292,7 +293,11 @@ def test_no_cut_and_no_addition_goes_unnoticed():
     [
         (b"", "it is empty"),
         (b"\x89PNG\r\n\x1a\n" * 20, "not a packed file"),
-        (b"\xff" * 8 + b"{}", "not a packed file"),
+        (b"\xff" * 8 + b"{}", "not a packed file, or cut"),
+        (
+            save_safetensors({"stem/kernel": np.zeros(3, np.float32)}),
+            "not a packed file, but another safetensors",
+        ),
     ],
 )
 def test_other_files_are_told_apart(tmp_path, content, message):
@@ -303,6 +308,8 @@ def test_other_files_are_told_apart(tmp_path, content, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(PackedError, match="not a file"):
         load_packed(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"No such file: expected a packed file: .*gone"):
+        load_packed(tmp_path / "gone")
 
 
 def test_a_newer_version_is_named():
@@ -548,5 +555,5 @@ def test_the_command_packs_a_run_and_reports_it(tmp_path, monkeypatch, capsys):
     report.report_command(str(tmp_path / "net.safetensors"))
     said = capsys.readouterr().out
     assert said.endswith(f"net.safetensors: mlp, images 8x8x1\n\n{report.packed_report(info)}\n")
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: expected"):
         pack.pack_run(tmp_path / "nowhere", tmp_path / "net.safetensors")

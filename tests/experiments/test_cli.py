@@ -157,6 +157,32 @@ def test_wrong_flags_are_one_line(monkeypatch, command, argument):
     assert re.fullmatch(r"error: [^\n]+; --help lists the flags", str(stop.value.code))
 
 
+@pytest.mark.parametrize("command", [BENCHMARK, DEPLOY, LM], ids=["benchmark", "deploy", "lm"])
+def test_help_lists_every_flag(monkeypatch, command):
+    """Those that other files define for the command too."""
+    values = flags.FlagValues()
+    command[1](values)
+    monkeypatch.setattr(cli, "FLAGS", values)
+    cli._parse_flags(["command"])
+    listed = re.findall(r"^ +--(?:\[no\])?(\w+):", values.module_help("command"), re.MULTILINE)
+    assert sorted(listed) == sorted(values)
+
+
+def test_help_of_a_command_lists_its_flags_and_none_of_the_libraries():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cifar", "--help"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    listed = {*re.findall(r"^ +--(?:\[no\])?(\w+):", done.stdout, re.MULTILINE)}
+    own = {"mode", "low", "dataset", "preset", "set", "workdir", "archive", "coordinator"}
+    assert own | {"shard_data", "widths", "resume", "traceback"} <= listed
+    assert not {"verbosity", "alsologtostderr"} & listed
+    assert not [name for name in listed if "orbax" in name]
+
+
 @pytest.mark.parametrize(
     ("argument", "ends"),
     [
@@ -183,6 +209,30 @@ def test_no_code_imports_a_command_file():
     assert not [
         path for path in sources if re.search(r"import.*__main__|__main__ import", path.read_text())
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "says"),
+    [
+        (TOYS, ["read", "gone.txt"], "FILE"),
+        (TOYS["read"], ["gone.txt"], "FILE"),
+        (lambda *files: None, ["here.txt", "gone.txt"], "FILES"),
+        (TOYS, ["write", "--out=./gone.txt"], "--out (of write, which needs it)"),
+    ],
+)
+def test_a_missing_file_is_said_with_the_argument_that_names_it(give, command, argument, says):
+    give(define_toy_flags, *argument)
+    words = [word for word in argument if not word.startswith("--")]
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("gone.txt").read_text()
+    said = cli._missing_file(caught.value, command, words)
+    assert said == f"gone.txt, given as {says}: No such file or directory; check the path"
+
+
+def test_what_no_argument_names_is_said_as_it_is(give):
+    give(define_toy_flags, "--out=gone.txt")
+    for error in (OSError("full"), FileNotFoundError(2, "No such file", "other.txt")):
+        assert cli._missing_file(error, TOYS, ["write"]) == ""
 
 
 # -- how commands end ------------------------------------------------------------------------------

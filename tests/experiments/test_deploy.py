@@ -116,7 +116,10 @@ def test_a_cascade_is_of_trained_modes_and_of_data_of_its_classes(packed):
 @pytest.mark.parametrize("run", ["experiment 7", None, [], {"experiment": {"dataset": 3}}])
 def test_metadata_of_another_form_name_no_data(packed, run):
     info = dataclasses.replace(inspect_packed(packed), metadata={"run": run})
-    with pytest.raises(ValueError, match="does not say on what it was trained: give --dataset"):
+    with pytest.raises(
+        ValueError,
+        match=r"does not say on what it was trained: give --dataset=.*digits.*`serve`.*Predictor",
+    ):
         dataset_of(info)
 
 

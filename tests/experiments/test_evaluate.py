@@ -39,7 +39,7 @@ def test_a_file_and_its_run_have_the_accuracies_of_the_run(
             {},
             "reads text: expected a network",
         ),
-        ("notebooks", {}, "has no config.json: expected the folder of a run"),
+        ("notebooks", {}, "has no config.json: expected the folder of a run of .*save_packed"),
         ("notebooks/networks/cifar10-w2a2-w8a8.safetensors", {"split": "train"}, "--split=train"),
     ],
 )

@@ -18,6 +18,7 @@ from dual_precision.training.state import initial_variables
 from experiments.lm import generate, training
 from experiments.lm.trained import config_of_text_run
 from experiments.recipes import course
+from experiments.recipes.language_config import make_language_config
 from experiments.workdir import CONFIG, RESULTS
 
 TINY = ["--preset=smoke", "--set=features=8", "--set=passes=2", "--set=context=16"]
@@ -150,3 +151,15 @@ def test_errors_are_one_line(tmp_path, start):
     assert short.returncode == 1
     assert "less context" in short.stderr
     assert len(short.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("refine", r"'refine' is unknown: expected one of \['float', .*'cyclic'\]$"),
+        ("bsq", "'bsq' is of images, .* expected one of .*experiments.cifar"),
+    ],
+)
+def test_modes_of_images_are_not_offered(mode, says):
+    with pytest.raises(ValueError, match=says):
+        make_language_config("smoke", {"mode": mode})

@@ -55,6 +55,8 @@ def test_refused(tmp_path):
         summary.main()
     with pytest.raises(ValueError, match=r"has no results\.json: expected a finished run"):
         summary.main(str(tmp_path))
+    with pytest.raises(ValueError, match=r"there is no folder .*nothing: expected .* check the"):
+        summary.main(str(tmp_path / "nothing"))
     one = finished_run(tmp_path / "a", 0, validation=80.0)
     config = {"experiment": {"mode": "two_phase", "passes": 8.0, "seed": 1}}
     two = finished_run(tmp_path / "b", 1, validation=82.0)

@@ -596,6 +596,10 @@ class Unhashable(Classification):
         ({"config": {"network": {**NETWORK, "hidden": [8]}}}, "describes another model than the"),
         ({"model": MODEL.clone(hidden=[16])}, r"model MLP\(hidden=\[16\]\) cannot be hashed"),
         ({"task": Unhashable((8, 8, 1))}, "task Unhashable.* cannot be hashed: expected a frozen"),
+        (
+            {"task": Classification((8, 8, 1), classes=5)},
+            "of 4 outputs: expected 5, .*num_classes=5",
+        ),
     ],
 )
 def test_what_would_fail_when_all_is_done_is_refused_at_the_start(tmp_path, given, says):
@@ -650,6 +654,15 @@ def test_evaluation_of_a_wrong_shape_or_dtype(images):
     split = Unchecked(images[:0], VALIDATION.labels[:0])
     with pytest.raises(ValueError, match="nothing to evaluate on: expected at least one"):
         evaluate(MODEL, variables, split, task=TASK, precision="low")
+
+
+def test_evaluation_by_a_network_of_too_few_classes():
+    variables, task = (
+        initial_variables(MODEL, TASK.example, 0),
+        Classification((8, 8, 1), classes=5),
+    )
+    with pytest.raises(ValueError, match="a network of 4 outputs: expected 5, one for each class"):
+        evaluate(MODEL, variables, VALIDATION, task=task, precision="low")
 
 
 # -- signals ---------------------------------------------------------------------------------------

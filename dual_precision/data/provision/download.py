@@ -144,7 +144,9 @@ def _run(
                 process.wait(timeout=0.2)
         if process.returncode:
             output.seek(0)
-            said = " ".join(output.read().decode(errors="replace").split())
+            lines = output.read().decode(errors="replace").splitlines()
+            # Not where a log is: the folder is gone when this is read.
+            said = " ".join(" ".join(line for line in lines if str(folder) not in line).split())
             raise FetchFailed(f"{' '.join(command[:3])} failed: {said[:300] or 'no output'}")
         bar.update(max(0, (total or 0) - size))
 

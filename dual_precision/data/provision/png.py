@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 _COLOUR = {1: 0, 3: 2}  # channels -> PNG's colour type
+_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with transparency"}
+_KINDS |= {6: "RGB with transparency"}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -41,16 +43,31 @@ def decode_png(png: bytes, shape: tuple[int, int, int]) -> np.ndarray:
       ValueError: damaged; another size, or pixels that are not C numbers of 8 bits.
     """
     header = _checked_header(png)
-    expected = (shape[1], shape[0], 8, _COLOUR[shape[2]])
-    if header[:4] != expected:  # before Pillow makes room for the size that it claims
-        raise ValueError(
-            f"a PNG of width, height, bits and colour type {header[:4]}: expected {expected}"
-        )
+    if header[:4] != (shape[1], shape[0], 8, _COLOUR[shape[2]]):
+        # Before Pillow makes room for the size that it claims.
+        width, height, bits, colour = header[:4]
+        kind = f"{_KINDS.get(colour, f'colour type {colour}')} of {bits} bits"
+        raise ValueError(other_picture("PNG", (height, width), kind, shape))
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             return np.asarray(image).reshape(shape)
     except Exception as error:  # Pillow raises whatever its readers raise
         raise ValueError(f"a PNG that cannot be read ({error}): expected a sound one") from error
+
+
+def other_picture(format: str, size: tuple[int, int], kind: str, shape: tuple[int, ...]) -> str:
+    """What is said of a sound picture that is not of `shape`, [H, W, C].
+
+    Args:
+      size: its height and width.
+      kind: its colours.
+    """
+    wanted, name = {1: ("grey", "L"), 3: ("RGB", "RGB")}[shape[2]]
+    return (
+        f"a {format} of {size[0]}x{size[1]} pixels (height x width), {kind}: expected"
+        f" {shape[0]}x{shape[1]}, {wanted} of 8 bits; resize or convert it, as Pillow's"
+        f' image.convert("{name}").resize(({shape[1]}, {shape[0]})) does'
+    )
 
 
 def _checked_header(png: bytes) -> tuple[int, ...]:

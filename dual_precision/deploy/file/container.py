@@ -105,7 +105,11 @@ def opened(source: str | os.PathLike | BinaryIO) -> Iterator[BinaryIO]:
             name = os.fspath(source)
             if os.path.exists(name) and not os.path.isfile(name):  # opening a pipe would wait
                 raise PackedError(f"{name}: not a file: give the name of a packed file")
-            file = stack.enter_context(open(name, "rb", buffering=0))
+            try:
+                file = stack.enter_context(open(name, "rb", buffering=0))
+            except FileNotFoundError as error:
+                said = "No such file: expected a packed file"
+                raise FileNotFoundError(error.errno, said, name) from None
         try:
             yield file  # type: ignore[misc]
         except PackedError as error:
@@ -123,6 +127,11 @@ def read_header(file: BinaryIO) -> Header:
         raise PackedError(f"it is empty: {AGAIN}")
     raw = _read(file, min(size, HEAD))
     found = re.match(rb"(\d+)\"", raw[8 + len(_FORMAT) :])
+    if raw[8:].startswith(b'{"') and b"dual_precision" not in raw:
+        raise PackedError(
+            "not a packed file, but another safetensors file, such as one of float parameters that"
+            " a training starts from: expected one that save_packed wrote; pack a trained network"
+        )
     if not begins_packed(raw) or not found:
         raise PackedError(f"not a packed file, or cut or altered in its first {HEAD} bytes")
     if int(found[1]) != VERSION:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from dual_precision.data.provision.png import decode_png
+from dual_precision.data.provision.png import decode_png, other_picture
 
 _PNG, _JPEG, _NPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY"
 _PICTURES = ((1,), (3,))  # channels that a PNG or JPEG has here
@@ -71,7 +71,9 @@ def _jpeg(body: bytes, shape: tuple[int, ...]) -> np.ndarray:
                 return np.asarray(image).reshape(shape)
     except Exception as error:  # Pillow raises whatever its readers raise
         raise ValueError(f"a JPEG that cannot be read ({error}): expected a sound one") from error
-    raise ValueError(f"a JPEG of size and mode {found}: expected {wanted}")
+    (own_width, own_height), mode = found
+    kind = {"L": "grey"}.get(mode, mode)
+    raise ValueError(other_picture("JPEG", (own_height, own_width), kind, shape))
 
 
 def _array(body: bytes, shape: tuple[int, ...], most: int) -> np.ndarray:

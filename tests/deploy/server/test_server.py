@@ -127,12 +127,19 @@ def test_a_jpeg(images):
     file = io.BytesIO()
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(file, "JPEG")
     assert decode_upload(file.getvalue(), (4, 6, 3), 1).shape == (1, 4, 6, 3)
-    with pytest.raises(Refused, match=r"expected \(\(4, 6\), 'RGB'\)"):
+    with pytest.raises(Refused, match=r"4x6 pixels .*RGB: expected 6x4, RGB.*resize\(\(4, 6\)\)"):
         decode_upload(file.getvalue(), (6, 4, 3), 1)
     for body in (file.getvalue(), encode_png(np.zeros((4, 6, 3), np.uint8))):
         with pytest.raises(Refused, match=r"takes \[4, 6, 2\]: expected an .npy of uint8") as found:
             decode_upload(body, (4, 6, 2), 1)
         assert found.value.status == 415
+
+
+def test_a_png_with_transparency():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 6, 4), np.uint8)).save(file, "PNG")
+    with pytest.raises(Refused, match="RGB with transparency of 8 bits: expected 4x6, RGB of 8 b"):
+        decode_upload(file.getvalue(), (4, 6, 3), 1)
 
 
 @pytest.mark.parametrize(

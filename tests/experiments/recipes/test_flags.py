@@ -140,6 +140,7 @@ def written(path: Path, widths: object) -> str:
     ("widths", "says"),
     [
         ("{", "Expecting property name"),
+        ('{"a": ', 'expected JSON {"layer or pattern": {"mode": "w4a4"}}, as in'),
         ("[" * 100_000, "recursion"),
         ("[" * 33 + "]" * 33, "nested deeper than 32 lists and fields"),
         ('{"dense2": NaN}', "NaN is no number of JSON"),
@@ -151,6 +152,7 @@ def written(path: Path, widths: object) -> str:
     ],
     ids=[
         "not JSON",
+        "cut",
         "very deep",
         "deep",
         "NaN",
