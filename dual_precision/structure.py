@@ -47,7 +47,7 @@ class Structure:
       norm_calls: path of a norm -> times it is called.
       classes: path of a layer or a norm -> its class.
       products: path of a module, such as an attention -> its products of activations.
-      outputs: shapes and dtypes of what the model gives of one example.
+      outputs: shapes and dtypes of what the model gives of a batch of one example.
     """
 
     modes: Modes
