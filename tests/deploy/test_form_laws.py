@@ -178,7 +178,7 @@ ALL = tuple(base for base in NETWORKS if base is not SwitchableBatchNorm)
 # Form -> how far it may be from the network, as a share of its largest number, and what has it.
 FORMS = {
     file: (0, ALL),
-    predictor: (1e-6, (Dense, Conv)),
+    predictor: (1e-6, ALL),  # what has no integer form runs as it is
     integer: (1e-6, (Dense, Conv)),
     plane_layers: (1e-6, ALL),  # a convolution and a table stay as they are
     bit_layers: (0.25, (Dense, Recurrence, Embed)),  # their activations have other grids
