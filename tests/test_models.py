@@ -178,8 +178,9 @@ def test_every_model_runs(name):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda x: x[0], r"expected \[N, H, W, C\]"),
-        (lambda x: x[None], r"expected \[N, H, W, C\]"),
+        (lambda x: x[0], r"expected \[N, H, W, C\]; add the axis"),
+        (lambda x: x[None], r"expected \[N, H, W, C\]; leave out the axis"),
+        (lambda x: x[:, :0], r"expected \[N, H, W, C\]; only N may be 0"),
         (lambda x: x.astype(jnp.int32), "expected uint8"),
         (lambda x: x.astype(jnp.bool_), "expected uint8"),
         (lambda x: jnp.concatenate([x, x], axis=-1), "channels: expected"),

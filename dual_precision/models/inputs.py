@@ -15,13 +15,13 @@ def prepare_images(x: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """float32 [N, H, W, C]: (x / 255 - mean) / std for uint8 pixels, floats as they are.
 
     Raises:
-      ValueError: `x` is not [N, H, W, C], or neither uint8 nor floating; mean and std
-        that do not fit.
+      ValueError: `x` is not [N, H, W, C], has no pixels, or is neither uint8 nor floating; mean
+        and std that do not fit.
     """
-    if x.ndim != 4:
-        raise ValueError(
-            f"images of shape {list(x.shape)}: expected [N, H, W, C]; add the missing axis"
-        )
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        way = "only N may be 0" if x.ndim == 4 else "add the axis that is missing"
+        way = "leave out the axis that is too many" if x.ndim > 4 else way
+        raise ValueError(f"images of shape {list(x.shape)}: expected [N, H, W, C]; {way}")
     if x.dtype == jnp.uint8:
         if len(mean) != len(std) or 0 in std:
             raise ValueError(
@@ -32,7 +32,8 @@ def prepare_images(x: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
         offset = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], jnp.float32)
         if scale.size not in (1, x.shape[-1]):
             raise ValueError(
-                f"images of {x.shape[-1]} channels: expected {scale.size}, as mean and std have"
+                f"images of {x.shape[-1]} channels: expected {scale.size}, as mean and std have;"
+                " channels are the last axis"
             )
         return x.astype(jnp.float32) * per_channel(scale, 4) - per_channel(offset, 4)
     if jnp.issubdtype(x.dtype, jnp.floating):
