@@ -188,10 +188,10 @@ def measure_serving(
     print(f"\n{markdown_table(table, _COLUMNS)}\n")
     if out:
         write_whole(Path(out), json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
-    print(verdicts(table[0], table[-1]))
+    print(lateness_lines(table[0], table[-1]))
 
 
-def verdicts(high: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+def lateness_lines(high: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     """Two lines, of the rows of two ways: what was late, and what accuracy that took."""
     late = "over the deadline, budget to high:"
     if high["late"]:

@@ -67,11 +67,11 @@ def test_a_load_of_too_many_requests_is_shorter():
 def test_where_high_never_is_late_there_is_nothing_to_compare():
     """0 / 1e-9 was a bar that is passed."""
     row = {"late": 0.0, "accuracy": 90.0}
-    late, lost = burst.verdicts(row, row).splitlines()
+    late, lost = burst.lateness_lines(row, row).splitlines()
     assert "not measured" in late
     assert "PASS" not in late
     assert lost.endswith("PASS")
-    late, _ = burst.verdicts({**row, "late": 30.0}, {**row, "late": 3.0}).splitlines()
+    late, _ = burst.lateness_lines({**row, "late": 30.0}, {**row, "late": 3.0}).splitlines()
     assert late.endswith("0.100 x (bar 0.33) PASS")
 
 
