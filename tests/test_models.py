@@ -312,6 +312,12 @@ def test_attributes_that_make_no_model(name, wrong, says):
         layers_of(factory(modes=DUAL, **wrong), *shape[1:])
 
 
+def test_widths_may_shrink_where_no_shortcut_changes_them():
+    for changed in ({"transitions": True}, {"projections": True}):
+        made = layers_of(TINY["resnet"][0](modes=DUAL, widths=(8, 4), **changed), 8, 8, 3)
+        assert made["classifier",].kernel == (4, 3), changed
+
+
 def test_modes_that_share_a_normalisation():
     """One set of leaves for both; the float tree stays a part of it."""
     own = modes(low="w2a2", high="w8a8", norms={"low": "high"})

@@ -128,7 +128,8 @@ class ResNet(nn.Module):
                 f"stage_sizes={self.stage_sizes} and widths={self.widths}: expected as many of"
                 " both, one for each stage"
             )
-        if not self.projections and [*self.widths] != sorted(self.widths):
+        by_shortcuts = not (self.projections or self.transitions)  # that the width changes
+        if by_shortcuts and [*self.widths] != sorted(self.widths):
             raise ValueError(
                 f"widths={self.widths}: expected none below the one before, as a shortcut without"
                 " parameters drops no channels; order them, or set projections=True"
