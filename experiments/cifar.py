@@ -2,7 +2,7 @@
 
 Commands, on two CPU cores (a busy machine), with the expected test accuracy:
 
-- `python -m experiments.cifar --mode=two_phase`: preset quick, 4 to 15 minutes, low (w2a2) 80 %,
+- `python -m experiments.cifar --mode=two_phase`: preset quick, 3 to 15 minutes, low (w2a2) 80 %,
   high (w8a8) 82 %
 - `python -m experiments.cifar --mode=two_phase --dataset=digits`: no network, half a minute,
   low 98.9 %, high 99.2 %

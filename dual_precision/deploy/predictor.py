@@ -92,7 +92,7 @@ class Predictor:
             self.precisions = self.info.chosen(precisions)
             self.batch_sizes = checked_sizes(batch_sizes)
             self.on_codes = _runs_on_codes(file.structure)
-            apply, variables = _network(file, self.precisions)
+            apply, variables = _network(file, self.precisions, self.on_codes)
         for mode in {*self.precisions} - {*self.info.trained}:
             log.warning("mode %r of the file was not trained: its answers mean little", mode)
         self.output = _output(apply, variables, self.info, self.precisions[0])
@@ -258,10 +258,12 @@ def _runs_on_codes(structure: Structure) -> bool:
     return stored and has_integer_forms(structure)
 
 
-def _network(file: PackedFile, precisions: Sequence[str]) -> tuple[Apply, dict[str, Any]]:
-    """The forward, and the variables that these modes use."""
+def _network(
+    file: PackedFile, precisions: Sequence[str], on_codes: bool
+) -> tuple[Apply, dict[str, Any]]:
+    """The forward, and the variables that these modes use; that of training keeps nothing."""
     _, model, own = file.load_modes(precisions)
-    if _runs_on_codes(file.structure):
+    if on_codes:
         model, own = to_integer(model, own, file.info.example)
 
     def apply(variables: Tree, rows: Rows, name: str, keep: bool) -> tuple[jax.Array, Tree]:

@@ -19,8 +19,12 @@ def prepare_images(x: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
         and std that do not fit.
     """
     if x.ndim != 4 or 0 in x.shape[1:]:
-        way = "only N may be 0" if x.ndim == 4 else "add the axis that is missing"
-        way = "leave out the axis that is too many" if x.ndim > 4 else way
+        if x.ndim == 4:
+            way = "only N may be 0"
+        elif x.ndim < 4:
+            way = "add the axis that is missing"
+        else:
+            way = "leave out the axis that is too many"
         raise ValueError(f"images of shape {list(x.shape)}: expected [N, H, W, C]; {way}")
     if x.dtype == jnp.uint8:
         if len(mean) != len(std) or 0 in std:

@@ -69,7 +69,7 @@ def test_the_page_says_what_a_second_mode_takes():
     sizes = []
     for names in (("low", "high"), ("high",)):
         with PackedFile(ROOT / "notebooks/networks/cifar10-w2a2-w8a8.safetensors") as file:
-            _, variables = _network(file, names)
+            _, variables = _network(file, names, on_codes=True)
         sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     both, high = sizes
     more = f"{both:,} bytes of arrays on the device, {100 * (both / high - 1):.1f} % more than high"

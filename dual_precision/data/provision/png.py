@@ -8,8 +8,13 @@ import numpy as np
 from PIL import Image
 
 _COLOUR = {1: 0, 3: 2}  # channels -> PNG's colour type
-_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with transparency"}
-_KINDS |= {6: "RGB with transparency"}
+_KINDS = {  # colour type -> what it is called
+    0: "grey",
+    2: "RGB",
+    3: "palette",
+    4: "grey with transparency",
+    6: "RGB with transparency",
+}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

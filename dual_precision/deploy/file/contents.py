@@ -107,11 +107,13 @@ def from_sections(
         if layer.stored
     }
     leaves |= {tuple(name.split("/")): jnp.asarray(array) for name, array in rest.items()}
-    _check_dtypes(leaves, structure)
+    for path, leaf in leaves.items():
+        if path in structure.shapes:  # of others see `check_shapes`
+            _check_dtype(path, leaf, structure.shapes[path].dtype)
     for path, parts in planes.items():
         layer, step = structure.layers[path], leaves["params", *path, "step"]
-        if any(part.dtype != np.uint8 for part in parts):
-            raise ValueError(f"planes of {'/'.join(path)!r} in float32: expected uint8")
+        for part in parts:
+            _check_dtype(("params", *path, "kernel"), part, np.uint8)
         kernel = _to_kernel(np.concatenate(parts), step, layer.kernel, layer.stored or 0)
         leaves["params", *path, "kernel"] = kernel
     check_shapes(leaves, structure.leaves_of(modes))
@@ -150,11 +152,9 @@ def check_shapes(leaves: Leaves, expected: Mapping[LayerPath, tuple[int, ...]]) 
             )
 
 
-def _check_dtypes(leaves: Leaves, structure: Structure) -> None:
-    for path, leaf in leaves.items():
-        known = structure.shapes.get(path)  # a leaf that is not there: see `check_shapes`
-        if known is not None and leaf.dtype != known.dtype:
-            raise ValueError(f"{'/'.join(path)!r} in {leaf.dtype}: expected {known.dtype}")
+def _check_dtype(path: LayerPath, array: Any, expected: Any) -> None:
+    if array.dtype != expected:
+        raise ValueError(f"{'/'.join(path)!r} in {array.dtype}: expected {np.dtype(expected)}")
 
 
 def check_numbers(leaves: Leaves) -> None:
